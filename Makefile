@@ -1,0 +1,56 @@
+# make demo    environment, embedded model, vectors, five evaluations, the plane in results/demo/
+# make test    environment, whole suite
+# make lint    ruff and mypy
+# make bench   throughput against the harness's own model
+# make test-transformers4    the tests of models and steering with transformers 4, in an environment of its own
+# make clean   removes what these commands made here
+#
+# Needs Python 3.10 to 3.13 and make. A second run reuses what exists.
+# VENV may be an environment of your own: a torch in it is kept. Where there is none, TORCH says what pip installs;
+# it may carry pip's options, such as --index-url for the CPU build of torch.
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV4 ?= .venv-transformers4
+TORCH ?= torch==2.13.0
+TRANSFORMERS4 ?= transformers>=4.50,<5
+PYTEST ?= pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-transformers4 lint bench clean
+
+demo: $(VENV)/.installed-demo
+	$(VENV)/bin/python -m lm_eval_ext demo
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST)
+
+test-transformers4: $(VENV4)/.installed-dev
+	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m $(PYTEST) -m transformers4
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.installed-demo
+	$(VENV)/bin/python benchmarks/scoring.py
+
+clean:
+	rm -rf .venv .venv-transformers4 results/demo
+
+$(VENV)/.installed-demo: EXTRA = model,peft
+$(VENV)/.installed-dev $(VENV4)/.installed-dev: EXTRA = dev
+$(VENV4)/.installed-dev: ALSO = '$(TRANSFORMERS4)'
+
+define install
+test -x $*/bin/python || $(PYTHON) -m venv $*
+$*/bin/python -c 'import torch' 2>/dev/null || $*/bin/python -m pip install $(TORCH)
+$*/bin/python -m pip install --editable '.[$(EXTRA)]' $(ALSO)
+touch $@
+endef
+
+%/.installed-demo: pyproject.toml
+	$(install)
+
+%/.installed-dev: pyproject.toml
+	$(install)

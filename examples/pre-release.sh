@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Evaluates a model and gates it before it is released.
+#
+#   examples/pre-release.sh gate.yaml baselines/main --model_args pretrained=org/model
+#
+# What follows gate and baseline goes to `lm_eval`. The first run, without a baseline, writes one.
+set -euo pipefail
+
+gate=$1 baseline=$2
+shift 2
+tasks=${TASKS:-transfer_mini_cloze,localization_mini_cloze}
+output=${OUTPUT:-results/candidate-$(date +%Y%m%d-%H%M%S)}
+
+lm-eval-ext eval --model steered-hf --tasks "$tasks" --output_path "$output" --log_samples "$@"
+
+if [[ ! -e $baseline ]]; then
+  echo "no baseline yet: this run becomes it"
+  exec lm-eval-ext gate renew "$gate" --baseline "$baseline" --candidate "$output"
+fi
+status=0
+lm-eval-ext gate "$gate" --baseline "$baseline" --candidate "$output" \
+  --json "$output/gate.json" --junit "$output/gate.xml" || status=$?
+case $status in
+  0) echo "released: nothing speaks against it" ;;
+  1) echo "not released: a loss is shown. If it is meant: lm-eval-ext gate renew $gate --baseline $baseline --candidate $output" ;;
+  2) echo "not released: the items do not decide. Evaluate on more, or widen the margin" ;;
+  *) echo "not released: baseline, candidate and rules do not fit together" ;;
+esac
+exit "$status"

@@ -1,0 +1,123 @@
+"""The `lm-eval-ext` command. Each subcommand is a plain function beside its subject, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lm_eval_ext import __version__, harness
+from lm_eval_ext.console import user_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Subcommand: its function, or a group of them; what it does.
+COMMANDS = {
+    "extract": ("lm_eval_ext.models.command:extract", "Extract steering vectors from pairs of prompts into a file."),
+    "plane": ("lm_eval_ext.plane.command:plane", "Draw the transfer-localization plane from result files."),
+    "breakdown": (
+        "lm_eval_ext.plane.breakdown:breakdown",
+        "Break a score down by subject, category, topic or language.",
+    ),
+    "report": ("lm_eval_ext.report.command:report", "Report what results show, and what not, as one page."),
+    "leaderboard": ("lm_eval_ext.leaderboard.command:leaderboard", "Make a static leaderboard of result trees."),
+    "data": ("lm_eval_ext.data.command:app", "Check, count, show, export and import what is asked."),
+    "gate": ("lm_eval_ext.gate.command:gate", "Pass or fail a candidate against a baseline, item by item."),
+    "demo": ("lm_eval_ext.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
+    "model": ("lm_eval_ext.models.command:model", "Prepare the embedded model and print where it is."),
+    "doctor": ("lm_eval_ext.doctor:doctor", "Check the installation and say what to do about what is missing."),
+}
+
+VERBATIM = {"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True}
+
+EPILOG = """Examples:
+
+lm-eval-ext eval --model steered-hf --tasks transfer_mini_cloze,localization_mini_cloze
+
+lm-eval-ext extract --help
+
+lm-eval-ext plane results/ --baseline unsteered --out plane.html"""
+
+
+class _Commands(TyperGroup):
+    """Ends every subcommand the same way: a user's mistake with status 2, an interruption with status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with user_errors():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="lm-eval-ext",
+    help="Measure, and repair, what cross-lingual alignment does to a language model: a plugin for lm_eval.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of `lm-eval-ext` and `python -m lm_eval_ext`."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lm_eval_ext {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+@app.command(
+    "eval",
+    help="Run the harness: everything after `eval` goes to `lm_eval` as it is (`eval --help`, `eval ls tasks`, ...).",
+    context_settings=VERBATIM,
+    add_help_option=False,
+)
+def _eval(ctx: typer.Context) -> None:
+    from lm_eval.__main__ import cli_evaluate
+
+    harness.install()
+    sys.argv = ["lm_eval", *ctx.args]
+    cli_evaluate()
+
+
+def _add(name: str, target: str, summary: str) -> None:
+    @app.command(name, help=summary, context_settings=VERBATIM, add_help_option=False)
+    def run(ctx: typer.Context) -> None:
+        command: Any = typer.main.get_command(_single(name, _function(target)))
+        with command.make_context(name, ctx.args, parent=ctx.parent) as context:
+            command.invoke(context)
+
+
+def _function(target: str) -> Callable[..., None] | typer.Typer:
+    module, _, name = target.partition(":")
+    function: Callable[..., None] | typer.Typer = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _single(name: str, function: Callable[..., None] | typer.Typer) -> typer.Typer:
+    if isinstance(function, typer.Typer):
+        return function
+    single = typer.Typer(add_completion=False)
+    single.command(name)(function)
+    return single
+
+
+for _name, (_target, _summary) in COMMANDS.items():
+    _add(_name, _target, _summary)

@@ -1,0 +1,148 @@
+"""The built items as the harness wants them, and the pairs of wordings for extraction."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext import languages
+from lm_eval_ext.data.blend import items, splits, store
+from lm_eval_ext.data.blend.source import Corpus, corpus
+from lm_eval_ext.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lm_eval_ext.data.blend.items import Item
+
+#: Wordings of a question: country left out, country named, and in English about the language's country.
+WORDINGS = ("decon", "ctx", "about")
+SETS = ("all", "core")
+_LANGUAGE_OF = {language.country: code for code, language in languages.LANGUAGES.items()}
+
+
+def load(
+    language: str,
+    wording: str = "decon",
+    split: str = splits.TEST,
+    shuffle_seed: int | str = 0,
+    subset: str = "all",
+    repeats: int | str = 1,
+    about: str = "",
+    **_: Any,
+) -> dict[str, Dataset]:
+    """The items of one language as the harness wants them (`custom_dataset` in the task files).
+
+    Args:
+        language: one of the seven.
+        wording: `decon` (no country named), `ctx` (BLEnD's own wording, which names it), `about` (both question and options
+            in English, country named). Same ids, same options in the same order.
+        split: `test`, `dev2` or `all`; questions held for extraction are in none of them.
+        shuffle_seed: another number gives another order of the options.
+        subset: `all`, or `core`: the questions that yield an item in all of the six non-English languages.
+        repeats: up to this many items of a question (at most 3), with the same gold and other distractors; the column
+            `cluster` binds them.
+        about: a country, such as `Greece`: the items of its language in the wording `about`.
+
+    Returns:
+        `{"test": Dataset}` with the columns of `documents`.
+
+    Raises:
+        LanguageError: not one of the seven.
+        DataError: unknown wording, split, subset or country; files missing, unreachable or changed.
+    """
+    from datasets import Dataset
+
+    if about:
+        _check("country", about, tuple(_LANGUAGE_OF))
+        language, wording = _LANGUAGE_OF[about], "about"
+    arguments = (language, wording, split, shuffle_seed, subset, repeats)
+    return {"test": Dataset.from_list(store.rows(arguments, lambda: documents(*arguments)))}
+
+
+def documents(
+    language: str,
+    wording: str = "decon",
+    split: str = splits.TEST,
+    shuffle_seed: int | str = 0,
+    subset: str = "all",
+    repeats: int | str = 1,
+) -> list[dict[str, Any]]:
+    """The items as plain rows, arguments as for `load`.
+
+    Columns: id, cluster (question id), language, country (the local one), question, options (four texts), countries (of
+    each option; the first is the one it was taken for), votes (of each option in that country), gold (index), topic,
+    format, split, core.
+    """
+    code = languages.get(language).code
+    _check("wording", wording, WORDINGS)
+    _check("subset", subset, SETS)
+    splits.check_name(split)
+    wanted = {splits.TEST, splits.DEV2} if split == "all" else {split}
+    data = corpus()
+    return [
+        _document(item, wording)
+        for item in arranged(data, code, _whole("shuffle_seed", shuffle_seed))
+        if splits.of(item.cluster) in wanted
+        and (subset == "all" or item.cluster in splits.core())
+        and items.number(item) <= _whole("repeats", repeats)
+        and (wording != "about" or items.has_english(item))
+    ]
+
+
+def pairs(language: str, split: str = splits.DEV1) -> list[tuple[str, str, str]]:
+    """Pairs for extracting the LOC vector: (question id, country named, country not named).
+
+    Raises:
+        LanguageError: not one of the seven.
+        DataError: any split but `dev1`: evaluated questions are never used for extraction.
+    """
+    code = languages.get(language).code
+    if split != splits.DEV1:
+        raise DataError(f"split {split!r} of blend is for evaluation; pairs for extraction are in {splits.DEV1}")
+    data = corpus()
+    held = [question_id for question_id in data.templates if splits.of(question_id) == splits.DEV1]
+    return [(question_id, *items.wordings(data, code, question_id)) for question_id in held]
+
+
+@lru_cache(maxsize=32)
+def arranged(data: Corpus, language: str, shuffle_seed: int) -> tuple[Item, ...]:
+    """Every item of a language in BLEnD's order, options shuffled, letters balanced within each split and repeat."""
+    place = {question_id: number for number, question_id in enumerate(data.templates)}
+    groups: dict[tuple[str, int], list[Item]] = {}
+    for item in items.build(data, language).items:
+        groups.setdefault((splits.of(item.cluster), items.number(item)), []).append(item)
+    shuffled = [item for group in groups.values() for item in items.arrange(group, shuffle_seed)]
+    return tuple(sorted(shuffled, key=lambda item: (place[item.cluster], item.id)))
+
+
+def _document(item: Item, wording: str) -> dict[str, Any]:
+    english = wording == "about"
+    texts = {"decon": item.question, "ctx": item.question_ctx, "about": item.question_about}
+    return {
+        "id": item.id,
+        "cluster": item.cluster,
+        "language": "en" if english else item.language,
+        "country": languages.get(item.language).country,
+        "question": texts[wording],
+        "options": [option.english if english else option.text for option in item.options],
+        "countries": [list(option.countries) for option in item.options],
+        "votes": [option.votes for option in item.options],
+        "gold": item.gold,
+        "topic": item.topic,
+        "format": item.form,
+        "split": splits.of(item.cluster),
+        "core": item.cluster in splits.core(),
+    }
+
+
+def _check(what: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise DataError(f"unknown {what} {value!r} of blend; valid: {', '.join(valid)}")
+
+
+def _whole(what: str, value: int | str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{what} of blend must be a whole number, not {value!r}") from None

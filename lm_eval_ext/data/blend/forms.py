@@ -1,0 +1,164 @@
+"""How an option looks: its form (number, time, date, text), its script, and the one spelling that is shown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache
+
+from lm_eval_ext.data.blend.source import fold
+from lm_eval_ext.data.blend.tables import rows, translations
+
+NUMBER, TIME, DATE, TEXT, NUMBERED, MONEY = "number", "time", "date", "text", "numbered text", "money"
+AMBIGUOUS = "ambiguous date"
+COUNTED = frozenset({NUMBER, TIME, DATE})
+
+_FORMS = (
+    (NUMBER, re.compile(r"\d+(\.\d+)?")),
+    (TIME, re.compile(r"\d{1,2}:\d{2}")),
+    (DATE, re.compile(r"\d{1,2}/\d{1,2}")),
+)
+_MONEY = re.compile(
+    r"[$€£¥₩]|\b(dollars?|pounds?|euros?|pesos?|rupiah|won|yuan|dinars?|d[oó]lar(es)?|libras?)\b"
+    r"|δολάρι|ευρώ|λίρες|\d\s*(만\s*)?원|달러|유로|元|美元|欧元|دينار|دولار|يورو|دج"
+)
+# Options that are more than one answer, or an answer with a gloss.
+_UNCLEAN = re.compile(r"[,،、;；/\\()（）\[\]\"“”«»:：?？!|]|\.\.")
+_LATIN_ARTICLES = {"en": ("the", "a", "an"), "es": ("el", "la", "los", "las", "un", "una")}
+_ARABIC_ARTICLE = "ال"
+_LETTER_VARIANTS = str.maketrans("ىةς", "يهσ", "ـ")
+_SCRIPTS = ("LATIN", "GREEK", "HANGUL", "CJK", "ARABIC")
+_SPACE_BETWEEN_HAN = re.compile(r"(?<=[\u4e00-\u9fff])\s+(?=[\u4e00-\u9fff])")
+_LOOKALIKES = str.maketrans("ABEZHIKMNOPTYXo", "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")
+_SMALL_WORDS = re.compile(r"an?|and|at|by|de|for|from|in|la|of|on|or|the|to|vs|with")
+_ACRONYMS = re.compile(
+    r"bbc|bbq|bts|cba|cctv|dj|dvd|fa|fc|fcb|fifa|gpa|kaist|kbo|kfc|ktv|lg|lol|mc|mca|mit|mlb|mma|nba|ncaa|nfl|nh|nhl|nyc"
+    r"|osfp|pao|pe|snu|suv|tv|tx|ucam|uefa|ufc|usm|wps"
+)
+
+
+@cache
+def form(text: str) -> str:
+    """What kind of answer a text is; options are compared like with like."""
+    for name, pattern in _FORMS:
+        if pattern.fullmatch(text):
+            return AMBIGUOUS if name == DATE and not _is_month_and_day(text) else name
+    if _MONEY.search(text.lower()):
+        return MONEY
+    return NUMBERED if any(character.isdigit() for character in text) else TEXT
+
+
+def is_clean(text: str) -> bool:
+    """One answer with no gloss: no list, bracket, slash or quotation (numbers, times and dates aside)."""
+    return form(text) in COUNTED or not _UNCLEAN.search(text)
+
+
+@cache
+def script(text: str) -> str:
+    """The script of a text; a native one wins over Latin letters beside it. Empty for digits alone."""
+    found = {name for character in text if character.isalpha() for name in [_script_of(character)]}
+    native = found - {"LATIN"}
+    return "+".join(sorted(native or found))
+
+
+def display(text: str, language: str) -> str:
+    """The spelling shown: capitals and closing stops are made alike, so that they say nothing of where an option is from.
+
+    Numbers and times lose what differs by habit only (`8:00` becomes `08:00`).
+    """
+    kind = form(text)
+    if kind == NUMBER:
+        return text.lstrip("0") if not text.startswith("0.") and text.strip("0") else text
+    if kind in (TIME, DATE):
+        return re.sub(r"\b(\d)\b", r"0\1", text)
+    text = _spellings(language).get(fold(text), text).strip(" .·'’")
+    if language == "en":
+        return " ".join(_english_word(word, first=not index) for index, word in enumerate(text.split()))
+    if language == "zh":
+        return _SPACE_BETWEEN_HAN.sub("", text)
+    if language == "ar":
+        return _bare(text)
+    if language == "el":
+        text = " ".join(_in_greek(word) for word in text.split())
+    return text[:1].upper() + text[1:]
+
+
+def oddness(text: str, language: str) -> tuple[int, int, int]:
+    """What to prefer among variants of one answer: the bare form, then the one with its accents."""
+    accents = sum(unicodedata.combining(character) > 0 for character in unicodedata.normalize("NFD", text))
+    return len(text.split()), text.startswith(_ARABIC_ARTICLE) and language == "ar", -accents
+
+
+@cache
+def key(text: str) -> str:
+    """Text for telling options apart: case, accents, Arabic letter variants, articles and punctuation do not count."""
+    plain = "".join(c for c in unicodedata.normalize("NFD", fold(text)) if not unicodedata.combining(c))
+    plain = unicodedata.normalize("NFC", plain).translate(_LETTER_VARIANTS)
+    return " ".join(_without_article(word) for word in re.findall(r"\w+(?:[.:/]\w+)*", plain) if word not in _ARTICLES)
+
+
+def contains(a: str, b: str) -> bool:
+    """One text is part of the other: whole words, or any stretch where words are not set apart."""
+    if script(a) in ("CJK", "HANGUL"):
+        return a.replace(" ", "") in b.replace(" ", "") or b.replace(" ", "") in a.replace(" ", "")
+    first, second = set(a.split()), set(b.split())
+    return bool(first and second) and (first <= second or second <= first)
+
+
+_ARTICLES = frozenset(word for words in _LATIN_ARTICLES.values() for word in words) | {
+    "ο",
+    "η",
+    "το",
+    "τα",
+    "οι",
+    "τις",
+}
+
+
+def _is_month_and_day(text: str) -> bool:
+    """Annotators mixed MM/DD and DD/MM: only what can be read in one way is a date."""
+    month, day = map(int, text.split("/"))
+    return 1 <= month <= 12 and (12 < day <= 31 or day == month)
+
+
+def _without_article(word: str) -> str:
+    return word[2:] if word.startswith(_ARABIC_ARTICLE) and len(word) > 4 else word
+
+
+def _script_of(character: str) -> str:
+    name = unicodedata.name(character, "")
+    return next((known for known in _SCRIPTS if name.startswith(known)), "OTHER")
+
+
+def _in_greek(word: str) -> str:
+    """Latin letters that annotators typed inside a Greek word, as the Greek letters they look like."""
+    return word.translate(_LOOKALIKES) if "GREEK" in script(word) else word
+
+
+def _english_word(word: str, first: bool) -> str:
+    lower = word.lower()
+    if _ACRONYMS.fullmatch(lower):
+        return word.upper()
+    if _SMALL_WORDS.fullmatch(lower) and not first:
+        return lower
+    return word[:1].upper() + (word[1:] if not word.isupper() or len(word) <= 4 else lower[1:])
+
+
+def _bare(text: str) -> str:
+    """An Arabic word without its article, where our table gives foreign answers of that word without one."""
+    bare = text.removeprefix(_ARABIC_ARTICLE)
+    return bare if bare in _words("ar") else text
+
+
+@cache
+def _words(language: str) -> frozenset[str]:
+    return frozenset(translations(language).values())
+
+
+@cache
+def _spellings(language: str) -> dict[str, str]:
+    """Folded text -> spelling with capitals: our table, and the translations into languages of the same alphabet."""
+    tables = ("es", "id") if language in ("es", "id") else (language,)
+    known = (spelling for table in tables for spelling in translations(table).values() if spelling[:1].isupper())
+    own = {written: shown for code, written, shown in rows("spellings.tsv", 3) if code == language}
+    return {fold(spelling): spelling for spelling in known} | own

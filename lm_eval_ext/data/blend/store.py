@@ -1,0 +1,70 @@
+"""Built items kept between processes: a harness run finds in a tenth of a second what takes seconds to build.
+
+A file is named after a hash of everything its content depends on: the upstream files, our tables, the code of this
+package and the arguments. Whatever changes gets another name, so nothing here is ever out of date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.data import sources
+from lm_eval_ext.data.blend.source import files
+from lm_eval_ext.errors import DataError
+from lm_eval_ext.paths import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+def rows(arguments: tuple[object, ...], build: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What `build` returns for these arguments, read from the cache where it is there.
+
+    A cached file that cannot be read is built again; a cache that cannot be written is warned of, once.
+
+    Raises:
+        DataError: an upstream file is missing, unreachable, or not what its hash says.
+    """
+    digest = hashlib.sha256(f"{_content()}/{arguments!r}".encode())
+    file = cache_dir() / "blend" / f"{digest.hexdigest()[:32]}.json"
+    try:
+        stored: list[dict[str, Any]] = json.loads(file.read_bytes())
+    except (OSError, ValueError):  # not there, or cut off
+        stored = build()
+        _keep(file, stored)
+    return stored
+
+
+def _keep(file: Path, built: list[dict[str, Any]]) -> None:
+    try:
+        sources.write(file, json.dumps(built, ensure_ascii=False).encode())
+    except DataError as error:
+        _warn(f"BLEnD items are built again in every process: {error}")
+
+
+@lru_cache
+def _warn(message: str) -> None:
+    log.warning(message)
+
+
+def _content() -> str:
+    """Hash of the upstream files, our tables and this package's code."""
+    code = sorted(Path(__file__).parent.glob("*.py"))
+    tables = sorted(file for file in sources.packaged("blend_tables").rglob("*") if file.is_file())
+    inputs = [file for _, file in sorted(files().items())]
+    return _hash(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in (*code, *tables, *inputs)))
+
+
+@lru_cache(maxsize=4)
+def _hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, _, _ in stamped:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Our own tables: which words name the country, how a foreign answer is said here, which answers mean the same.
+
+Written by language models acting as native editors and not checked by human natives; CC-BY-SA-4.0, since they derive from
+BLEnD. `blend_tables/README.md` says how each is applied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+from lm_eval_ext.data import sources
+from lm_eval_ext.data.blend.source import fold
+from lm_eval_ext.errors import DataError
+
+_FOLDER = "blend_tables"
+# Columns of regions.tsv after answer, concept and broader concepts.
+_REGION_LANGUAGES = ("es", "id", "el", "ko", "zh", "ar")
+_WORD = re.compile(r"\d+(?:[.:/]\d+)*|[^\W\d_]+")
+_FUNCTION_WORDS = frozenset(
+    ("a", "an", "and", "at", "by", "day", "for", "from", "in", "of", "on", "or", "the", "to", "vs", "with")
+)
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What `decontext.tsv` says of one question.
+
+    Attributes:
+        steps: (old, new) pairs, applied in order; each `old` must be found exactly once.
+        dropped: why the question is left out in this language, or None.
+    """
+
+    steps: tuple[tuple[str, str], ...] = ()
+    dropped: str | None = None
+
+
+class EditError(DataError):
+    """A text to be replaced that is not in the question exactly once."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an answer means, as far as the concept table knows it.
+
+    Attributes:
+        names: its English variants and the concepts they stand for.
+        broader: concepts that contain or overlap it.
+        words: for each name, its content words.
+        known: the concept table lists at least one of the variants.
+        primary: the concept (or the folded text) of its primary variant.
+    """
+
+    names: frozenset[str]
+    broader: frozenset[str]
+    words: tuple[frozenset[str], ...]
+    known: bool
+    primary: str
+
+    def overlaps(self, other: Meaning) -> bool:
+        """Same answer, broader or narrower, in either direction.
+
+        Answers with a single vote are mostly not in the table. For them one more test: one's content words are all among
+        the other's ("eggs" and "egg-filled pancake").
+        """
+        if self.names & other.names or self.names & other.broader or other.names & self.broader:
+            return True
+        if self.known and other.known:
+            return False
+        return any(a <= b or b <= a for a in self.words for b in other.words if a and b)
+
+
+def rows(name: str, columns: int) -> list[list[str]]:
+    """The rows of a table, padded to `columns`: split on newline and tab alone, no field stripped, no quoting."""
+    text = sources.packaged(f"{_FOLDER}/{name}").read_bytes().decode("utf-8").replace("\r\n", "\n")
+    split = (line.split("\t") for line in text.split("\n") if line)
+    return [fields + [""] * (columns - len(fields)) for fields in split]
+
+
+@cache
+def decontext(language: str) -> dict[str, Edits]:
+    """Question id -> edits that take the country out of the question."""
+    table: dict[str, Edits] = {}
+    for question_id, action, old, new, note in rows(f"{language}/decontext.tsv", 5):
+        before = table.get(question_id, Edits())
+        table[question_id] = (
+            Edits(before.steps, note or "no reason given") if action == "drop" else Edits((*before.steps, (old, new)))
+        )
+    return table
+
+
+def remove_country(question: str, edits: Edits) -> str:
+    """The question without its country.
+
+    Raises:
+        EditError: a text to be replaced is missing or occurs more than once; the question must not be used.
+    """
+    for old, new in edits.steps:
+        found = question.count(old)
+        if found != 1:
+            raise EditError(f"{old!r} is found {found} times, not once, in {question!r}")
+        question = question.replace(old, new)
+    return question
+
+
+@cache
+def translations(language: str) -> dict[str, str]:
+    """Folded English answer -> the language's own word; empty for English."""
+    if language == "en":
+        return {}
+    column = _REGION_LANGUAGES.index(language)
+    regions = {english: words[column] for english, _, _, *words in rows("regions.tsv", 9) if words[column]}
+    return regions | dict(rows(f"{language}/translations.tsv", 2))
+
+
+@cache
+def concepts() -> dict[str, tuple[str, frozenset[str]]]:
+    """Folded English answer -> (concept, broader or overlapping concepts)."""
+    entries = [fields[:3] for fields in rows("regions.tsv", 9)] + rows("en/concepts.tsv", 3)
+    return {english: (concept, frozenset(filter(None, broader.split("|")))) for english, concept, broader in entries}
+
+
+@cache
+def excluded() -> dict[tuple[str, str, str], str]:
+    """(question id, language or `*`, folded English answer or `*` for the whole question) -> why it is left out."""
+    return {(question_id, language, answer): why for question_id, language, answer, why in rows("excluded.tsv", 4)}
+
+
+@cache
+def generality() -> dict[str, int]:
+    """Concept -> how many other concepts it contains or overlaps."""
+    return Counter(name for _, broader in set(concepts().values()) for name in broader)
+
+
+@cache
+def meaning(variants: tuple[str, ...]) -> Meaning:
+    """The meaning of an answer from its English variants, primary first."""
+    folded = [fold(variant) for variant in variants]
+    listed = [concepts()[variant] for variant in folded if variant in concepts()]
+    names = frozenset(folded) | {concept for concept, _ in listed}
+    primary = folded[0] if folded else ""
+    return Meaning(
+        names,
+        frozenset().union(*(broader for _, broader in listed)),
+        tuple(content_words(name) for name in sorted(names)),
+        bool(listed),
+        concepts()[primary][0] if primary in concepts() else primary,
+    )
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The words of an English text: no function words, plural endings cut, "08:00" as "8:00"."""
+    return frozenset(_stem(word) for word in _WORD.findall(text.lower()) if word not in _FUNCTION_WORDS)
+
+
+def _stem(word: str) -> str:
+    if word[0].isdigit():
+        return word.lstrip("0") or "0"
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "sses", "xes", "oes")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word

@@ -1,0 +1,167 @@
+"""Our own small data, shipped with the package: universal questions, and cultural ones with an answer per country.
+
+One question per line, parallel in the seven languages (CC-BY-4.0, by this project). Universal questions are asked as
+they are written there. The options of cultural ones are chosen here, per language; their order is drawn by a hash of
+the question's id: the same for ever, and the same in every language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lm_eval_ext import languages
+from lm_eval_ext.data import sources
+from lm_eval_ext.errors import DataError
+from lm_eval_ext.languages import ENGLISH_COUNTRIES, Language
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from datasets import Dataset
+
+T = TypeVar("T")
+
+#: Part of the hash behind the order of options; chosen so that the shipped set is balanced over the four positions.
+SALT = "183"
+
+
+def transfer(language: str, **_: object) -> dict[str, Dataset]:
+    """The universal questions in a language, as the harness asks for them (`custom_dataset`).
+
+    Columns: id, language, topic, question, options (four texts), gold (index), source.
+
+    Raises:
+        LanguageError: the language is not one of the seven.
+        DataError: the packaged file is damaged.
+    """
+    return _load("mini/transfer.jsonl", partial(_universal, language=languages.get(language)))
+
+
+def localization(language: str, named: bool = False, **_: object) -> dict[str, Dataset]:
+    """The cultural questions in a language, as the harness asks for them (`custom_dataset`).
+
+    Columns: id, language, topic, question, options (four texts), countries (those of each option, the one that it was
+    taken for first), gold (index of the option of the language's own country), source.
+
+    Args:
+        language: one of the seven.
+        named: whether the question names the country (the explicit-context bound); the options are the same.
+
+    Raises:
+        LanguageError: the language is not one of the seven.
+        DataError: the packaged file is damaged, or a question gives no four options.
+    """
+    wording = "named" if named else "question"
+    return _load("mini/localization.jsonl", partial(_cultural, language=languages.get(language), wording=wording))
+
+
+def option_keys(row: dict[str, Any], language: Language) -> list[str]:
+    """The answers that become the four options of a cultural question in a language, the local one first.
+
+    Exactly one of them belongs to the US or UK: the second, or in English the local one itself. The rest are the first
+    answers of other countries, drawn by a hash of question, language and answer. None but the first is right in the
+    language's own country, and no two read the same.
+
+    Raises:
+        DataError: the question has too few such answers for this language.
+    """
+    local = _answers(row, language.country)
+    english = [key for country in ("US", "UK") for key in _answers(row, country)]
+    others = {key for country in row["answers"] for key in _answers(row, country)[:1]} - {*local, *english}
+    drawn = sorted(others, key=partial(_hash, row["id"], language.code))
+    if language.country in ENGLISH_COUNTRIES:
+        slots = [local[:1], drawn, drawn, drawn]
+    else:
+        slots = [
+            [key for key in local if key not in english],
+            [key for key in english if key not in local],
+            drawn,
+            drawn,
+        ]
+
+    taken = {_text(row, key, language) for key in local}
+    chosen: list[str] = []
+    for candidates in slots:
+        fitting = (key for key in candidates if not chosen or _text(row, key, language) not in taken)
+        if (key := next(fitting, None)) is None:
+            raise DataError(
+                f"question {row['id']} gives no four options in {language.name}: it needs an answer of "
+                f"{language.country}, another one of the US or UK, and two of other countries"
+            )
+        taken.add(_text(row, key, language))
+        chosen.append(key)
+    return chosen
+
+
+def _load(name: str, document: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Dataset]:
+    from datasets import Dataset
+
+    file = sources.packaged(name)
+    documents = []
+    for row in sources.read_jsonl(file):
+        try:
+            documents.append(document(row))
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise DataError(f"{file}, question {row.get('id')}: damaged ({error!r}); reinstall the package") from error
+    return {"test": Dataset.from_list(documents)}
+
+
+def _universal(row: dict[str, Any], language: Language) -> dict[str, Any]:
+    options = row["options"][language.code]
+    if len(options) != 4 or row["gold"] not in range(4):
+        raise IndexError(f"gold {row['gold']} among {len(options)} options")
+    return {**_common(row, language, "question"), "options": options, "gold": row["gold"]}
+
+
+def _cultural(row: dict[str, Any], language: Language, wording: str) -> dict[str, Any]:
+    keys = option_keys(row, language)
+    countries = [_countries(row, key) for key in keys]
+    countries[0].sort(key=lambda country: country != language.country)
+    order = _order(row["id"])
+    return {
+        **_common(row, language, wording),
+        "options": _arranged([_text(row, key, language) for key in keys], order),
+        "countries": _arranged(countries, order),
+        "gold": order.index(0),
+    }
+
+
+def _common(row: dict[str, Any], language: Language, wording: str) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "language": language.code,
+        "topic": row["topic"],
+        "question": row[wording][language.code],
+        "source": row["source"],
+    }
+
+
+def _answers(row: dict[str, Any], country: str) -> list[str]:
+    answers = row["answers"].get(country, [])
+    return [answers] if isinstance(answers, str) else list(answers)
+
+
+def _countries(row: dict[str, Any], key: str) -> list[str]:
+    """The countries where an answer is right: the US and UK first, then those that give it before others."""
+    countries = [country for country in row["answers"] if key in _answers(row, country)]
+    return sorted(countries, key=lambda owner: (owner not in ENGLISH_COUNTRIES, _answers(row, owner).index(key)))
+
+
+def _text(row: dict[str, Any], key: str, language: Language) -> str:
+    text: str = row["texts"][key][language.code]
+    return text
+
+
+def _order(question_id: str) -> list[int]:
+    """Which option stands at each of the four positions."""
+    return sorted(range(4), key=lambda option: _hash(SALT, question_id, str(option)))
+
+
+def _arranged(options: Sequence[T], order: Sequence[int]) -> list[T]:
+    return [options[index] for index in order]
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("/".join(parts).encode("utf-8")).hexdigest()

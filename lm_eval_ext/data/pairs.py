@@ -1,0 +1,155 @@
+"""Contrastive pairs: two texts whose hidden states differ in what a steering vector should carry.
+
+`en` pairs are an English sentence against the same sentence in another language, so v_en = mean h(English) - h(other)
+(paper: one vector, English minus other; one per language is our default). `loc` pairs are a question with its country
+named against the same question without, in one language. Pairs are never evaluated questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_eval_ext.data import sources
+from lm_eval_ext.errors import DataError
+from lm_eval_ext.languages import LANGUAGES, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: File names of the parallel corpora, by language.
+_FLORES = {
+    "en": "eng_Latn",
+    "es": "spa_Latn",
+    "id": "ind_Latn",
+    "el": "ell_Grek",
+    "ko": "kor_Hang",
+    "zh": "zho_Hans",
+    "ar": "arb_Arab",
+}
+TSV_HEADER = ("language", "positive", "negative")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts; the vector points from `negative` to `positive`."""
+
+    positive: str
+    negative: str
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of one kind and language, and where they are from."""
+
+    kind: str
+    language: str
+    source: str
+    pairs: tuple[Pair, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the pairs' texts, kept in the vector file."""
+        texts = [[pair.positive, pair.negative] for pair in self.pairs]
+        return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
+
+
+def load(kind: str, source: str, languages: list[str], limit: int | None = None) -> list[PairSet]:
+    """The pair sets of a kind, one per language that has pairs.
+
+    Args:
+        kind: `en`, `loc`, or any name when `source` is a file.
+        source: a built-in source (`SOURCES[kind]`) or a TSV file with the columns language, positive, negative.
+        languages: whose pairs are wanted; English has none of kind `en`.
+        limit: use the first so many pairs of each language.
+
+    Raises:
+        DataError: unknown source, damaged file, or no pairs for a language.
+    """
+    if source.endswith(".tsv"):
+        found = _from_tsv(kind, Path(source), languages)
+    else:
+        reader = SOURCES.get(kind, {}).get(source)
+        if reader is None:
+            valid = ", ".join(SOURCES.get(kind, {})) or "none"
+            raise DataError(
+                f"no pairs {source!r} for kind {kind!r}; built in: {valid}; or give a .tsv file "
+                f"with the columns {', '.join(TSV_HEADER)}"
+            )
+        wanted = [code for code in languages if not (kind == "en" and code == "en")]
+        if not wanted:
+            raise DataError(f"there are no pairs of kind {kind!r} for English alone: name another language")
+        found = [PairSet(kind, code, source, tuple(reader(code))) for code in wanted]
+    return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in found]
+
+
+def _mini_en(language: str) -> list[Pair]:
+    rows = sources.read_jsonl(sources.packaged("mini/pairs_en.jsonl"))
+    return [Pair(row["text"]["en"], row["text"][language]) for row in rows]
+
+
+def _mini_loc(language: str) -> list[Pair]:
+    rows = sources.read_jsonl(sources.packaged("mini/pairs_loc.jsonl"))
+    return [Pair(row["named"][language], row["plain"][language]) for row in rows]
+
+
+def _blend_loc(language: str) -> list[Pair]:
+    from lm_eval_ext.data import blend
+
+    return [Pair(named, plain) for _, named, plain in blend.pairs(language)]
+
+
+def _flores_en(language: str) -> list[Pair]:
+    return _parallel(*(f"parallel/flores200/{_FLORES[code]}.devtest" for code in ("en", language)))
+
+
+def _ntrex_en(language: str) -> list[Pair]:
+    return _parallel(*(f"parallel/ntrex128/{code}.txt" for code in ("en", language)))
+
+
+def _gmmlu_en(language: str) -> list[Pair]:
+    from lm_eval_ext.data import gmmlu
+
+    return [Pair(english, own) for english, own in gmmlu.pairs(language)]
+
+
+def _parallel(english: str, other: str) -> list[Pair]:
+    texts = [sources.read_text(sources.path(name)).rstrip("\n").split("\n") for name in (english, other)]
+    if len(texts[0]) != len(texts[1]):
+        raise DataError(f"{english} has {len(texts[0])} lines, {other} has {len(texts[1])}: they must be parallel")
+    # Some FLORES files double their quotes and end lines in a space.
+    cleaned = [[line.replace('""', '"').strip() for line in lines] for lines in texts]
+    return [Pair(*pair) for pair in zip(*cleaned, strict=True)]
+
+
+SOURCES: dict[str, dict[str, Callable[[str], list[Pair]]]] = {
+    "en": {"mini": _mini_en, "flores": _flores_en, "ntrex": _ntrex_en, "gmmlu": _gmmlu_en},
+    "loc": {"mini": _mini_loc, "blend": _blend_loc},
+}
+
+
+def _from_tsv(kind: str, file: Path, languages: list[str]) -> list[PairSet]:
+    if not file.is_file():
+        raise DataError(f"no pair file at {file}")
+    header, *lines = sources.read_text(file).rstrip("\n").split("\n")
+    if tuple(header.rstrip("\r").split("\t")) != TSV_HEADER:
+        raise DataError(
+            f"{file}: the first line must name the columns {', '.join(TSV_HEADER)} (tab-separated), got {header[:80]!r}"
+        )
+    by_language: dict[str, list[Pair]] = {}
+    for number, line in enumerate(lines, start=2):
+        cells = line.rstrip("\r").split("\t")
+        if len(cells) != len(TSV_HEADER) or not all(cell.strip() for cell in cells):
+            raise DataError(
+                f"{file}, line {number}: expected {len(TSV_HEADER)} filled cells, got {len(cells)}: {line[:80]!r}"
+            )
+        by_language.setdefault(normalise(cells[0]), []).append(Pair(cells[1], cells[2]))
+    wanted = {code: pairs for code, pairs in by_language.items() if code in languages or code not in LANGUAGES}
+    if not wanted:
+        raise DataError(
+            f"{file} has pairs for {', '.join(by_language) or 'no language'}, none for {', '.join(languages)}"
+        )
+    return [PairSet(kind, code, file.name, tuple(pairs)) for code, pairs in wanted.items()]

@@ -1,0 +1,175 @@
+"""Writes the per-language and group files under `tasks/`: `python -m lm_eval_ext.data.tasks_tree`.
+
+What tasks share (data, prompt, metrics) is in the hand-written template files there, which have no suffix.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lm_eval_ext.data.prompts import PROMPTS
+from lm_eval_ext.languages import LANGUAGES, NON_ENGLISH
+from lm_eval_ext.paths import tasks_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+HEADER = "# Written by `python -m lm_eval_ext.data.tasks_tree`."
+LETTERS, CLOZE = "", "_cloze"
+
+#: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
+BLEND_ITEMS = "ed359f7bc99087a3a5eb634033091d095f3e2072eaa3ba99e92058f26b9831f7"
+_BLEND_VERSION = f"2.0+{BLEND_ITEMS[:12]}"
+
+RULES = ("acc", "acc_norm", "acc_mutual_info")
+_RULES_BY_COUNTRY = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "acc_prior")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One task of a family.
+
+    Attributes:
+        name: what it adds to the family's name.
+        language: code; of the prompt's words and of the documents.
+        options: its own keyword arguments of the loader.
+    """
+
+    name: str
+    language: str
+    options: Mapping[str, str | bool] = field(default_factory=dict)
+
+
+def per_language(*codes: str) -> tuple[Member, ...]:
+    """One task per language, called by its code."""
+    return tuple(Member(code, code) for code in codes)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tasks that differ in language (or country) only, with letters and as cloze, and their two groups.
+
+    Attributes:
+        name: of the group; a task is `{name}_{member}`, each again with the suffix `_cloze`.
+        folder: under `tasks/`, with the templates.
+        members: the tasks of the group, in order.
+        further: tasks that belong to no group.
+        options: extra keyword arguments of the loader.
+        averaged: the groups, by suffix, and their metrics: the mean over members, each counting the same.
+        templates: by suffix.
+        version: raised whenever a score could change.
+    """
+
+    name: str
+    folder: str
+    members: tuple[Member, ...] = per_language(*LANGUAGES)
+    further: tuple[Member, ...] = ()
+    options: Mapping[str, str | bool] = field(default_factory=dict)
+    averaged: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {LETTERS: ("acc",), CLOZE: RULES})
+    version: str = "1.0"
+    templates: Mapping[str, str] = field(default_factory=lambda: {LETTERS: "_letters", CLOZE: "_cloze"})
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of its groups."""
+        return [self.name + suffix for suffix in self.averaged]
+
+
+#: The other languages of Global-MMLU. Czech (`cs`) is called by its three-letter code: `gmmlu_cs` are the culturally
+#: sensitive questions.
+_FURTHER_GMMLU = tuple(Member({"cs": "ces"}.get(code, code), code) for code in sorted(set(PROMPTS) - set(LANGUAGES)))
+_ABOUT = tuple(Member(LANGUAGES[code].country, "en", {"about": LANGUAGES[code].country}) for code in NON_ENGLISH)
+BY_COUNTRY = {LETTERS: ("acc",), CLOZE: _RULES_BY_COUNTRY}
+BIAS = {
+    LETTERS: ("english_bias", "acc", "other_rate"),
+    CLOZE: ("english_bias", "english_bias_norm", *_RULES_BY_COUNTRY, "other_rate"),
+}
+
+
+def _blend(
+    name: str,
+    members: tuple[Member, ...] = per_language(*LANGUAGES),
+    folder: str = "blend_decon",
+    averaged: Mapping[str, tuple[str, ...]] = BY_COUNTRY,
+    **options: str,
+) -> Family:
+    return Family(name, folder, members, options=options, averaged=averaged, version=_BLEND_VERSION)
+
+
+def _bmlama(name: str, **options: str) -> Family:
+    return Family(name, "bmlama", options=options, averaged={LETTERS: RULES}, templates={LETTERS: "_candidates"})
+
+
+FAMILIES = (
+    Family("gmmlu", "gmmlu", further=_FURTHER_GMMLU),
+    Family("gmmlu_ca", "gmmlu", further=_FURTHER_GMMLU, options={"subset": "CA"}),
+    Family("gmmlu_cs", "gmmlu", further=_FURTHER_GMMLU, options={"subset": "CS"}),
+    _blend("blend_decon"),
+    _blend("blend_decon_dev", split="dev2"),
+    _blend("blend_decon_core", per_language(*NON_ENGLISH), subset="core"),
+    _blend("blend_decon_en_about", _ABOUT),
+    _blend("blend_ctx", wording="ctx"),
+    _blend("english_bias", per_language(*NON_ENGLISH), "english_bias", BIAS),
+    _bmlama("bmlama"),
+    _bmlama("bmlama_dev", split="dev"),
+    Family("transfer_mini", "transfer_mini"),
+    Family("localization_mini", "localization_mini", averaged=BY_COUNTRY),
+    Family("localization_mini_ctx", "localization_mini", options={"named": True}, averaged=BY_COUNTRY),
+)
+
+
+def files() -> dict[str, str]:
+    """Every generated file: path under `tasks/` -> content."""
+    return {f"{family.folder}/{name}.yaml": text for family in FAMILIES for name, text in yaml_files(family)}
+
+
+def write(folder: Path) -> None:
+    """Bring the YAML of a folder to what `files` says: write what differs, delete what is not listed."""
+    wanted = {folder / name: text for name, text in files().items()}
+    for stale in set(folder.rglob("*.yaml")) - set(wanted):
+        stale.unlink()
+    for file, text in wanted.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def yaml_files(family: Family, header: str = HEADER) -> Iterator[tuple[str, str]]:
+    """The files of one family, as (name without suffix, content): its groups, then its tasks."""
+    for suffix, metrics in family.averaged.items():
+        yield f"_{family.name}{suffix}", _yaml(header, _group(family, suffix, metrics))
+        for member in (*family.members, *family.further):
+            yield f"{family.name}_{member.name}{suffix}", _yaml(header, _task(family, member, suffix))
+
+
+def _group(family: Family, suffix: str, metrics: tuple[str, ...]) -> list[str]:
+    lines = [f"group: {family.name}{suffix}", "task:"]
+    lines += [f"  - {family.name}_{member.name}{suffix}" for member in family.members]
+    lines += ["aggregate_metric_list:"]
+    for metric in metrics:
+        lines += [f"  - metric: {metric}", "    weight_by_size: false"]
+    return [*lines, "metadata:", f"  version: {family.version}"]
+
+
+def _task(family: Family, member: Member, suffix: str) -> list[str]:
+    lines = [f"include: {family.templates[suffix]}", f"task: {family.name}_{member.name}{suffix}"]
+    if options := {**family.options, **member.options}:
+        lines += ["dataset_kwargs:", *(f"  {key}: {json.dumps(value)}" for key, value in options.items())]
+    if suffix == CLOZE:
+        prompt = PROMPTS[member.language]
+        lines += [f"doc_to_text: {_quoted(prompt.template)}", f"target_delimiter: {_quoted(prompt.delimiter)}"]
+    return [*lines, "metadata:", f"  version: {family.version}", f"  language: {_quoted(member.language)}"]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _yaml(header: str, lines: list[str]) -> str:
+    return "\n".join([header, *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    write(tasks_dir())

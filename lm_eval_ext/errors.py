@@ -1,0 +1,39 @@
+"""Errors that a user can act on.
+
+Everything a user can get wrong raises a subclass of `UserError`. Its message says what was got, what is valid and what
+to do; command lines print it without a traceback and exit with status 2.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in the input, not in the program."""
+
+
+class PlanError(UserError):
+    """A steering plan that cannot be parsed or does not fit the model or the vector file."""
+
+
+class VectorFileError(UserError):
+    """A vector file that is unreadable, damaged, or made for another model."""
+
+
+class DataError(UserError):
+    """Data that is missing, unreachable, or not what its hash or schema says."""
+
+
+class LanguageError(UserError):
+    """A language that is unknown, or needed and not given."""
+
+
+class ModelError(UserError):
+    """A model that cannot be steered or loaded as asked."""
+
+
+class ResultsError(UserError):
+    """Result files that are missing, damaged or not comparable."""
+
+
+class GateError(UserError):
+    """Rules that cannot be read, or runs that a gate must not compare."""

@@ -1,0 +1,202 @@
+"""A baseline small enough to commit: which documents a run got right, and nothing of the documents themselves.
+
+It is a result tree like any other, which the reader, the plane and the report understand: ids, languages, hashes and
+scores of the documents that the gate's rules speak of, without prompts, options or answers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lm_eval_ext import __version__
+from lm_eval_ext.errors import GateError, ResultsError
+from lm_eval_ext.plane.axes import Axis, find_axis
+from lm_eval_ext.plane.pairing import Paired
+from lm_eval_ext.plane.results import read_samples
+from lm_eval_ext.plane.runs import COMMITTED, read_tree, short_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lm_eval_ext.gate.config import Gate
+    from lm_eval_ext.gate.measuring import Side
+    from lm_eval_ext.plane.runs import Run
+
+
+class Move(NamedTuple):
+    """What renewing a baseline changes in one language of an axis.
+
+    Attributes:
+        axis, metric, language: where.
+        before, after: scores; `before` is NaN without an old baseline that can be compared.
+        gained, lost: ids of the questions whose score rose and fell.
+        note: why nothing can be compared, else "".
+    """
+
+    axis: str
+    metric: str
+    language: str
+    before: float
+    after: float
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+    note: str
+
+
+def moves(gate: Gate, old: Side | None, new: Side) -> list[Move]:
+    """What moved between an old baseline, if there is one, and the run that is to replace it."""
+    found = []
+    for axis in _axes(gate, new.run):
+        axis, after = new.scores(axis)
+        before, note = _old_scores(old, new, axis)
+        for language in after["language"].unique():
+            rows = after[after["language"] == language]
+            level = float(rows["value"].mean())
+            pair = Paired.of(before, rows, "value", resamples=1, seed=[0]) if before is not None else None
+            if pair is None:
+                why = note or "new"
+                found.append(Move(axis.name, axis.score, language, float("nan"), level, (), (), why))
+                continue
+            ids = pair.frame["question"].str.partition("/")[2]
+            gained, lost = (tuple(ids[sign * pair.frame["change"] > 0]) for sign in (1, -1))
+            unpaired = len(rows) - len(pair.frame)
+            told = f"{unpaired} of {len(rows)} items are new" if unpaired else ""
+            found.append(
+                Move(axis.name, axis.score, language, float(pair.frame["before"].mean()), level, gained, lost, told)
+            )
+    return found
+
+
+def read_old(folder: Path, side: type[Side]) -> Side | None:
+    """The baseline that is to be replaced; None where there is none.
+
+    Raises:
+        GateError: the folder holds something else, which renewing would destroy.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        tree = read_tree(folder)
+    except ResultsError as error:
+        raise GateError(f"{folder} exists and is no committed baseline ({error}); nothing was written") from None
+    if len(tree.runs) != 1 or not tree.runs[0].is_committed:
+        raise GateError(
+            f"{folder} holds results that `lm-eval-ext gate renew` did not write; nothing was written. "
+            "Give --baseline a folder of its own"
+        )
+    return side.read("baseline", folder)
+
+
+def write(gate: Gate, run: Run, folder: Path) -> int:
+    """Replace a baseline by what the gate needs of a run, whole or not at all; returns its size in bytes."""
+    wanted: dict[str, set[str]] = {}
+    for axis in _axes(gate, run):
+        for task in axis.tasks:
+            if task in run.tasks:
+                wanted.setdefault(task, set()).add(axis.metric)
+    frames = {task: _wanted_samples(run, task, metrics) for task, metrics in sorted(wanted.items())}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        fresh, aside = Path(scratch, "new"), Path(scratch, "old")
+        fresh.mkdir()
+        for task, frame in frames.items():
+            (fresh / f"samples_{task}_{run.date}.jsonl").write_text(_lines(frame), encoding="utf-8")
+        results = json.dumps(_results(run, frames), indent=1, sort_keys=True) + "\n"
+        (fresh / f"results_{run.date}.json").write_text(results, encoding="utf-8")
+        if folder.exists():
+            folder.rename(aside)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if aside.exists():
+                shutil.move(aside, folder)
+            raise
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _axes(gate: Gate, run: Run) -> list[Axis]:
+    """Axes of the rules, each once."""
+    return list(dict.fromkeys(find_axis(rule.axis, (run,), rule.metric) for rule in gate.rules))
+
+
+def _old_scores(old: Side | None, new: Side, axis: Axis) -> tuple[pd.DataFrame | None, str]:
+    """The old baseline on one axis, or why it cannot be compared."""
+    if old is None:
+        return None, ""
+    held = [task for task in axis.tasks if task in old.run.tasks]
+    if not held:
+        return None, ""
+    if other := [task for task in held if old.run.tasks[task].version != new.run.tasks[task].version]:
+        task = other[0]
+        return None, f"version {old.run.tasks[task].version} -> {new.run.tasks[task].version}"
+    try:
+        return old.scores(axis)[1], ""
+    except ResultsError:  # an old baseline without this metric
+        return None, ""
+
+
+def _wanted_samples(run: Run, task: str, metrics: set[str]) -> pd.DataFrame:
+    frame = read_samples(run, task)
+    wanted: pd.DataFrame = frame[frame["metric"].isin(metrics)]
+    return wanted
+
+
+def _lines(frame: pd.DataFrame) -> str:
+    """Samples as the harness writes them, without anything that can be read."""
+    lines = []
+    for _, rows in frame.groupby(["doc_id", "filter"], sort=True):
+        first = rows.iloc[0]
+        language = {} if first["language"] is None else {"language": first["language"]}
+        # A question's id, unless it is only the hash of its text again.
+        identity = {} if first["question_id"] == first["doc_hash"] else {"id": first["question_id"]}
+        sample: dict[str, Any] = {"doc_id": int(first["doc_id"]), "doc": identity | language}
+        sample |= {"filter": first["filter"], "doc_hash": first["doc_hash"], "prompt_hash": first["prompt_hash"]}
+        scores = {row["metric"]: _number(row["value"]) for _, row in rows.iterrows()}
+        lines.append(json.dumps(sample | {"metrics": list(scores)} | scores, separators=(",", ":"), ensure_ascii=False))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _number(value: float) -> float | int | None:
+    return None if value != value else int(value) if value == int(value) else value
+
+
+def _results(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The results file: what decides whether another run can be compared, and where the scores come from."""
+    tasks = {task: run.tasks[task] for task in frames}
+    means = {
+        task: {f"{metric},{name}": rows.mean() for (metric, name), rows in frame.groupby(["metric", "filter"])["value"]}
+        for task, frame in frames.items()
+    }
+    settings = next(iter(tasks.values())).settings
+    model = short_model(run.model)  # folders of the machine that evaluated are nobody else's business
+    return {
+        COMMITTED: __version__,
+        "results": means,
+        "group_subtasks": {
+            group: [member for member in members if member in tasks or member in run.groups]
+            for group, members in run.groups.items()
+            if set(members) & (tasks.keys() | run.groups.keys())
+        },
+        "configs": {
+            task: {"task": task, "metadata": {"version": record.version, "language": record.language}}
+            for task, record in tasks.items()
+        },
+        "versions": {task: record.version for task, record in tasks.items()},
+        "n-shot": {task: record.settings["few-shot examples"] for task, record in tasks.items()},
+        "n-samples": {task: {"effective": int(frame["doc_id"].nunique())} for task, frame in frames.items()},
+        "higher_is_better": {task: record.higher_is_better for task, record in tasks.items()},
+        "config": {
+            "model": run.details.get("type", ""),
+            "model_args": {"pretrained": model},
+            "limit": settings["limit"],
+            "fewshot_seed": settings["few-shot seed"],
+            "random_seed": settings["random seed"],
+            "steering": {"plan": run.plan, "label": run.label},
+        },
+        "model_name": model,
+        "model_name_sanitized": "",
+    }

@@ -1,0 +1,230 @@
+"""`lm-eval-ext gate`: 0 pass, 1 fail, 2 inconclusive, 3 misuse."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lm_eval_ext.errors import UserError
+from lm_eval_ext.gate.rules import MISUSE, STATUS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+_OUTPUT = "Outputs"
+
+
+class _Commands(TyperGroup):
+    """Judges unless another command is named, and ends every mistake with status 3: 1 and 2 are verdicts."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "--help"):
+            args = ["check", *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _misuse(str(error))
+        except Exception as error:
+            if hasattr(error, "format_message"):  # an unknown option or a missing one
+                error.exit_code = MISUSE  # type: ignore[attr-defined]
+            raise
+
+
+gate = typer.Typer(cls=_Commands, add_completion=False)
+
+
+@gate.callback()
+def _about() -> None:
+    """Hold a candidate against a baseline by the rules of a file, item by item.
+
+    Exit status: 0 pass, 1 fail, 2 inconclusive, 3 misuse.
+
+    Examples:
+
+      lm-eval-ext gate gate.yaml --baseline results/base --candidate results/new
+
+      lm-eval-ext gate check --help
+
+      lm-eval-ext gate renew gate.yaml --baseline results/baselines/mine \\
+        --candidate results/new
+    """
+
+
+@gate.command()
+def check(
+    rules: Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)],
+    baseline: Annotated[Path, typer.Option(help="Results of what the candidate must not fall behind.")],
+    candidate: Annotated[Path, typer.Option(help="Results of what is judged.")],
+    baseline_run: Annotated[
+        str | None, typer.Option(help="Which run, where the baseline's folder holds several.")
+    ] = None,
+    candidate_run: Annotated[str | None, typer.Option(help="The same for the candidate's.")] = None,
+    any_order: Annotated[
+        bool, typer.Option("--any-order", help="The baseline may be newer than the candidate.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write everything as JSON.", rich_help_panel=_OUTPUT)] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", rich_help_panel=_OUTPUT)] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the table as a picture.", rich_help_panel=_OUTPUT)] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append Markdown to a file.",
+            envvar="GITHUB_STEP_SUMMARY",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    annotate: Annotated[
+        bool,
+        typer.Option(
+            "--annotate",
+            help="Print GitHub annotations.",
+            envvar="GITHUB_ACTIONS",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+) -> None:
+    """Judge a candidate: what `lm-eval-ext gate GATE.YAML ...` does.
+
+    Both runs must have been evaluated with --log_samples, on the same items.
+    The table shows every rule and language; the exit status is 0 if all pass, 1
+    if one fails, 2 if none fails but some are inconclusive, 3 if the runs or
+    the rules cannot be judged.
+    """
+    from lm_eval_ext.gate import judge, measure, outputs, read_gate
+    from lm_eval_ext.gate.measuring import Side
+
+    with _annotated(annotate):
+        asked = read_gate(rules)
+        sides = Side.read("baseline", baseline, baseline_run), Side.read("candidate", candidate, candidate_run)
+        result = judge(measure(asked, *sides, any_order=any_order))
+        files = (
+            (json, outputs.to_json(result, *sides)),
+            (junit, outputs.to_junit(result)),
+            (svg, outputs.to_svg(result)),
+        )
+        for path, text in files:
+            if path is not None:
+                _write(path, text)
+        if summary is not None:
+            _write(summary, outputs.to_markdown(result, *sides), append=True)
+    notes = _console(stderr=True)
+    for note in (note for side in sides for note in side.notes):
+        notes.print(f"note: {note}", style="yellow")
+    console = _console()
+    console.print(outputs.table(result))
+    console.print(result.detail, soft_wrap=True)
+    if annotate:
+        for line in outputs.github_annotations(result):
+            typer.echo(line)
+    raise typer.Exit(STATUS[result.verdict])
+
+
+@gate.command()
+def renew(
+    rules: Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)],
+    baseline: Annotated[Path, typer.Option(help="The committed baseline, written anew.")],
+    candidate: Annotated[Path, typer.Option(help="Results that become the baseline.")],
+    candidate_run: Annotated[
+        str | None, typer.Option(help="Which run, where the candidate's folder holds several.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what moves, write nothing.")] = False,
+) -> None:
+    """Make a candidate the new baseline, on purpose, and show what moved.
+
+    Writes only what the gate needs: ids, hashes and scores of the items its
+    rules speak of, no text. Replaces a folder only if it is such a baseline.
+    """
+    from lm_eval_ext.gate import baseline as committed
+    from lm_eval_ext.gate import read_gate
+    from lm_eval_ext.gate.measuring import Side
+
+    asked = read_gate(rules)
+    new = Side.read("candidate", candidate, candidate_run)
+    if new.run.is_committed:
+        raise UserError(f"{candidate} is itself a committed baseline; --candidate takes the results of an evaluation")
+    old = committed.read_old(baseline, Side)
+    moved = committed.moves(asked, old, new)
+    console = _console()
+    for line in _describe(moved):
+        console.print(line, soft_wrap=True)
+    if dry_run:
+        console.print(f"{baseline} was not written", soft_wrap=True)
+        return
+    try:
+        size = committed.write(asked, new.run, baseline)
+    except OSError as error:
+        raise UserError(f"cannot write {baseline}: {error.strerror}") from None
+    console.print(f"wrote {baseline} ({size / 1000:.0f} kB)", soft_wrap=True)
+
+
+def _describe(moved: list[Any]) -> Iterator[str]:
+    """A line per language whose items moved, then how many did not."""
+    still = 0
+    for move in moved:
+        where = f"{move.axis} {move.metric} {move.language}"
+        if move.before != move.before:
+            yield f"{where}: {move.after:.1%} ({move.note})"
+        elif move.gained or move.lost or move.note:
+            items = [
+                f"{len(ids)} {word} ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})"
+                for word, ids in (("gained", move.gained), ("lost", move.lost))
+                if ids
+            ]
+            told = "; ".join([*items, *([move.note] if move.note else [])])
+            yield f"{where}: {move.before:.1%} -> {move.after:.1%}; {told}"
+        else:
+            still += 1
+    yield f"{still} of {len(moved)} did not move"
+
+
+@contextmanager
+def _annotated(annotate: bool) -> Iterator[None]:
+    """Let a misuse appear among GitHub's annotations too."""
+    try:
+        yield
+    except UserError as error:
+        if annotate:
+            from lm_eval_ext.gate.outputs import misuse_annotation
+
+            typer.echo(misuse_annotation(str(error)))
+        raise
+
+
+def _misuse(message: str) -> None:
+    _console(stderr=True).print(f"error: {message}", style="red", soft_wrap=True)
+    raise SystemExit(MISUSE)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a log should not fold the table
+    return console
+
+
+def _write(path: Path, text: str, *, append: bool = False) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if append:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+            return
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,261 @@
+"""From two runs to measurements; nothing that cannot be compared is compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats as laws
+
+from lm_eval_ext.errors import GateError
+from lm_eval_ext.gate.config import AVERAGE
+from lm_eval_ext.gate.rules import Measured
+from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.plane.axes import find_axis
+from lm_eval_ext.plane.pairing import NO_LANGUAGE, Paired, differences, read_axis
+from lm_eval_ext.plane.runs import find_run, list_runs, read_tree, short_model
+from lm_eval_ext.plane.stats import (
+    ClusterBootstrap,
+    cluster_bootstrap,
+    share_test,
+    sign_flip,
+    smallest_difference,
+    smallest_shortfall,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from lm_eval_ext.gate.config import Gate, Rule
+    from lm_eval_ext.plane.axes import Axis
+    from lm_eval_ext.plane.runs import Run
+
+_SEEDS = ("few-shot seed", "random seed")
+
+
+@dataclass(frozen=True)
+class Side:
+    """Baseline or candidate.
+
+    Attributes:
+        role: "baseline" or "candidate".
+        run: the run.
+        notes: what the reader of its folder said.
+    """
+
+    role: str
+    run: Run
+    notes: tuple[str, ...]
+    _frames: dict[Axis, tuple[Axis, pd.DataFrame]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, role: str, folder: Path | str, name: str | None = None) -> Side:
+        """The run of a folder: the one that is named, or the only one.
+
+        Raises:
+            ResultsError: no results, or no such run.
+            GateError: several runs and none named, or one run evaluated with several seeds.
+        """
+        tree = read_tree(folder)
+        if name is None and len(tree.runs) > 1:
+            raise GateError(
+                f"the {role} {folder} holds {len(tree.runs)} runs, and a gate never averages them; "
+                f"name one with --{role}-run:\n{list_runs(tree.runs)}"
+            )
+        run = tree.runs[0] if name is None else find_run(tree.runs, name)
+        for older in run.older:
+            newer = run.tasks[older.task]
+            for seed in _SEEDS:
+                if older.settings[seed] != newer.settings[seed]:
+                    raise GateError(
+                        f"the {role} {run.name!r} holds {older.task} with several seeds ({seed} "
+                        f"{older.settings[seed]} and {newer.settings[seed]}); give a folder for each"
+                    )
+        return cls(role, run, tree.notes)
+
+    def scores(self, axis: Axis) -> tuple[Axis, pd.DataFrame]:
+        """One row per document, read once for all rules; the axis comes back with its filter."""
+        if axis not in self._frames:
+            if not self.run.tasks.keys() & set(axis.tasks):
+                raise GateError(f"the {self.role} {self.run.name!r} has no results for {axis.name}")
+            self._frames[axis] = read_axis(self.run, axis)
+        return self._frames[axis]
+
+
+def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = False) -> list[Measured]:
+    """Compare two runs by every rule.
+
+    Args:
+        gate: the rules.
+        baseline, candidate: the runs.
+        any_order: whether the baseline may have been evaluated after the candidate.
+
+    Raises:
+        GateError: the runs are swapped, or not on the same tasks, versions, languages, items or prompts.
+        ResultsError: missing or damaged samples, or an unknown axis or metric.
+    """
+    _check_sides(gate, baseline.run, candidate.run, any_order=any_order)
+    return [one for rule in gate.rules for one in _measure_rule(rule, gate, baseline, candidate)]
+
+
+def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) -> None:
+    if baseline.path.resolve() == candidate.path.resolve():
+        raise GateError(f"baseline and candidate are both {baseline.path}; a run cannot be held against itself")
+    if candidate.is_committed:
+        raise GateError(
+            f"{candidate.path} was written by `lm-eval-ext gate renew`: it is a baseline, not a candidate; "
+            "are --baseline and --candidate swapped?"
+        )
+    for key, wanted in gate.baseline.items():
+        got = getattr(baseline, key)
+        if wanted not in (got, short_model(got)):
+            raise GateError(
+                f"the gate wants the baseline to have {key} {wanted!r}, {baseline.path} has {got!r}; "
+                "are --baseline and --candidate swapped, or was another baseline put in its place?"
+            )
+    # Clocks of other places count for nothing where the baseline cannot be the candidate.
+    if baseline.date > candidate.date and not (any_order or baseline.is_committed):
+        raise GateError(
+            f"the baseline was evaluated on {baseline.date}, after the candidate, on {candidate.date}: are --baseline "
+            "and --candidate swapped? If this is meant, say --any-order"
+        )
+
+
+def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> list[Measured]:
+    axis = find_axis(rule.axis, (baseline.run, candidate.run), rule.metric)
+    axis, before = baseline.scores(axis)
+    _, after = candidate.scores(axis)
+    languages, averaged = _languages(rule, baseline, candidate, before, after)
+    codes = {*languages, *averaged} - {AVERAGE}
+    before, after = (frame[frame["language"].isin(codes)] for frame in (before, after))
+    for kind, text in differences((baseline.run, candidate.run), axis, (before, after), codes):
+        if kind != "prompts" or gate.same_prompts:
+            raise GateError(f"not comparable: {text}")
+    for side, frame in ((baseline, before), (candidate, after)):
+        if not frame["value"].between(0, 1).all():
+            raise GateError(
+                f"{rule.metric} of {rule.axis} in the {side.role} {side.run.name!r} is not between 0 and 1; "
+                "a gate holds shares per document, such as acc or exact_match"
+            )
+    is_lower = _lower_is_better(rule, axis, baseline.run)
+    if is_lower:
+        if rule.kind in ("floor", "chance"):
+            raise GateError(
+                f"{rule.axis}: less {rule.metric} is better, so {rule.kind} means nothing; "
+                "write a margin, or better: higher"
+            )
+        before, after = (frame.assign(value=1 - frame["value"]) for frame in (before, after))
+    pair = Paired.of(before, after, "value", resamples=gate.resamples, seed=[gate.seed])
+    if pair is None:
+        raise GateError(f"{rule.axis}: no document has a score in both runs")
+    return [
+        measure_pair(rule, language, averaged if language == AVERAGE else (language,), pair, gate, is_lower=is_lower)
+        for language in languages
+    ]
+
+
+def _languages(
+    rule: Rule, baseline: Side, candidate: Side, before: pd.DataFrame, after: pd.DataFrame
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The languages of a rule, and those of its average: all but English."""
+    of_side = {side.role: set(frame["language"]) for side, frame in ((baseline, before), (candidate, after))}
+    order = [*LANGUAGES, *sorted(set.union(*of_side.values()) - LANGUAGES.keys())]
+    named = [code for code in rule.languages if code != AVERAGE]
+    wanted = named or [code for code in order if any(code in codes for codes in of_side.values())]
+    for side in (baseline, candidate):
+        if missing := [code for code in wanted if code not in of_side[side.role]]:
+            raise GateError(
+                f"the {side.role} {side.run.name!r} has no {', '.join(missing)} on {rule.axis}; "
+                f"it has {', '.join(code for code in order if code in of_side[side.role])}"
+            )
+    averaged = tuple(code for code in wanted if code not in ("en", NO_LANGUAGE))
+    if not averaged and AVERAGE in rule.languages:
+        raise GateError(f"{rule.axis} has nothing to average: an average is over the languages other than English")
+    if rule.languages:
+        return rule.languages, averaged
+    return (*wanted, *([AVERAGE] if len(averaged) > 1 else [])), averaged
+
+
+def _lower_is_better(rule: Rule, axis: Axis, run: Run) -> bool:
+    if rule.better:
+        return rule.better == "lower"
+    return not all(run.tasks[task].higher_is_better.get(axis.metric, True) for task in axis.tasks if task in run.tasks)
+
+
+def measure_pair(
+    rule: Rule, language: str, strata: Sequence[str], pair: Paired, gate: Gate, *, is_lower: bool = False
+) -> Measured:
+    """One rule on paired scores.
+
+    Args:
+        rule: the rule.
+        language: what the result is called.
+        strata: the languages that it is the average of.
+        pair: scores of which more is better.
+        gate: resamples and seed.
+        is_lower: whether the scores were turned round (1 - score) to make more better.
+    """
+    summary = pair.summary(strata, 1 - 2 * rule.alpha)
+    if summary is None:
+        raise GateError(f"{rule.axis} has no documents in {', '.join(strata)}")
+    levels = [1 - summary[side] if is_lower else summary[side] for side in ("baseline", "run")]
+    measured = Measured(
+        rule=rule,
+        language=language,
+        baseline=levels[0],
+        candidate=levels[1],
+        n=int(summary["n"]),
+        questions=int(summary["questions"]),
+        gains=int(summary["gains"]),
+        losses=int(summary["losses"]),
+        change=summary["change"],
+        low=summary["low"],
+        high=summary["high"],
+        p=float("nan"),
+        smallest=float("inf"),
+    )
+    if rule.kind == "unchanged":
+        return measured
+    if rule.kind == "non-inferiority":
+        rows = pair.frame[pair.frame["language"].isin(pair.strata(strata))]
+        squared = float((rows["change"] ** 2).groupby(rows["language"]).mean().mean())
+        n = _effective(pair.bootstrap, pair.strata(strata), squared - measured.change**2)
+        p = sign_flip(pair.bootstrap.contributions(pair.strata(strata)), "less", seed=gate.seed)
+        smallest = smallest_difference(n, squared, alpha=rule.alpha, power=rule.power)
+        return replace(measured, p=p, smallest=smallest)
+    return _against_constant(measured, pair, pair.strata(strata), gate)
+
+
+def _against_constant(measured: Measured, pair: Paired, strata: Sequence[str], gate: Gate) -> Measured:
+    """The candidate's score against a floor or the level of chance, by the exact binomial law."""
+    rule, share = measured.rule, measured.candidate
+    rows = pair.frame[pair.frame["language"].isin(strata)]
+    levels = cluster_bootstrap(
+        rows["after"], rows["question"], rows["language"], resamples=gate.resamples, seed=[gate.seed, 1]
+    )
+    n = _effective(levels, strata, share * (1 - share))
+    right, wrong = share * n, (1 - share) * n
+    low = float(laws.beta.ppf(rule.alpha, right, wrong + 1)) if right > 0 else 0.0
+    high = float(laws.beta.ppf(1 - rule.alpha, right + 1, wrong)) if wrong > 0 else 1.0
+    return replace(
+        measured,
+        change=share - rule.limit,
+        low=low - rule.limit,
+        high=high - rule.limit,
+        p=share_test(share, n, rule.limit, "less"),
+        smallest=smallest_shortfall(n, rule.limit, alpha=rule.alpha, power=rule.power),
+    )
+
+
+def _effective(bootstrap: ClusterBootstrap, strata: Sequence[str], variance: float) -> float:
+    """How many independent documents would be as certain as these clustered ones: variance of one / that of the mean.
+
+    Between the number of questions (all languages answer alike) and that of documents; the former where nothing varies.
+    """
+    questions, documents = bootstrap.n_clusters(strata), bootstrap.n_documents(strata)
+    of_mean = float(np.nanvar(bootstrap.draws(strata)))
+    return min(max(variance / of_mean, questions), documents) if of_mean > 0 else questions

@@ -1,0 +1,191 @@
+"""The verdicts for people and for machines: terminal, picture, JSON, JUnit XML, Markdown, GitHub annotations.
+
+Names of tasks, models and runs come from files that others wrote: every format escapes them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lm_eval_ext import __version__
+from lm_eval_ext.gate.rules import STATUS
+
+if TYPE_CHECKING:
+    from lm_eval_ext.gate.measuring import Side
+    from lm_eval_ext.gate.rules import Check, GateResult, Verdict
+
+GLYPHS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
+_COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+#: What XML 1.0 cannot hold, escaped or not.
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_FETCHED = re.compile(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", re.DOTALL)
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~@])")
+
+
+def worst_first(result: GateResult) -> list[Check]:
+    """The checks, failures at the top."""
+    return sorted(result.checks, key=lambda check: list(STATUS).index(check.verdict))
+
+
+def table(result: GateResult) -> Table:
+    """One line per check for the terminal."""
+    shown = Table(box=box.SIMPLE, title=Text("Gate"), caption=Text(LEGEND), caption_justify="left")
+    for title in ("", "axis", "language", "baseline", "candidate", "rule", "result"):
+        is_number = title in ("baseline", "candidate")
+        shown.add_column(Text(title), justify="right" if is_number else "left", overflow="fold")
+    for check in worst_first(result):
+        one = check.measured
+        style = _COLOURS[check.verdict]
+        shown.add_row(
+            Text(f"{GLYPHS[check.verdict]} {check.verdict}", style=style),
+            Text(f"{one.rule.axis} {one.rule.metric}"),
+            Text(one.language),
+            Text(f"{one.baseline:.1%}"),
+            Text(f"{one.candidate:.1%}"),
+            Text(one.rule.text),
+            Text(check.detail),
+        )
+    return shown
+
+
+LEGEND = (
+    "changes in percentage points, positive is better, with one-sided bounds at the rule's alpha; p values by sign flips "
+    "(in one language the exact McNemar test), corrected over all checks (Holm)"
+)
+
+
+def to_svg(result: GateResult) -> str:
+    """The terminal as a picture, without fonts from elsewhere."""
+    console = Console(record=True, width=150, file=io.StringIO())
+    console.print(table(result))
+    console.print(result.detail, markup=False, highlight=False)
+    return _xml(_FETCHED.sub("", console.export_svg(title="lm-eval-ext gate")))
+
+
+def to_json(result: GateResult, baseline: Side, candidate: Side) -> str:
+    """Everything as JSON; what has no value (no test, no bound) is null."""
+    content = {
+        "verdict": result.verdict,
+        "status": STATUS[result.verdict],
+        "detail": result.detail,
+        "lm_eval_ext": __version__,
+        **{
+            side.role: {"run": side.run.name, "model": side.run.model, "plan": side.run.plan, "date": side.run.date}
+            for side in (baseline, candidate)
+        },
+        "checks": [_record(check) for check in result.checks],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _record(check: Check) -> dict[str, Any]:
+    one, rule = check.measured, check.measured.rule
+    figures = ("baseline", "candidate", "n", "questions", "gains", "losses", "change", "low", "high", "smallest")
+    record = {
+        "verdict": check.verdict,
+        "axis": rule.axis,
+        "metric": rule.metric,
+        "language": one.language,
+        "rule": rule.kind,
+        **{key: getattr(rule, key) for key in ("limit", "margin", "alpha", "power")},
+        **{key: getattr(one, key) for key in figures},
+        "p": one.p,
+        "p_holm": check.p,
+        "detail": check.detail,
+    }
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+
+
+def to_junit(result: GateResult) -> str:
+    """JUnit XML: a failure for fail, an error of type inconclusive for inconclusive."""
+    counts = {"failures": result.count("fail"), "errors": result.count("inconclusive"), "tests": len(result.checks)}
+    attributes = {"name": "gate", **{key: str(count) for key, count in counts.items()}}
+    suites = ElementTree.Element("testsuites", attributes)
+    suite = ElementTree.SubElement(suites, "testsuite", attributes)
+    for check in result.checks:
+        rule = check.measured.rule
+        of_axis = {"classname": _xml(f"{rule.axis}.{rule.metric}"), "time": "0"}
+        case = ElementTree.SubElement(
+            suite, "testcase", {**of_axis, "name": _xml(f"{check.measured.language}: {rule.text}")}
+        )
+        if check.verdict != "pass":
+            tag = "failure" if check.verdict == "fail" else "error"
+            problem = ElementTree.SubElement(case, tag, {"type": check.verdict, "message": _xml(check.detail)})
+            problem.text = _xml(f"{check.name}: {check.detail}")
+        else:
+            ElementTree.SubElement(case, "system-out").text = _xml(check.detail)
+    ElementTree.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
+
+
+def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
+    """For the step summary of GitHub Actions, or a comment."""
+    lines = [
+        f"## {GLYPHS[result.verdict]} Gate: {result.verdict}",
+        "",
+        f"Candidate **{_markdown(candidate.run.name)}** against **{_markdown(baseline.run.name)}**: "
+        f"{_markdown(result.detail)}.",
+        "",
+        "| | axis | language | baseline | candidate | rule | result |",
+        "|---|---|---|---:|---:|---|---|",
+    ]
+    for check in worst_first(result):
+        one = check.measured
+        cells = (
+            f"{GLYPHS[check.verdict]} {check.verdict}",
+            _markdown(f"{one.rule.axis} {one.rule.metric}"),
+            _markdown(one.language),
+            f"{one.baseline:.1%}",
+            f"{one.candidate:.1%}",
+            _markdown(one.rule.text),
+            _markdown(check.detail),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"<sub>{LEGEND}</sub>", ""])
+
+
+def github_annotations(result: GateResult) -> list[str]:
+    """GitHub workflow commands: an error per failed check, a warning per inconclusive one."""
+    level: dict[Verdict, str] = {"fail": "error", "inconclusive": "warning"}
+    return [
+        f"::{level[check.verdict]} title={_property(f'gate: {check.name}')}::{_command(check.detail)}"
+        for check in worst_first(result)
+        if check.verdict != "pass"
+    ]
+
+
+def misuse_annotation(message: str) -> str:
+    """The same for a gate that could not be judged."""
+    return f"::error title=gate misused::{_command(message)}"
+
+
+def _command(text: str) -> str:
+    """The text of a workflow command: nothing in it may end the line or start another command."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _command(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _xml(text: str) -> str:
+    """ElementTree escapes markup; characters that XML cannot hold become a question mark."""
+    return _NOT_XML.sub("?", text)
+
+
+def _markdown(text: str) -> str:
+    plain = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
+    return _MARKDOWN.sub(r"\\\1", plain)

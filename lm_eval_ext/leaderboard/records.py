@@ -1,0 +1,234 @@
+"""Records that travel: the Every Eval Ever schema, and the hub's `.eval_results`.
+
+Every Eval Ever (EvalEval coalition, schema 0.2.2): one JSON per run, `data/COLLECTION/DEVELOPER/MODEL/UUID.json`.
+`.eval_results` (hub-docs, `eval-results.md`): a YAML list per benchmark that belongs into the model's repository; the hub
+takes data sets that it lists as benchmarks, so only tasks on a hub data set have one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lm_eval_ext import __version__
+from lm_eval_ext.plane.axes import family_of
+from lm_eval_ext.plane.runs import short_model
+from lm_eval_ext.plane.shifts import AVERAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lm_eval_ext.leaderboard.collect import Board
+    from lm_eval_ext.plane.runs import Run
+
+SCHEMA_VERSION = "0.2.2"
+COLLECTION = "lm_eval_ext"
+
+#: Who evaluated, relative to who made the model, in the schema's words.
+RELATIONSHIPS = ("first_party", "third_party", "collaborative", "other")
+
+_BLEND = "https://github.com/nlee0212/BLEnD"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def every_eval_ever(
+    board: Board, *, organization: str, relationship: str = "other"
+) -> Iterator[tuple[PurePosixPath, dict[str, Any]]]:
+    """One record per run, with its path under `data/`.
+
+    Args:
+        board: what was collected.
+        organization: who evaluated (`source_organization_name`).
+        relationship: one of `RELATIONSHIPS`.
+    """
+    now = str(int(time.time()))
+    for name, run in board.runs.items():
+        rows = board.scores[board.scores["run"] == name].to_dict("records")
+        if not rows:
+            continue
+        when = str(int(run.config["date"])) if run.config.get("date") else None
+        identity = f"{COLLECTION}/{short_model(run.model)}/{name}/{run.date}"
+        record: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "evaluation_id": identity,
+            "retrieved_timestamp": now,
+            "source_metadata": {
+                "source_name": "lm_eval_ext",
+                "source_type": "evaluation_run",
+                "source_organization_name": organization,
+                "evaluator_relationship": relationship,
+            },
+            "eval_library": {
+                "name": "lm_eval",
+                "version": str(run.config.get("lm_eval_version") or "unknown"),
+                "additional_details": {"lm_eval_ext": __version__},
+            },
+            "model_info": _model(run),
+            "evaluation_results": [_result(board, run, row, when) for row in rows],
+        }
+        if when:
+            record["evaluation_timestamp"] = when
+        path = PurePosixPath(COLLECTION, *_model_path(run), f"{uuid.uuid5(uuid.NAMESPACE_URL, identity)}.json")
+        yield path, record
+
+
+def hub_results(board: Board) -> Iterator[tuple[PurePosixPath, str]]:
+    """The YAML files of every run on a hub data set, each with its path under the model's name.
+
+    A steered run is not the model as its repository has it: its file is one of its own and its notes say the plan.
+    """
+    for name, run in board.runs.items():
+        rows = board.scores[board.scores["run"] == name].to_dict("records")
+        with_languages = {row["family"] for row in rows if row["language"] != AVERAGE}
+        files: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["language"] == AVERAGE and row["family"] in with_languages:
+                continue
+            if dataset := _hub_dataset(run, row["family"], row["language"]):
+                files.setdefault(row["family"], []).append(_entry(board, run, row, dataset))
+        for family, entries in files.items():
+            suffix = f"-{_safe(name)}" if run.plan else ""
+            path = PurePosixPath(*_model_path(run), ".eval_results", f"{_safe(family)}{suffix}.yaml")
+            yield path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+
+
+def write_records(board: Board, folder: Path, *, organization: str, relationship: str) -> list[Path]:
+    """Write both kinds under a folder: `every_eval_ever/data/...` and `eval_results/MODEL/.eval_results/...`."""
+    from lm_eval_ext.plane.figures.chart import write_whole
+
+    written = []
+    for path, record in every_eval_ever(board, organization=organization, relationship=relationship):
+        target = folder / "every_eval_ever" / "data" / path
+        write_whole(target, json.dumps(record, indent=2, ensure_ascii=False).encode())
+        written.append(target)
+    for path, text in hub_results(board):
+        target = folder / "eval_results" / path
+        write_whole(target, text.encode())
+        written.append(target)
+    return written
+
+
+def _model(run: Run) -> dict[str, Any]:
+    model = short_model(run.model)
+    details = {"plan": run.plan or "unsteered", **{key: short_model(value) for key, value in run.details.items()}}
+    info: dict[str, Any] = {"name": model, "id": model, "additional_details": details}
+    if "/" in model:
+        info["developer"] = model.split("/")[0]
+    if version := run.config.get("transformers_version"):
+        info["inference_engine"] = {"name": "transformers", "version": str(version)}
+    return info
+
+
+def _result(board: Board, run: Run, row: dict[str, Any], when: str | None) -> dict[str, Any]:
+    metric = str(row["metric"])
+    average = row["language"] == AVERAGE
+    name = f"{row['family']}.{'average' if average else row['language']}"
+    result: dict[str, Any] = {
+        "evaluation_result_id": f"{name}.{metric}",
+        "evaluation_name": name,
+        "source_data": _source_data(run, row),
+        "metric_config": {
+            "evaluation_description": board.axes[row["family"]].rule,
+            # Other rules than the plain one are our own constructs, not everybody's accuracy.
+            "metric_id": "accuracy" if metric == "acc" else f"lm_eval_ext.{metric}",
+            "metric_name": metric,
+            "metric_kind": "accuracy" if metric.startswith("acc") else metric,
+            "metric_unit": "proportion",
+            "lower_is_better": not _higher_is_better(run, row["family"], metric),
+            "score_type": "continuous",
+            "min_score": 0.0,
+            "max_score": 1.0,
+        },
+        "score_details": {
+            "score": float(row["score"]),
+            "uncertainty": {
+                "confidence_interval": {
+                    "lower": float(row["low"]),
+                    "upper": float(row["high"]),
+                    "confidence_level": board.level,
+                    "method": "bootstrap over questions",
+                },
+                "num_samples": int(row["n"]),
+                "num_bootstrap_samples": board.resamples,
+            },
+            "details": {"questions": str(row["questions"]), "items": row["items"]},
+        },
+        "generation_config": {"additional_details": _settings(run, row["family"])},
+    }
+    if average:
+        result["score_details"]["details"]["average"] = "macro average over all languages but English"
+    if row["bias"] == row["bias"]:
+        result["score_details"]["details"]["english_bias"] = f"{row['bias']:.6f}"
+    if when:
+        result["evaluation_timestamp"] = when
+    return result
+
+
+def _source_data(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    family, version = str(row["family"]), {"additional_details": {"task_version": str(row["version"])}}
+    if dataset := _hub_dataset(run, family, row["language"]):
+        where = {"hf_config": dataset["task_id"]} if row["language"] != AVERAGE else {}
+        where |= {"hf_revision": dataset["revision"]} if "revision" in dataset else {}
+        return {"dataset_name": family, "source_type": "hf_dataset", "hf_repo": dataset["id"], **where, **version}
+    if family.startswith(("blend", "english_bias")):
+        return {"dataset_name": family, "source_type": "url", "url": [_BLEND], **version}
+    return {"dataset_name": family, "source_type": "other", "source_version": str(row["version"])}
+
+
+def _hub_dataset(run: Run, family: str, language: str) -> dict[str, str] | None:
+    """The hub data set of a family: id, task (its configuration), revision where it is known."""
+    if family.startswith("gmmlu"):
+        from lm_eval_ext.data.gmmlu import REPO, REVISION
+
+        return {"id": REPO, "task_id": language, "revision": REVISION}
+    task = next((task for task in run.tasks if family in (task, family_of(task))), "")
+    source, _, revision = run.tasks[task].source.partition("@") if task else ("", "", "")
+    parts = source.split("/")
+    if len(parts) < 2 or not all(parts):
+        return None
+    found = {"id": "/".join(parts[:2]), "task_id": "/".join(parts[2:]) or "default"}
+    return found | ({"revision": revision} if revision else {})
+
+
+def _entry(board: Board, run: Run, row: dict[str, Any], dataset: dict[str, str]) -> dict[str, Any]:
+    settings = ", ".join(f"{key}: {value}" for key, value in _settings(run, row["family"]).items())
+    notes = [
+        f"{row['metric']} in per cent, {board.level:.0%} interval {100 * row['low']:.2f} to {100 * row['high']:.2f}",
+        f"lm_eval {run.config.get('lm_eval_version', '')} with lm_eval_ext {__version__}, {row['family']} "
+        f"({row['language']}) version {row['version']}".replace("  ", " "),
+        *([settings] if settings else []),
+        *([f"steered: {run.plan}"] if run.plan else []),
+    ]
+    return {
+        "dataset": dataset,
+        "value": round(100 * float(row["score"]), 2),
+        "date": str(row["date"]),
+        "notes": "; ".join(notes),
+    }
+
+
+def _settings(run: Run, family: str) -> dict[str, str]:
+    record = next((record for task, record in run.tasks.items() if family in (task, family_of(task))), None)
+    return {key: str(value) for key, value in (record.settings if record else {}).items() if value is not None}
+
+
+def _higher_is_better(run: Run, family: str, metric: str) -> bool:
+    said = (record.higher_is_better for task, record in run.tasks.items() if family_of(task) == family)
+    return next((bool(known[metric]) for known in said if metric in known), True)
+
+
+def _model_path(run: Run) -> tuple[str, str]:
+    """Developer and name of a model as folders."""
+    developer, _, name = short_model(run.model).rpartition("/")
+    return _safe(developer) or "unknown", _safe(name) or "unknown"
+
+
+def _safe(text: str) -> str:
+    """Text as one part of a path: no separators, no dots in front."""
+    return _UNSAFE.sub("-", text).strip(".-")[:100]

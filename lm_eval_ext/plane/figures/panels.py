@@ -1,0 +1,112 @@
+"""What the small multiples share: which runs they show, how panels are laid out and named."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.plane import theme
+from lm_eval_ext.plane.figures.chart import MAX_RUNS
+from lm_eval_ext.plane.shifts import AVERAGE, Plane
+
+if TYPE_CHECKING:
+    from lm_eval_ext.plane.runs import Run
+
+
+def ranked_runs(plane: Plane, n: int) -> list[Run]:
+    """At most n runs, in the plane's order: those with the largest sum of both average changes."""
+    average = plane.shifts[plane.shifts["language"] == AVERAGE].set_index("run")
+    total = (average["x_change"] + average["y_change"]).to_dict()
+    chosen = {run.name for run in sorted(plane.runs, key=lambda run: -total.get(run.name, -2.0))[:n]}
+    return [run for run in plane.runs if run.name in chosen]
+
+
+def shown_runs(plane: Plane) -> tuple[list[Run], str]:
+    """The runs that small multiples show, and a sentence on those they leave out."""
+    if len(plane.runs) <= MAX_RUNS:
+        return list(plane.runs), ""
+    return (
+        ranked_runs(plane, MAX_RUNS),
+        f" Of {len(plane.runs)} runs, the {MAX_RUNS} with the largest sum of both average changes are shown; "
+        "the tables hold all, and --run chooses others.",
+    )
+
+
+def text(name: str) -> str:
+    """A name as plotly shows it: its own small HTML switched off."""
+    return escape(name, quote=False)
+
+
+def short(name: str, length: int = 24) -> str:
+    """A long name by its end, where the difference usually is."""
+    return text(name if len(name) <= length else f"…{name[1 - length :]}")
+
+
+def language_style(code: str) -> dict[str, str]:
+    """Colour, symbol and dash of a language, the same in every figure; English is black."""
+    codes = list(LANGUAGES)
+    number = codes.index(code) - 1 if code in codes else sum(map(ord, code))
+    if number < 0:
+        return {"colour": theme.INK, "symbol": "circle-open", "dash": "solid"}
+    return {
+        "colour": theme.cycle(theme.SERIES, number),
+        "symbol": theme.cycle(theme.SYMBOLS, number),
+        "dash": theme.cycle(theme.DASHES, number),
+    }
+
+
+def run_style(plane: Plane, run: Run) -> dict[str, str]:
+    """Colour, symbol and pattern of a run, the same in every figure: the baseline black, a control grey and hollow.
+
+    Several models have a colour each, else every run has one.
+    """
+    if run.name == plane.baseline.name:
+        return {"colour": theme.INK, "symbol": "circle-cross-open", "pattern": ""}
+    number = [other.name for other in plane.runs].index(run.name)
+    models = list(dict.fromkeys(other.model for other in plane.runs))
+    hue = models.index(run.model) if len(models) > 1 else number
+    symbol = theme.cycle(theme.SYMBOLS, number)
+    return {
+        "colour": theme.QUIET if run.is_control else theme.cycle(theme.SERIES, hue),
+        "symbol": f"{symbol}-open" if run.is_control else symbol,
+        "pattern": theme.cycle(theme.PATTERNS, number),
+    }
+
+
+def panel_title(name: str, number: int) -> dict[str, Any]:
+    """The title above the panel of a grid whose axes have this number."""
+    suffix = "" if number == 1 else str(number)
+    return {
+        "text": f"<b>{name}</b>",
+        "xref": f"x{suffix} domain",
+        "yref": f"y{suffix} domain",
+        "x": 0,
+        "y": 1,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "yshift": 4,
+        "showarrow": False,
+        "font": {"size": 13, "color": theme.INK},
+    }
+
+
+def spread(values: list[float], gap: float) -> list[float]:
+    """Heights near `values`, in their order, at least `gap` apart: labels that would cover each other."""
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    placed = list(values)
+    groups: list[list[int]] = []
+    for index in order:
+        groups.append([index])
+        while len(groups) > 1 and _low(groups[-1], values, gap) < _low(groups[-2], values, gap) + gap * len(groups[-2]):
+            last = groups.pop()
+            groups[-1] += last
+    for group in groups:
+        for step, index in enumerate(group):
+            placed[index] = _low(group, values, gap) + step * gap
+    return placed
+
+
+def _low(group: list[int], values: list[float], gap: float) -> float:
+    """Where the lowest label of a group stands when the group is centred on its values."""
+    return sum(values[index] for index in group) / len(group) - gap * (len(group) - 1) / 2

@@ -1,0 +1,373 @@
+"""Which runs a tree of the harness's result files holds.
+
+A tree is any folder with `results_DATE.json` and `samples_TASK_DATE.jsonl` as `lm_eval --output_path --log_samples`
+writes them, at any depth. A run is one model under one steering in one folder; evaluations of several dates belong to
+one run and the newest of each task counts. Runs of every model type can be read: one that says nothing of steering is
+unsteered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.languages import LANGUAGES, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+_DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
+_RESULTS_FILE = re.compile(rf"(?P<stem>.+)_(?P<date>{_DATE})\.json")
+
+#: Key of a results file that `lm-eval-ext gate renew` wrote.
+COMMITTED = "lm_eval_ext_baseline"
+
+#: What a results file says of when and by what it was written.
+_VERSIONS = ("date", "lm_eval_version", "transformers_version", "git_hash", "chat_template_sha", "max_length")
+
+#: Model arguments that say how, not what, was evaluated.
+_EXECUTION_ARGS = frozenset({"batch_size", "max_batch_size", "device", "device_map", "parallelize"})
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """One task of one run: where its samples are, and the settings that decide what it can be compared with.
+
+    Attributes:
+        task: name of the task.
+        results: the `results_*.json` file that lists it.
+        samples: the `samples_*.jsonl` file, or None if none was written.
+        date: as in the file names; sorts as text.
+        version: the task's version.
+        language: from the task's metadata or its name; a document's own `language` goes first.
+        n_documents: how many documents were evaluated, as the results file says; None if it does not.
+        settings: limit, number of few-shot examples and seeds.
+        higher_is_better: by metric, as the task says; silent metrics are missing.
+        source: the data set, with its configuration and revision, or the task's file where it is made by code.
+        hash: the harness's hash over documents, prompts and targets; "" where samples were not logged.
+    """
+
+    task: str
+    results: Path
+    samples: Path | None
+    date: str
+    version: str
+    language: str | None
+    n_documents: int | None
+    settings: dict[str, Any]
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    source: str = ""
+    hash: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model under one steering.
+
+    Attributes:
+        name: how the run is called: its folder, with more only where two runs would share a name.
+        folder: path inside the tree, without the last folder where that repeats the model's name ("." for the root).
+        home: the same folder as a path.
+        path: the folder that holds the newest results file.
+        model: name of the model.
+        plan: the steering plan, "" if unsteered.
+        label: a short name given with the steering, or "".
+        details: everything else that tells two runs apart (model arguments, vectors, chat template).
+        date: of the newest evaluation.
+        tasks: newest results by task.
+        older: results that newer ones of the same task replaced.
+        is_committed: whether the folder is a baseline that a gate renewed, not an evaluation.
+        groups: members of each group that was asked for.
+        config: the harness's configuration of the newest evaluation, as it saved it, and the versions of its parts.
+    """
+
+    name: str
+    folder: str
+    home: Path
+    path: Path
+    model: str
+    plan: str
+    label: str
+    details: dict[str, str]
+    date: str
+    tasks: dict[str, TaskResults] = field(repr=False)
+    groups: dict[str, tuple[str, ...]] = field(repr=False)
+    older: tuple[TaskResults, ...] = field(default=(), repr=False)
+    is_committed: bool = False
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the plan adds a random direction."""
+        return "~random" in self.plan
+
+    @property
+    def aliases(self) -> frozenset[str]:
+        """What the run may be called besides its name and its model."""
+        names = {self.folder, Path(self.folder).name, self.path.name, str(self.path), str(self.home), self.label}
+        return frozenset(names - {""} | {self.plan})
+
+
+class Tree(NamedTuple):
+    """The runs of a folder, and what a reader should be told about them."""
+
+    root: Path
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...]
+
+
+def read_tree(root: Path | str) -> Tree:
+    """Find the runs under a folder. Samples are not read yet.
+
+    Raises:
+        ResultsError: the folder does not exist, holds no results, or holds a damaged results file.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ResultsError(f"{root} is not a folder; give the folder that was --output_path of lm_eval")
+    notes: list[str] = []
+    evaluations: dict[str, list[Run]] = {}
+    for path in sorted(root.rglob("*.json")):
+        match = _RESULTS_FILE.fullmatch(path.name)
+        if match is None:
+            if path.name.startswith("results"):
+                notes.append(f"ignored {path.relative_to(root)}: its name has no date, so its samples cannot be found")
+            continue
+        content = _read_results(path, must=match["stem"] == "results")
+        if content is not None:
+            try:
+                evaluation = _evaluation(root, path, match["date"], content)
+            except (AttributeError, TypeError) as error:
+                raise ResultsError(f"{path} is not a results file of the harness: {error}") from None
+            evaluations.setdefault(_identity(evaluation), []).append(evaluation)
+    if not evaluations:
+        raise ResultsError(
+            f"no results in {root}: there is no results_DATE.json in it or below it; "
+            "run lm_eval with --output_path and --log_samples"
+        )
+    runs = _name_runs([_newest(same) for same in evaluations.values()])
+    for run, same in zip(runs, evaluations.values(), strict=True):
+        notes += _superseded(run, same)
+    return Tree(root, tuple(sorted(runs, key=lambda run: run.name)), tuple(notes))
+
+
+def list_runs(runs: Iterable[Run]) -> str:
+    """One line per run, for messages."""
+    return "\n".join(
+        f"  {run.name}: model {short_model(run.model)}, "
+        f"{f'plan {run.plan}' if run.plan else 'unsteered'}, {len(run.tasks)} tasks"
+        for run in runs
+    )
+
+
+def find_run(runs: Collection[Run], name: str) -> Run:
+    """The run that a name means: its own name, else its folder, label, plan ("" is unsteered) or model.
+
+    A model's name means its unsteered run, if it has exactly one.
+
+    Raises:
+        ResultsError: no run, or more than one, is meant.
+    """
+    name = name.rstrip("/")
+    readings = (
+        [run for run in runs if run.name == name],
+        [run for run in runs if name in run.aliases],
+        [run for run in runs if name in (run.model, short_model(run.model)) and not run.plan],
+        [run for run in runs if name in (run.model, short_model(run.model))],
+    )
+    found = next(filter(None, readings), [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ResultsError(f"{name!r} is ambiguous, it may mean any of these runs:\n{list_runs(found)}")
+    raise ResultsError(
+        f"no run is called {name!r}; a run is named by its folder, label, plan or model:\n{list_runs(runs)}"
+    )
+
+
+def short_model(model: str) -> str:
+    """A model's name without the folders of a local path; hub names stay whole."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
+def _read_results(path: Path, *, must: bool) -> dict[str, Any] | None:
+    """The content of a results file; None for other JSON, if it need not be one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ResultsError(f"{path}{damage(error)}; delete the file or evaluate again") from None
+    if isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("results", "configs")):
+        return content
+    if must:
+        raise ResultsError(f"{path} is not a results file of the harness: it has no 'results' and 'configs'")
+    return None
+
+
+def damage(error: ValueError, line: int | None = None) -> str:
+    """Where and how JSON is damaged, to follow a file's name in a message."""
+    if isinstance(error, json.JSONDecodeError):
+        return f", line {line or error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+    return f"{f', line {line}' if line else ''}: not text in UTF-8"
+
+
+def _evaluation(root: Path, path: Path, date: str, content: dict[str, Any]) -> Run:
+    """One results file as a run of its own, not yet named."""
+    config = content.get("config") or {}
+    arguments = _parse_args(config.get("model_args"))
+    steering = config.get("steering") or {}
+    model_type = str(config.get("model") or "")
+    model_name = str(content.get("model_name") or "")
+    # Where no argument names the model, the harness invents a new name at every run.
+    if model_name not in map(str, arguments.values()):
+        model_name = str(steering.get("pretrained") or model_type)
+    place = path.parent.relative_to(root)
+    if place.name == content.get("model_name_sanitized"):
+        place = place.parent
+    vectors = steering.get("vectors") or {}
+    details = {
+        "type": model_type,
+        **{key: value for key, value in arguments.items() if key not in _EXECUTION_ARGS},
+        "positions": steering.get("positions"),
+        "vectors_sha256": str(vectors["sha256"])[:12] if "sha256" in vectors else None,
+        "chat_template_sha": content.get("chat_template_sha"),
+        "system_instruction_sha": content.get("system_instruction_sha"),
+    }
+    return Run(
+        name="",
+        folder=place.as_posix(),
+        home=root / place,
+        path=path.parent,
+        model=model_name,
+        # The harness's own `steered` model names a file where ours has a plan.
+        plan=str(steering.get("plan") or arguments.get("steer_path") or ""),
+        label=str(steering.get("label") or ""),
+        details={key: str(value) for key, value in details.items() if value is not None},
+        date=date,
+        tasks={task: _task_results(task, path, date, content) for task in content["configs"]},
+        groups={
+            group: tuple(map(str, members))
+            for group, members in (content.get("group_subtasks") or {}).items()
+            if members
+        },
+        is_committed=bool(content.get(COMMITTED)),
+        config={**config, **{key: content[key] for key in _VERSIONS if content.get(key)}},
+    )
+
+
+def _task_results(task: str, path: Path, date: str, content: dict[str, Any]) -> TaskResults:
+    samples = path.with_name(f"samples_{task}_{date}.jsonl")
+    config = content.get("config") or {}
+    metadata = content["configs"][task].get("metadata") or {}
+    in_name = [token for token in re.split(r"[_\-]", task) if token in LANGUAGES]
+    declared = normalise(str(metadata["language"])) if metadata.get("language") else None
+    return TaskResults(
+        task=task,
+        results=path,
+        samples=samples if samples.is_file() else None,
+        date=date,
+        version=str((content.get("versions") or {}).get(task)),
+        language=declared or (in_name[0] if len(in_name) == 1 else None),
+        n_documents=((content.get("n-samples") or {}).get(task) or {}).get("effective"),
+        settings={
+            "limit": config.get("limit"),
+            "few-shot examples": (content.get("n-shot") or {}).get(task),
+            "few-shot seed": config.get("fewshot_seed"),
+            "random seed": config.get("random_seed"),
+        },
+        higher_is_better=(content.get("higher_is_better") or {}).get(task) or {},
+        source=_source(content["configs"][task]),
+        hash=str((content.get("task_hashes") or {}).get(task) or ""),
+    )
+
+
+def _source(task: dict[str, Any]) -> str:
+    """Where the documents of a task come from."""
+    if path := task.get("dataset_path"):
+        parts = (short_model(str(path)), task.get("dataset_name"))
+        revision = (task.get("dataset_kwargs") or {}).get("revision")
+        return "/".join(str(part) for part in parts if part) + (f"@{revision}" if revision else "")
+    file = (task.get("metadata") or {}).get("config_source")
+    return Path(str(file)).name if file else ""
+
+
+def _parse_args(model_args: Any) -> dict[str, Any]:
+    """Model arguments, which the harness saves as it was given them: a dictionary or `key=value,key=value`."""
+    if isinstance(model_args, dict):
+        return model_args
+    pairs = (part.partition("=") for part in str(model_args or "").split(","))
+    return {key.strip(): value.strip() for key, _, value in pairs if key.strip()}
+
+
+def _identity(run: Run) -> str:
+    return json.dumps([run.folder, run.model, run.plan, run.details], sort_keys=True)
+
+
+def _newest(evaluations: list[Run]) -> Run:
+    """Several dates of one run as one: of each task, the newest."""
+    ordered = sorted(evaluations, key=lambda run: run.date)
+    tasks = {task: record for run in ordered for task, record in run.tasks.items()}
+    groups = {group: members for run in ordered for group, members in run.groups.items()}
+    older = [record for run in ordered for task, record in run.tasks.items() if record is not tasks[task]]
+    return replace(ordered[-1], tasks=tasks, groups=groups, older=tuple(older))
+
+
+def _superseded(run: Run, evaluations: list[Run]) -> list[str]:
+    """A note on every older evaluation whose results no longer count."""
+    notes = []
+    for older in sorted(evaluations, key=lambda evaluation: evaluation.date):
+        replaced = [record for task, record in older.tasks.items() if run.tasks[task] != record]
+        if not replaced:
+            continue
+        newer = [run.tasks[record.task] for record in replaced]
+        changed = {
+            f"{key} {old.settings[key]} -> {new.settings[key]}"
+            for old, new in zip(replaced, newer, strict=True)
+            for key in old.settings
+            if old.settings[key] != new.settings[key]
+        }
+        newest = max(record.date for record in newer)
+        notes.append(
+            f"run {run.name!r}: {some(record.task for record in replaced)} evaluated on {older.date} and again on "
+            f"{newest}; the newest counts" + "".join(f"; {text}" for text in sorted(changed))
+        )
+    return notes
+
+
+def some(names: Iterable[str], n_shown: int = 3) -> str:
+    """A list that stays short: `a, b, c and 4 more`."""
+    listed = list(names)
+    rest = len(listed) - n_shown
+    return ", ".join(listed[:n_shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _name_runs(runs: list[Run]) -> list[Run]:
+    """Each run's folder as its name; where several share it also model, steering, and what else differs."""
+    named = [replace(run, name=short_model(run.model) if run.folder == "." else run.folder) for run in runs]
+    for longer in (_with_model, _with_steering, _with_details):
+        sharing: dict[str, list[Run]] = {}
+        for run in named:
+            sharing.setdefault(run.name, []).append(run)
+        named = [longer(run, sharing[run.name]) if len(sharing[run.name]) > 1 else run for run in named]
+    return named
+
+
+def _with_model(run: Run, sharing: list[Run]) -> Run:
+    if len({other.model for other in sharing}) == 1:
+        return run
+    return replace(run, name=f"{run.name}/{short_model(run.model)}" if run.folder != "." else run.name)
+
+
+def _with_steering(run: Run, sharing: list[Run]) -> Run:
+    labels = [other.label for other in sharing]
+    steering = run.label if run.label and labels.count(run.label) == 1 else run.plan
+    return replace(run, name=f"{run.name} [{steering}]") if steering else run
+
+
+def _with_details(run: Run, sharing: list[Run]) -> Run:
+    keys = {key for other in sharing for key in other.details}
+    differing = {key for key in keys if len({other.details.get(key) for other in sharing}) > 1}
+    return replace(run, name=f"{run.name} ({', '.join(f'{key}={run.details.get(key)}' for key in sorted(differing))})")

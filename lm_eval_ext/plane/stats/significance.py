@@ -1,0 +1,90 @@
+"""Tests of paired scores that rest on counting, and the correction for their number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy import special, stats
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+Alternative = Literal["two-sided", "less", "greater"]
+
+
+def mcnemar(gains: int, losses: int, alternative: Alternative = "two-sided") -> float:
+    """Exact p-value of McNemar's test: would a coin have divided the changed documents so unevenly?
+
+    Args:
+        gains, losses: documents whose score rose and fell.
+        alternative: "less" asks for a loss, "greater" for a gain.
+    """
+    if gains < 0 or losses < 0:
+        raise ValueError(f"counts cannot be negative, got {gains} and {losses}")
+    if not gains + losses:
+        return 1.0
+    return float(stats.binomtest(gains, gains + losses, 0.5, alternative).pvalue)
+
+
+def sign_flip(
+    contributions: ArrayLike,
+    alternative: Alternative = "two-sided",
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """P-value of the sum of differences per cluster, were baseline and candidate interchangeable in each.
+
+    Under that null hypothesis every cluster's difference might as well have the other sign (Fisher's randomisation test).
+    Clusters of one size of change are flipped together, as one binomial draw. With one size only, as for right-or-wrong
+    answers in one language, the p-value is exact and McNemar's; else Monte Carlo, never below 1 / (resamples + 1).
+
+    Args:
+        contributions: [clusters] summed differences, such as `ClusterBootstrap.contributions`.
+        alternative: "less" asks for a loss, "greater" for a gain.
+        resamples, seed: of the Monte Carlo test.
+    """
+    values = np.asarray(contributions, dtype=np.float64)
+    # Sums of thirds or sixths differ in their last bits although they are the same change.
+    sizes, which = np.unique(np.round(np.abs(values[values != 0]), 12), return_inverse=True)
+    if len(sizes) <= 1:
+        return mcnemar(int((values > 0).sum()), int((values < 0).sum()), alternative)
+    repeats = np.bincount(which)
+    rng = np.random.default_rng(seed)
+    drawn = (2 * rng.binomial(repeats, 0.5, size=(resamples, len(sizes))) - repeats) @ sizes
+    observed, slack = values.sum(), 1e-9 * np.abs(values).sum()
+    extreme = {
+        "less": drawn <= observed + slack,
+        "greater": drawn >= observed - slack,
+        "two-sided": np.abs(drawn) >= abs(observed) - slack,
+    }[alternative]
+    return float((1 + extreme.sum()) / (resamples + 1))
+
+
+def share_test(share: float, n: float, reference: float, alternative: Literal["less", "greater"]) -> float:
+    """Exact binomial p-value of a share of right answers below ("less") or above a reference.
+
+    `n` need not be whole: for clustered documents it is their effective number, share (1 - share) / variance (Korn &
+    Graubard 1998, Survey Methodology 24), for which the binomial sums become incomplete beta functions.
+    """
+    if not (0 <= share <= 1 and 0 <= reference <= 1 and n > 0):
+        raise ValueError(f"shares lie between 0 and 1 and n above 0, got {share}, {reference} and {n}")
+    right = share * n
+    if alternative == "greater":
+        return 1.0 if right <= 0 else float(special.betainc(right, n - right + 1, reference))
+    return 1.0 if right >= n else float(special.betaincc(right + 1, n - right, reference))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values adjusted for their number (Holm 1979): those at most alpha keep all false alarms together below alpha.
+
+    NaN (no test was made) stays NaN and does not count.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted

@@ -1,0 +1,93 @@
+"""Puts the report together."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_eval_ext.plane.figures import charts
+from lm_eval_ext.plane.figures.context import context_gaps
+from lm_eval_ext.plane.page import figure_part, render, sentence
+from lm_eval_ext.plane.runs import short_model
+from lm_eval_ext.plane.shifts import AVERAGE, Plane
+from lm_eval_ext.plane.stats import RESAMPLES
+from lm_eval_ext.plane.table import LEGEND, describe, header, rows
+from lm_eval_ext.report import provenance
+from lm_eval_ext.report.findings import findings, open_questions
+from lm_eval_ext.report.items import changed_items
+
+if TYPE_CHECKING:
+    from lm_eval_ext.plane.figures import Chart
+
+#: Of more runs each has fewer resamples: our default, so that 200 runs are reported in a minute.
+MANY_RUNS, RESAMPLES_OF_MANY = 40, 1_000
+
+_HERE = Path(__file__).parent / "templates"
+
+
+def default_resamples(n_runs: int) -> int:
+    """Bootstrap resamples for a number of runs."""
+    return RESAMPLES if n_runs <= MANY_RUNS else RESAMPLES_OF_MANY
+
+
+class Report:
+    """A measured plane as a page.
+
+    Args:
+        plane: what was measured.
+        title: of the page; after the baseline if not given.
+        max_items: in the browser of changed items; 0 for no browser.
+    """
+
+    def __init__(self, plane: Plane, *, title: str = "", max_items: int = 5_000) -> None:
+        self.plane = plane
+        self.title = title or f"What changed against {plane.baseline.name}"
+        self.max_items = max_items
+
+    @cached_property
+    def charts(self) -> list[Chart]:
+        """Every figure."""
+        return charts(self.plane)
+
+    @cached_property
+    def findings(self) -> list[str]:
+        """What the intervals support, in sentences."""
+        return findings(self.plane, context_gaps(self.plane))
+
+    def html(self) -> str:
+        """The whole page. Every name and text in it is escaped."""
+        plane = self.plane
+        table = rows(plane)
+        browser = changed_items(plane, self.max_items) if self.max_items else None
+        return render(
+            "report.html",
+            folder=_HERE,
+            title=self.title,
+            charts=self.charts,
+            parts_of_charts=[figure_part(chart) for chart in self.charts],
+            scripts=[(_HERE / "report.js").read_text(encoding="utf-8")],
+            data={"items-data": browser.data} if browser else {},
+            plane=plane,
+            model=short_model(plane.baseline.model),
+            n_runs=len(plane.runs),
+            description=[sentence(line) for line in describe(plane)],
+            findings=self.findings,
+            open_questions=open_questions(plane),
+            legend=sentence(LEGEND),
+            header=header(plane),
+            averages=[row for row in table if row[1] == AVERAGE],
+            languages=[row for row in table if row[1] != AVERAGE],
+            browser=browser,
+            runs=(provenance.RUN_TITLES, provenance.run_rows(plane)),
+            tasks=(provenance.DATA_TITLES, provenance.data_rows(plane)),
+            commands=provenance.commands(plane, self._arguments()),
+        )
+
+    def _arguments(self) -> list[str]:
+        """Of the command that makes this page."""
+        plane = self.plane
+        words = ["RESULTS", "--baseline", plane.baseline.name, "--x", plane.x.name, "--y", plane.y.name]
+        words += ["--x-metric", plane.x.score, "--y-metric", plane.y.score]
+        words += ["--resamples", str(plane.resamples), "--seed", str(plane.seed), "--level", f"{plane.level:g}"]
+        return [*words, "-o", "report.html"]

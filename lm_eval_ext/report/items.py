@@ -1,0 +1,224 @@
+"""The items whose answer changed: question, options, who chose what before and after."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.languages import normalise
+from lm_eval_ext.plane.figures.panels import ranked_runs
+from lm_eval_ext.plane.results import read_documents, read_samples
+from lm_eval_ext.plane.shifts import AVERAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+
+    from lm_eval_ext.plane.axes import Axis
+    from lm_eval_ext.plane.runs import Run
+    from lm_eval_ext.plane.shifts import Plane
+
+#: Runs in the browser; of more, those with the largest sum of both average changes.
+MAX_RUNS = 24
+
+_MAX_TEXT = 1_200  # characters of a question; an option has a third
+_TOPICS = ("topic", "subject", "category")
+_QUESTIONS = ("question", "query", "problem", "prompt", "text")
+
+#: How a metric reads an option's score from its log-likelihood, its text and its log-likelihood after nothing; whether
+#: it needs the last.
+_RULES: dict[str, tuple[Callable[[float, str, float], float], bool]] = {
+    "acc_norm": (lambda given, text, _: given / max(len(text), 1), False),
+    "acc_bytes": (lambda given, text, _: given / max(len(text.encode()), 1), False),
+    "acc_mutual_info": (lambda given, _, alone: given - alone, True),
+    "acc_prior": (lambda _given, _, alone: alone, True),
+}
+
+
+@dataclass(frozen=True)
+class Browser:
+    """What the browser of changed items shows.
+
+    Attributes:
+        data: for the page's script: names of the runs, and the items (short keys: see `_item`).
+        note: what was left out, in words; "" if nothing.
+    """
+
+    data: dict[str, Any]
+    note: str
+
+
+def changed_items(plane: Plane, max_items: int) -> Browser:
+    """The items on which any run differs from the baseline, in score or in the wrong answer that it chose.
+
+    Where the documents are more than `max_items`, a sample of them: those whose hash falls below a threshold, the same for
+    every run.
+    """
+    runs = ranked_runs(plane, MAX_RUNS)
+    total = _n_documents(plane)
+    share = min(1.0, max_items / total) if total else 1.0
+    items = [
+        item
+        for number, axis in enumerate((plane.x, plane.y))
+        for task in axis.tasks
+        for item in _changed(plane, axis, number, task, runs, share)
+    ]
+    # Cultural questions first: they are what is looked for here.
+    order = {language: place for place, language in enumerate(plane.languages)}
+    items.sort(key=lambda item: (-item["a"], order.get(item["l"], len(order))))
+    notes = []
+    if share < 1:
+        notes.append(
+            f"A random {share:.1%} of the {total:,} documents was searched, the same for every run (--items raises it)."
+        )
+    if len(runs) < len(plane.runs):
+        notes.append(f"Of {len(plane.runs)} runs, the {len(runs)} with the largest sum of both average changes.")
+    data = {
+        "baseline": plane.baseline.name,
+        "runs": [run.name for run in runs],
+        "axes": [axis.title for axis in (plane.x, plane.y)],
+        "items": items,
+    }
+    return Browser(data, " ".join(notes))
+
+
+def _n_documents(plane: Plane) -> int:
+    rows = plane.shifts[(plane.shifts["run"] == plane.baseline.name)]
+    rows = rows[rows["language"] != AVERAGE] if plane.languages else rows
+    return int(rows[["x_n", "y_n"]].sum().sum())
+
+
+def _changed(
+    plane: Plane, axis: Axis, number: int, task: str, runs: list[Run], share: float
+) -> Iterator[dict[str, Any]]:
+    """The changed items of one task."""
+    if task not in plane.baseline.tasks:
+        return
+    hashes = read_samples(plane.baseline, task)["doc_hash"].unique()
+    wanted = {doc_hash for doc_hash in hashes if zlib.crc32(doc_hash.encode()) < share * 2**32}
+    before = {sample["doc_hash"]: sample for sample in _samples(plane.baseline, axis, task, wanted)}
+    items: dict[str, dict[str, Any]] = {}
+    for place, run in enumerate(runs):
+        if task not in run.tasks:
+            continue
+        for after in _samples(run, axis, task, wanted):
+            doc_hash = after["doc_hash"]
+            if doc_hash not in before:
+                continue
+            old, new = (_answer(sample, axis) for sample in (before[doc_hash], after))
+            if old != new:
+                if doc_hash not in items:
+                    items[doc_hash] = _item(plane, before[doc_hash], axis, number, task)
+                items[doc_hash]["r"][place] = new
+    languages = {*plane.languages, ""}
+    yield from (item for item in items.values() if item["l"] in languages or not plane.languages)
+
+
+def _samples(run: Run, axis: Axis, task: str, wanted: Container[str]) -> Iterator[dict[str, Any]]:
+    return (
+        sample
+        for sample in read_documents(run, task, wanted)
+        if sample.get("filter") == axis.filter and sample.get(axis.metric) is not None
+    )
+
+
+def _item(plane: Plane, sample: dict[str, Any], axis: Axis, number: int, task: str) -> dict[str, Any]:
+    """One item: a axis, l language, t topic, q question, o options, c their countries, g gold, b the baseline's answer.
+
+    An answer is [chosen option or generated text, whether it is right]; `r` holds those of the runs by their place.
+    """
+    document = _document(sample)
+    options = _options(sample)
+    countries = document.get("countries")
+    language = document.get("language") or plane.baseline.tasks[task].language or ""
+    return {
+        "a": number,
+        "l": normalise(str(language)) if language else "",
+        "t": _shorten(next((str(document[name]) for name in _TOPICS if document.get(name)), ""), 80),
+        "q": _shorten(_question(sample), _MAX_TEXT),
+        "o": [_shorten(option, _MAX_TEXT // 3) for option in options],
+        "c": [_countries(entry) for entry in countries] if isinstance(countries, list) else [],
+        "g": _gold(sample, options),
+        "b": _answer(sample, axis),
+        "r": {},
+    }
+
+
+def _document(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample["doc"] if isinstance(sample.get("doc"), dict) else {}
+
+
+def _countries(entry: Any) -> list[str]:
+    return (
+        [str(name).replace("_", " ") for name in entry] if isinstance(entry, list) else [str(entry).replace("_", " ")]
+    )
+
+
+def _question(sample: dict[str, Any]) -> str:
+    document = _document(sample)
+    for name in _QUESTIONS:
+        if isinstance(document.get(name), str):
+            return str(document[name])
+    first: Any = next(iter((sample.get("arguments") or {}).values()), {})
+    return str(first.get("arg_0", "")) if isinstance(first, dict) else ""
+
+
+def _options(sample: dict[str, Any]) -> list[str]:
+    """The texts to choose from; none where an answer is generated."""
+    document = _document(sample)
+    for name in ("options", "choices"):
+        listed = document.get(name)
+        if isinstance(listed, dict):
+            listed = listed.get("text")
+        if isinstance(listed, list) and len(listed) > 1 and all(isinstance(text, str) for text in listed):
+            return listed
+    asked = [entry for entry in (sample.get("arguments") or {}).values() if isinstance(entry, dict)]
+    texts = [
+        str(entry["arg_1"]).strip() for entry in asked if entry.get("arg_0") and isinstance(entry.get("arg_1"), str)
+    ]
+    return texts if len(texts) > 1 else []
+
+
+def _answer(sample: dict[str, Any], axis: Axis) -> list[Any]:
+    """[chosen option, or the generated text, whether it is right]."""
+    score = sample[axis.metric]
+    right = int(score == 1) if isinstance(score, (int, float)) else 0
+    responses = sample.get("filtered_resps") or []
+    scores = _log_likelihoods(responses)
+    if scores is None:
+        return [_shorten(str(responses[0]), _MAX_TEXT // 3), right]
+    options = _options(sample)
+    given, alone = scores[: len(options)], scores[len(options) :]
+    rule, needs_alone = _RULES.get(axis.metric, (None, False))
+    if len(given) < 2 or (needs_alone and len(alone) != len(given)):
+        return [None, right]
+    if rule:
+        given = [rule(*parts) for parts in zip(given, options, alone or given, strict=True)]
+    return [given.index(max(given)), right]
+
+
+def _log_likelihoods(responses: list[Any]) -> list[float] | None:
+    """Of (log-likelihood, whether it is the greedy answer) pairs; None where text was generated."""
+    pairs = [response for response in responses if isinstance(response, (list, tuple)) and len(response) == 2]
+    if len(pairs) < len(responses):
+        return None
+    try:
+        return [float(score) for score, _ in pairs]
+    except (TypeError, ValueError):
+        return None
+
+
+def _gold(sample: dict[str, Any], options: list[str]) -> int | None:
+    for value in (_document(sample).get("gold"), sample.get("target")):
+        text = str(value).strip()
+        if text.isdigit() and int(text) < len(options):
+            return int(text)
+        if len(text) == 1 and 0 <= ord(text) - ord("A") < len(options):
+            return ord(text) - ord("A")
+        if text in options:
+            return options.index(text)
+    return None
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,109 @@
+"""Where a transformers model keeps its residual stream: decoder layers, their count and width, and its identity.
+
+The residual stream after decoder layer `l` (0-based) is the output of block `l`, that is `hidden_states[l + 1]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+#: The convention of every layer number in plans, vector files and results (our default; the paper does not say).
+LAYER_CONVENTION = "0-based output of block l = hidden_states[l+1]"
+
+_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that describes the text decoder (multimodal models nest it)."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def fingerprint(config: Any) -> str:
+    """A short hash of the decoder's shape: the same for a base model and its fine-tuned or adapted descendants.
+
+    Vectors of one may be used on the other; whether that helps is a question, not a mistake. The vocabulary is left out,
+    since adapters may add tokens.
+    """
+    text = text_config(config)
+    identity = {key: getattr(text, key, None) for key in _IDENTITY}
+    # Releases of transformers differ in whether they write these out where they follow from the others.
+    heads = identity["num_attention_heads"]
+    identity["num_key_value_heads"] = getattr(text, "num_key_value_heads", None) or heads
+    width = identity["hidden_size"]
+    derived = width // heads if isinstance(width, int) and isinstance(heads, int) else None
+    identity["head_dim"] = getattr(text, "head_dim", None) or derived
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def layer_count(config: Any) -> int:
+    """Number of decoder layers, from the config alone (no weights needed)."""
+    return int(text_config(config).num_hidden_layers)
+
+
+def hidden_size(config: Any) -> int:
+    """Width of the residual stream, from the config alone."""
+    return int(text_config(config).hidden_size)
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of `model`, whatever wraps it (PEFT, multimodal) and however its family names them.
+
+    Found by structure, not by a table of names: the module list with as many entries as the config has layers.
+
+    Raises:
+        ModelError: an encoder-decoder, or no such list, or several.
+    """
+    from torch import nn
+
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{config.model_type} is an encoder-decoder; steering needs a decoder-only model (AutoModelForCausalLM)"
+        )
+    count = layer_count(config)
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and not _inside_vision(name)
+    }
+    # Per-layer lists inside a layer (experts, say) may have as many entries: the stack itself is the outermost.
+    outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists if other != n)}
+    if len(outermost) != 1:
+        found = ", ".join(outermost) or "none"
+        raise ModelError(
+            f"cannot tell which module list of {config.model_type} holds its {count} decoder layers: {found}"
+        )
+    return next(iter(outermost.values()))
+
+
+def _inside_vision(name: str) -> bool:
+    return any(word in name for word in ("vision", "visual", "audio"))
+
+
+def residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The residual stream [batch, length, hidden] in a decoder layer's output: a tensor in transformers 5, the head of a
+    tuple in 4.
+
+    Raises:
+        ModelError: the layers hand on something else (Gemma 3n: several streams at once).
+    """
+    stream = output[0] if isinstance(output, tuple) else output
+    if stream.dim() != 3:
+        raise ModelError(
+            f"this architecture's decoder layers hand on {list(stream.shape)}, not one residual stream [batch, length, "
+            "hidden]: it can be evaluated, not steered"
+        )
+    return stream
+
+
+def with_residual(output: Tensor | tuple[Tensor, ...], value: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """`output` with its residual stream replaced (never edited in place)."""
+    return (value, *output[1:]) if isinstance(output, tuple) else value

@@ -1,0 +1,240 @@
+"""Steering plans: one string that says what is added where, how strongly, and at which tokens.
+
+Grammar (spaces are not allowed, so that a plan survives `--model_args`)::
+
+    plan         = intervention { "+" intervention }
+    intervention = kind [ "~" control ] "@" layers [ ":" gamma ] [ "/" position ]
+    kind         = "en" | "loc" | any kind in the vector file
+    control      = "random" [ seed ] | language
+    layers       = layer [ "-" layer ]
+    layer        = integer (0-based output of a block) | depth "%"
+    gamma        = number | number "%"
+    position     = "prompt" | "last" | "all"
+
+`en@20:2+loc@28:2` is the paper's surgical steering on Gemma 3 12B: gamma 2 for both, layers 20 and 28 of 48. A depth of
+42% is the layer `round(0.42 * layers)`. A plain gamma multiplies the raw vector, h + gamma v; `5%` scales the vector to 5
+per cent of the layer's mean residual norm. A range adds each layer's own vector at each of its layers. `loc~zh` uses the
+Chinese vector for every request and `loc~random7` a random direction of the same norm (seed 7): the controls without
+which no effect is a finding.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, NoReturn, get_args
+
+from lm_eval_ext.errors import PlanError
+
+Position = Literal["prompt", "last", "all"]
+POSITIONS: tuple[Position, ...] = get_args(Position)
+
+#: Where vectors are added unless a plan says otherwise (our default; the paper does not say).
+DEFAULT_POSITION: Position = "prompt"
+
+#: The paper's EN strength. For LOC none is known; 2 is our default.
+DEFAULT_GAMMA = 2.0
+
+_KIND = r"[A-Za-z_]\w*"
+_EXAMPLE = "a plan looks like en@42%:2+loc@58%:2 (kind@layer:gamma, joined by +)"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer, by number or by depth (a share of the layer count)."""
+
+    value: float
+    is_depth: bool
+
+    def resolve(self, n_layers: int) -> int:
+        """The 0-based layer in a model of `n_layers`. A depth rounds half up and never passes the last layer.
+
+        Raises:
+            PlanError: a number that the model does not have.
+        """
+        if self.is_depth:
+            return min(math.floor(self.value / 100 * n_layers + 0.5), n_layers - 1)
+        if self.value >= n_layers:
+            raise PlanError(
+                f"layer {int(self.value)} does not exist: the model has {n_layers} decoder layers, "
+                f"valid: 0-{n_layers - 1} or a depth such as 58%"
+            )
+        return int(self.value)
+
+    def __str__(self) -> str:
+        return f"{_written(self.value)}%" if self.is_depth else f"{int(self.value)}"
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Strength: a multiple of the raw vector, or a share of the layer's mean residual norm."""
+
+    value: float
+    is_relative: bool = False
+
+    def __str__(self) -> str:
+        return _written(self.value) + ("%" if self.is_relative else "")
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One term of a plan: add `gamma` times the vectors of `kind` after the layers `first` to `last`."""
+
+    kind: str
+    first: Layer
+    last: Layer
+    gamma: Gamma
+    control: str | None = None
+    position: Position | None = None
+
+    def layers(self, n_layers: int) -> range:
+        """The 0-based layers in a model of `n_layers`.
+
+        Raises:
+            PlanError: a layer the model does not have, or a range that runs backwards.
+        """
+        first, last = self.first.resolve(n_layers), self.last.resolve(n_layers)
+        if last < first:
+            raise PlanError(f"the layer range of {self} runs backwards ({first} to {last})")
+        return range(first, last + 1)
+
+    @property
+    def random_seed(self) -> int | None:
+        """The seed of a random control, else None."""
+        if self.control is None or not (match := re.fullmatch(r"random(\d*)", self.control)):
+            return None
+        return int(match[1] or 0)
+
+    @property
+    def fixed_language(self) -> str | None:
+        """The language whose vector is used for every request, else None."""
+        return None if self.random_seed is not None else self.control
+
+    def __str__(self) -> str:
+        layers = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
+        control = f"~{self.control}" if self.control else ""
+        position = f"/{self.position}" if self.position else ""
+        return f"{self.kind}{control}@{layers}:{self.gamma}{position}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Interventions that apply together. An empty plan leaves the model as it is."""
+
+    interventions: tuple[Intervention, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str | None) -> Plan:
+        """Read a plan; None and the empty string are the empty plan.
+
+        Raises:
+            PlanError: a mistake in the grammar; the message points at the character.
+        """
+        return cls(tuple(_Parser(text).interventions())) if text else cls()
+
+    def __bool__(self) -> bool:
+        return bool(self.interventions)
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.interventions))
+
+
+class _Parser:
+    """A cursor over the plan's text; every mistake is reported with its place."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def interventions(self) -> list[Intervention]:
+        found = [self._intervention()]
+        while self._take(r"\+"):
+            found.append(self._intervention())
+        if self.at < len(self.text):
+            self._fail("expected '+', ':', '/' or the end")
+        return found
+
+    def _intervention(self) -> Intervention:
+        kind = self._need(_KIND, "a kind of vector, such as en or loc")
+        control = self._need(r"[A-Za-z]\w*", "'random', 'random7' or a language code") if self._take("~") else None
+        self._need("@", "'@' and a layer")
+        first = self._layer()
+        last = self._layer() if self._take("-") else first
+        gamma = self._gamma() if self._take(":") else Gamma(DEFAULT_GAMMA)
+        position = self._position() if self._take("/") else None
+        return Intervention(kind, first, last, gamma, control, position)
+
+    def _layer(self) -> Layer:
+        start = self.at
+        number = self._need(r"[0-9]+(?:\.[0-9]+)?", "a layer: 0, 1, 2 ... or a depth such as 58%")
+        if self._take("%"):
+            if float(number) > 100:
+                self.at = start
+                self._fail("a depth is at most 100%")
+            return Layer(float(number), is_depth=True)
+        if "." in number:
+            self.at = start
+            self._fail("a layer is a whole number, or a depth with a per cent sign")
+        return Layer(int(number), is_depth=False)
+
+    def _gamma(self) -> Gamma:
+        start = self.at
+        number = float(
+            self._need(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?", "a strength such as 2, -0.5 or 5%")
+        )
+        if not math.isfinite(number):
+            self.at = start
+            self._fail("a strength must be finite")
+        return Gamma(number, is_relative=bool(self._take("%")))
+
+    def _position(self) -> Position:
+        start = self.at
+        word = self._need(r"\w*", "a position")
+        try:
+            return parse_position(word)
+        except PlanError:
+            self.at = start
+            self._fail(f"a position is one of {', '.join(POSITIONS)}")
+
+    def _take(self, pattern: str) -> str | None:
+        match = re.compile(pattern).match(self.text, self.at)
+        if match is None:
+            return None
+        self.at = match.end()
+        return match[0]
+
+    def _need(self, pattern: str, wanted: str) -> str:
+        found = self._take(pattern)
+        if found is None:
+            self._fail(f"expected {wanted}")
+        return found
+
+    def _fail(self, what: str) -> NoReturn:
+        got = repr(self.text[self.at]) if self.at < len(self.text) else "the end"
+        raise PlanError(
+            f"steering plan, character {self.at + 1}: {what}, got {got}\n  {self.text}\n  {' ' * self.at}^\n{_EXAMPLE}"
+        )
+
+
+def is_kind(text: str) -> bool:
+    """Whether a plan can name a kind of vector so."""
+    return re.fullmatch(_KIND, text) is not None
+
+
+def _written(value: float) -> str:
+    """A number as the grammar reads it: every digit that matters, and no exponent."""
+    return f"{Decimal(repr(value)).normalize():f}"
+
+
+def parse_position(text: str) -> Position:
+    """A position given by the user as the default of a plan.
+
+    Raises:
+        PlanError: not one of `POSITIONS`.
+    """
+    for position in POSITIONS:
+        if text == position:
+            return position
+    raise PlanError(f"positions={text!r} is unknown, valid: {', '.join(POSITIONS)}")

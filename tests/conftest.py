@@ -1,0 +1,24 @@
+"""Shared fixtures: where the real data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _shared_data() -> Path | None:
+    for candidate in (os.environ.get("LM_EVAL_EXT_TEST_DATA"), Path(__file__).parents[2] / "shared" / "data"):
+        if candidate and (Path(candidate) / "blend").is_dir():
+            return Path(candidate).resolve()
+    return None
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real upstream data; the test is skipped where there is none (a public clone ships none)."""
+    found = _shared_data()
+    if found is None:
+        pytest.skip("needs the upstream data: set LM_EVAL_EXT_TEST_DATA to a mirror (see README, 'Data mirror')")
+    return found

@@ -1,0 +1,141 @@
+"""`lm-eval-ext` and `python -m lm_eval_ext`: what reaches the harness, how mistakes end, how fast it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lm_eval_ext import __version__, cli
+from lm_eval_ext.errors import UserError
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setenv("COLUMNS", "200")
+    return CliRunner()
+
+
+def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lm_eval_ext", *arguments]
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, function: object, name: str = "plane") -> None:
+    """Let a subcommand be another function."""
+    monkeypatch.setattr(cli, "_function", {cli.COMMANDS[name][0]: function}.__getitem__)
+
+
+def test_version_and_help_name_every_command(runner: CliRunner) -> None:
+    assert runner.invoke(cli.app, ["--version"]).output == f"lm_eval_ext {__version__}\n"
+    output = runner.invoke(cli.app, ["--help"]).output
+    for name, (_, summary) in cli.COMMANDS.items():
+        assert name in output
+        assert summary[:40] in output
+    assert "Examples" in output
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom lm_eval_ext.cli import main\nsys.argv = ['lm-eval-ext', '--help']\n"
+        "try: main()\nfinally: print({'torch', 'lm_eval', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        assert process.stdout.endswith("set()\n")
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_exists_and_explains_itself(name: str, runner: CliRunner) -> None:
+    result = runner.invoke(cli.app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert f"{name} [OPTIONS]" in result.output
+
+
+def test_arguments_reach_a_command_as_they_are(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plane(folder: str, baseline: Annotated[str, typer.Option()], flag: bool = False) -> None:
+        typer.echo((folder, baseline, flag))
+
+    stand_in(monkeypatch, plane)
+    assert runner.invoke(cli.app, ["plane", "--flag", "r/", "--baseline=b a"]).output == "('r/', 'b a', True)\n"
+    result = runner.invoke(cli.app, ["plane", "r/"])
+    assert result.exit_code == 2
+    assert "Missing option '--baseline'" in result.output
+
+
+def test_a_user_s_mistake_ends_with_one_message_and_status_2(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise UserError("got [red]x[/red], valid: y")
+
+    stand_in(monkeypatch, fail)
+    result = runner.invoke(cli.app, ["plane"])
+    assert result.exit_code == 2
+    assert result.stderr == "error: got [red]x[/red], valid: y\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (typer.Exit(1), 1), (ZeroDivisionError(), 1)]
+)
+def test_exit_status(error: BaseException, status: int, runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise error
+
+    stand_in(monkeypatch, fail)
+    result = runner.invoke(cli.app, ["plane"])
+    assert result.exit_code == status
+    assert isinstance(result.exception, ZeroDivisionError) == isinstance(
+        error, ZeroDivisionError
+    )  # bugs are not hidden
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", "tasks"],
+        ["--help"],
+        ["--model", "steered-hf", "--model_args", "steer=en@20:2+loc@28:2,lang=ko", "--tasks", "a,b", "-L", "4", "--"],
+        ["run", "--gen_kwargs", 'stop=["\\n"]', "a b", "-vwx", "--version", "*", ""],
+    ],
+)
+def test_eval_hands_everything_to_the_harness_verbatim(
+    arguments: list[str], runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[str] = []
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: received.extend(sys.argv))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    result = runner.invoke(cli.app, ["eval", *arguments])
+    assert result.exit_code == 0, result.output
+    assert received == ["lm_eval", *arguments]
+
+
+def test_eval_finds_model_and_tasks_without_the_hook() -> None:
+    process = run("eval", "validate", "--tasks", "gmmlu,transfer_mini_ko_cloze", LM_EVAL_EXT_AUTOLOAD="0")
+    assert process.returncode == 0, process.stderr
+    assert "All tasks found" in process.stdout
+
+
+def test_eval_under_accelerate() -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "lm_eval_ext"]
+    process = subprocess.run([*command, "eval", "ls", "--help"], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "usage: lm-eval list" in process.stdout
+
+
+def test_eval_reports_a_user_s_mistake_of_the_model() -> None:
+    command = ["--model", "steered-hf", "--model_args", "steer=en@20", "--tasks", "transfer_mini_ko_cloze"]
+    process = run("eval", *command, LM_EVAL_EXT_AUTOLOAD="0", NO_COLOR="1")
+    assert process.returncode == 2
+    assert "\nerror: " in process.stderr
+    assert "Traceback" not in process.stderr

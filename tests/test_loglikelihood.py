@@ -1,0 +1,273 @@
+"""The scorer: the same log-likelihoods as the harness's `hf`, from fewer and smaller computations."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models import loglikelihood
+from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
+from lm_eval_ext.models.steered_hf import SteeredHFLM
+from lm_eval_ext.steering.decoder import decoder_layers
+from lm_eval_ext.steering.injection import Injector, SteeringTable
+from lm_eval_ext.steering.plan import Plan
+
+pytestmark = pytest.mark.transformers4
+
+QUESTIONS = [text[: 20 + 9 * i] for i, text in enumerate(tiny.TEXTS.values())]
+LONG = " ".join(tiny.TEXTS.values()) * 2  # more than the context of 128 tokens
+
+PAIRS: dict[str, list[tuple[str, str]]] = {
+    "letters": [(f"{question}\nAnswer:", f" {letter}") for question in QUESTIONS for letter in "ABCD"],
+    "options": [
+        (question, option)
+        for question in QUESTIONS
+        for option in (" rice", " uno dos tres", " 국조", "米饭。", " the answer is rice")
+    ],
+    "unconditional": [("", option) for option in (" rice", " uno dos", " 국조", "<begin> rice", "<end> x")],
+    "one continuation": [(question, " is the national bird") for question in QUESTIONS],
+    "duplicates": [(QUESTIONS[0], " rice"), (QUESTIONS[1], " un"), (QUESTIONS[0], " rice"), (QUESTIONS[0], " rice")],
+    "shared beginnings": [
+        (QUESTIONS[2], " uno" + tail) for tail in ("", " dos", " dos tres", " dos cuatro", " dos tres cinco", " seis")
+    ],
+    "one-token prompts": [(word, option) for word in ("W", "x", "새") for option in (" rice", " rice is", "!")],
+    "spaces": [("Which  ", "bird"), ("Which ", " bird is"), ("Which\n", "bird")],
+    "too long": [(LONG[at:], option) for at in (0, 7) for option in (" A", " B", " rice is", " rice is the answer")],
+    "just fits": [(LONG[-160 - n :], " the answer is rice") for n in range(-60, 60, 9)],
+}
+ALL = [pair for pairs in PAIRS.values() for pair in pairs]
+
+Answers = list[tuple[float, bool]]
+
+
+def ask(model: Any, pairs: list[tuple[str, str]], languages: list[str] | None = None) -> Answers:
+    answers: Answers = model.loglikelihood(tiny.requests("loglikelihood", pairs, languages), disable_tqdm=True)
+    return answers
+
+
+def assert_same(found: Answers, expected: Answers, tolerance: float = 1e-5) -> None:
+    """The same answers within 1e-5, relative where a log-likelihood is large."""
+    assert len(found) == len(expected)
+    for (a, greedy_a), (b, greedy_b) in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
+        assert greedy_a == greedy_b
+    assert all(type(a) is float and type(greedy) is bool for a, greedy in found)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_scores_equal_the_harness(family: str, kind: str) -> None:
+    assert_same(ask(tiny.steered(family), PAIRS[kind]), ask(tiny.hf(family), PAIRS[kind]))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_greedy_answers_are_recognised(family: str) -> None:
+    model, tokenizer = tiny.hf(family), tiny.load_tokenizer(family)
+    ids = tokenizer(QUESTIONS[0], return_tensors="pt").input_ids
+    whole = model.model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)[0].tolist()
+    prompt, best = tuple(whole[:-4]), tuple(whole[-4:])
+    scorer = tiny.steered(family)._scorer
+    last_is_worse = (*best[:-1], best[-1] ^ 1)
+    first_is_worse = (best[0] ^ 1, int(model.model(torch.tensor([[*prompt, best[0] ^ 1]])).logits[0, -1].argmax()))
+    first, second, third = scorer.score([Request(prompt, c, 0) for c in (best, last_is_worse, first_is_worse)], 2)
+    assert first.is_greedy
+    assert not second.is_greedy
+    assert not third.is_greedy
+    assert scorer.score([Request(prompt, best, 0)], 1)[0].is_greedy  # alone, in one forward
+    assert first.log_likelihood > second.log_likelihood
+
+
+@pytest.mark.parametrize("steer", ["", "en@1:2+loc@2:3", "loc@2:3/last", "loc@0-3:1/all"])
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "gpt2"])
+def test_batches_order_and_padding_do_not_matter(family: str, steer: str) -> None:
+    languages = [tiny.LANGUAGES[i % 4] for i in range(len(ALL))]
+    expected = ask(tiny.steered(family, steer, batch_size=1), ALL, languages)
+    order = list(range(len(ALL)))
+    for size, side in ((1, "left"), (3, "right"), (7, "left"), (64, "right"), (64, "left")):
+        random.Random(size).shuffle(order)
+        model = tiny.steered(family, steer, batch_size=size, padding_side=side)
+        found = ask(model, [ALL[i] for i in order], [languages[i] for i in order])
+        assert_same(found, [expected[i] for i in order])
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_padding_token_outside_the_vocabulary(padding_side: str) -> None:
+    """A tokenizer may have got one that the model's embeddings have no row for; the harness pads with token 0."""
+    tokenizer = tiny.load_tokenizer("llama")
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer.pad_token_id >= tiny.load("llama").config.vocab_size
+    model = SteeredHFLM(tiny.load("llama"), tokenizer=tokenizer, batch_size=4, padding_side=padding_side)
+    assert_same(ask(model, PAIRS["options"]), ask(tiny.hf("llama"), PAIRS["options"]))
+
+
+# What it costs --------------------------------------------------------------------------------------------------------
+
+
+class Costs:
+    """Rows, tokens and head positions of every forward of a model."""
+
+    def __init__(self, model: Any) -> None:
+        self.rows: list[int] = []
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        decoder_layers(model)[0].register_forward_pre_hook(self._layer, with_kwargs=True)
+        model.get_output_embeddings().register_forward_hook(self._head)
+
+    def _layer(self, module: Any, args: Any, kwargs: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self.rows.append(hidden.shape[0])
+        self.tokens.append(hidden.shape[0] * hidden.shape[1])
+
+    def _head(self, module: Any, args: Any, output: torch.Tensor) -> None:
+        self.positions.append(output.numel() // output.shape[-1])
+
+
+def costs(pairs: list[tuple[str, str]], batch_size: int, **arguments: Any) -> Costs:
+    model = tiny.steered("llama", batch_size=batch_size, **arguments)
+    counted = Costs(model.model)
+    ask(model, pairs)
+    return counted
+
+
+def test_letters_cost_one_row_and_one_position_per_document() -> None:
+    counted = costs(PAIRS["letters"], 2)
+    assert counted.rows == [2, 2]
+    assert counted.positions == [2, 2]
+
+
+def test_a_document_costs_no_more_when_it_is_asked_twice() -> None:
+    once, twice = costs(PAIRS["options"], 2), costs(PAIRS["options"] * 2, 2)
+    assert (once.rows, once.tokens, once.positions) == (twice.rows, twice.tokens, twice.positions)
+
+
+def test_options_share_their_prompt() -> None:
+    pairs, tokenizer = PAIRS["options"], tiny.load_tokenizer("llama")
+    prompts = [len(tokenizer(question).input_ids) for question in QUESTIONS]
+    options = [
+        len(tokenizer(question + option).input_ids) - len(tokenizer(question).input_ids) for question, option in pairs
+    ]
+    counted = costs(pairs, 1)
+    assert counted.tokens[0] == 1  # one token, once, asks the model whether its state can be shared
+    multiple = sum(n - 1 for n in options if n > 1)
+    assert sum(counted.tokens[1:]) <= sum(prompts) + 2 * multiple + len(pairs)
+    assert sum(counted.tokens[1:]) < 0.6 * sum(p + o for p, o in zip(prompts * 5, options, strict=False))
+    # The head: one position for each prompt, and one for each token but the first of each option.
+    assert sum(counted.positions[1:]) == len(QUESTIONS) + multiple
+
+
+def test_a_single_continuation_is_one_forward_without_a_cache() -> None:
+    model = tiny.steered("llama", batch_size=64)
+    seen: list[Any] = []
+    model.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
+    ask(model, PAIRS["one continuation"])
+    assert [kwargs["use_cache"] for kwargs in seen] == [False]
+    assert "attention_mask" not in seen[0]
+
+
+def test_log_probabilities_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ask(tiny.steered("llama", batch_size=64), ALL)
+    largest: list[int] = []
+    whole = torch.Tensor.log_softmax
+
+    def watched(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        largest.append(self.numel())
+        return whole(self, *args, **kwargs)
+
+    limit = 5 * tiny.config("llama").vocab_size
+    monkeypatch.setattr(loglikelihood, "MAX_LOG_PROBABILITIES", limit)
+    monkeypatch.setattr(torch.Tensor, "log_softmax", watched)
+    assert_same(ask(tiny.steered("llama", batch_size=64), ALL), expected, 1e-6)
+    assert max(largest) == limit
+
+
+def test_progress_hands_over_each_distinct_score_once() -> None:
+    scorer = tiny.steered("llama")._scorer
+    requests = [Request((1, 5, 6), continuation, 0) for continuation in ((7,), (8,), (9, 10), (7,), (9, 11))]
+    done: dict[Request, Score] = {}
+
+    def progress(scores: dict[Request, Score]) -> None:
+        assert not set(scores) & set(done)
+        done.update(scores)
+
+    found = scorer.score(requests, 1, progress)
+    assert found == [done[request] for request in requests]
+    assert scorer.score([], 4) == []
+
+
+# Other models ---------------------------------------------------------------------------------------------------------
+
+
+def other(model_type: str, **changes: Any) -> Any:
+    shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    special = {"vocab_size": 384, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape, **special, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2)
+    return model.float()
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8, "num_key_value_heads": 2},  # soft caps
+    "cohere": {"num_key_value_heads": 2},  # scaled logits
+    "mpt": {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 256},  # no position ids
+    "falcon": {},
+    "qwen3": {"head_dim": 8, "num_key_value_heads": 2},
+    "mamba": {"state_size": 8},  # recurrent: a prompt's state cannot be shared
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "num_key_value_heads": 2},  # recurrent in part
+}
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_other_architectures(model_type: str, padding_side: str) -> None:
+    model, tokenizer = other(model_type, **OTHERS[model_type]), tiny.load_tokenizer("llama")
+    expected = ask(tiny.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=128), ALL)
+    found = SteeredHFLM(model, tokenizer=tokenizer, batch_size=4, padding_side=padding_side, max_length=128)
+    assert_same(ask(found, ALL), expected)
+
+
+def test_a_multimodal_model_reads_text() -> None:
+    model, tokenizer = tiny.multimodal(), tiny.load_tokenizer("gemma3")
+    expected = ask(tiny.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), ALL)
+    assert_same(ask(SteeredHFLM(model, tokenizer=tokenizer, batch_size=4), ALL), expected)
+
+
+def test_a_head_that_is_not_called() -> None:
+    """A model that multiplies by the head's weight itself gets its positions gathered afterwards."""
+    expected = ask(tiny.steered("llama", batch_size=4), ALL)
+    model = tiny.load("llama")
+
+    def forward(input_ids: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+        output = model.model(input_ids=input_ids, **kwargs)
+        logits = output.last_hidden_state @ model.lm_head.weight.T
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+    model.forward = forward
+    assert_same(ask(SteeredHFLM(model, tokenizer=tiny.load_tokenizer("llama"), batch_size=4), ALL), expected)
+
+
+# What cannot be scored ------------------------------------------------------------------------------------------------
+
+
+def test_a_continuation_longer_than_the_context() -> None:
+    model = tiny.load("llama")
+    scorer = Scorer(model, Injector(model, SteeringTable.build(Plan(), None, 4)), max_length=8)
+    assert len(scorer.score([Request((1, 2), tuple(range(8)), 0)], 1)) == 1
+    with pytest.raises(ModelError, match="continuation of 9 tokens does not fit the model's 8; raise max_length="):
+        scorer.score([Request((1, 2), tuple(range(9)), 0)], 1)
+
+
+@pytest.mark.parametrize(("pair", "part"), [(("Which bird", ""), "continuation"), ((" ", "x"), "prompt")])
+def test_a_request_without_tokens_is_named(pair: tuple[str, str], part: str) -> None:
+    with pytest.raises(ModelError, match=f"no token of the {part} in .*{pair[1]}"):
+        ask(tiny.steered("gpt2"), [pair])
