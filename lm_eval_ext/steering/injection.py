@@ -106,6 +106,9 @@ class SteeringTable:
 
 def _find(term: Intervention, vectors: VectorSet, language: str) -> SteeringVectors | None:
     wanted = term.fixed_language or language
+    if term.is_other:
+        own = vectors.languages(term.kind)
+        wanted = own[(own.index(language) + 1) % len(own)] if language in own else language
     return vectors.vectors.get((term.kind, wanted)) or vectors.vectors.get((term.kind, ANY_LANGUAGE))
 
 
@@ -123,6 +126,8 @@ def _languages(term: Intervention, vectors: VectorSet) -> list[str]:
             )
         return [ANY_LANGUAGE]
     own = vectors.languages(term.kind)
+    if term.is_other and len(own) < 2:
+        raise PlanError(f"{term}: the file holds {term.kind!r} vectors of {', '.join(own)} only, so there is no other")
     return [ENGLISH, *own] if term.kind == ENGLISH_KIND and ENGLISH not in own else own
 
 
@@ -214,7 +219,7 @@ class GeneratedTokens:
 
 @dataclass
 class _Batch:
-    rows: Tensor
+    rows: Tensor  # [batch], or [batch, length] where the tokens of an example differ
     tokens: Tokens
     seen: dict[int, int] = field(default_factory=dict)
 
@@ -250,13 +255,15 @@ class Injector:
             handle.remove()
 
     @contextmanager
-    def batch(self, rows: list[int], tokens: Tokens) -> Iterator[None]:
+    def batch(self, rows: list[int] | Tensor, tokens: Tokens) -> Iterator[None]:
         """Steer the forwards inside: example i by row `rows[i]`, at the tokens that `tokens` names.
 
+        `rows` may be a tensor [batch, length] instead: a row of the table for each token of each example.
         A batch of unsteered rows only costs nothing: the hooks return at once.
         """
-        if self.table.additions and any(row != UNSTEERED_ROW for row in rows):
-            self._batch = _Batch(torch.tensor(rows), tokens)
+        chosen = torch.as_tensor(rows)
+        if self.table.additions and bool((chosen != UNSTEERED_ROW).any()):
+            self._batch = _Batch(chosen, tokens)
         try:
             yield
         finally:
@@ -279,7 +286,7 @@ class Injector:
                 if mask is False:
                     continue
                 rows = _repeat(batch.rows, n).to(hidden.device, non_blocking=True)
-                vectors = self._matrix(layer, position, hidden)[rows][:, None, :]
+                vectors = self._matrix(layer, position, hidden)[rows if rows.dim() == 2 else rows[:, None]]
                 if mask is not True:
                     vectors = vectors * _repeat(mask, n).to(hidden.device, hidden.dtype, non_blocking=True)[..., None]
                 steered = steered + vectors
