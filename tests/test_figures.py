@@ -27,6 +27,7 @@ from lm_eval_ext.plane.figures import (
     language_slopes,
     layer_pca,
     plane_by_language,
+    two_layer_heatmap,
     write_charts,
 )
 from lm_eval_ext.plane.figures.chart import MAX_RUNS
@@ -58,6 +59,13 @@ def conditions() -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["series", "layer", "gamma", "change", "half", "is_control"])
     return frame.assign(low=frame["change"] - frame["half"], high=frame["change"] + frame["half"]).drop(columns="half")
+
+
+def grid() -> pd.DataFrame:
+    """Two vectors at pairs of layers, the last pair left out."""
+    rows = [(en, loc, (en - loc) / 100) for en in (7, 8) for loc in (6, 9, 10)][:-1]
+    frame = pd.DataFrame(rows, columns=["en_layer", "loc_layer", "change"])
+    return frame.assign(low=frame["change"] - 0.015, high=frame["change"] + 0.015)
 
 
 def states() -> pd.DataFrame:
@@ -96,7 +104,13 @@ def contrast(one: str, other: str) -> float:
 
 def test_every_colour_of_every_figure_has_a_dark_counterpart(plane, cultural):
     light = {values[0] for values in theme.PALETTE.values()}
-    for chart in [*charts(plane), context_gap(cultural), effect_curves(conditions(), "layer"), layer_pca(states())]:
+    for chart in [
+        *charts(plane),
+        context_gap(cultural),
+        effect_curves(conditions(), "layer"),
+        layer_pca(states()),
+        two_layer_heatmap(grid()),
+    ]:
         content = {key: value for key, value in chart.json().items() if key != "layout"}
         layout = {key: value for key, value in chart.json()["layout"].items() if key != "template"}
         used = colours_of([content, layout])
@@ -274,6 +288,30 @@ def test_curves_have_intervals_and_stand_before_the_band_of_controls():
 def test_curves_of_a_frame_that_means_nothing_are_refused(frame, message):
     with pytest.raises(ResultsError, match=message):
         effect_curves(frame, "layer")
+
+
+def test_the_grid_of_two_layers_says_every_change_in_words_too():
+    chart = two_layer_heatmap(grid(), score="acc")
+    (cells,) = chart.figure.data
+    assert (cells.x, cells.y) == (("6", "9", "10"), ("7", "8"))
+    assert cells.z[0] == pytest.approx([1.0, -2.0, -3.0])
+    assert np.isnan(cells.z[1][2])
+    assert cells.text == (["+1.0", "<b>−2.0</b>", "<b>−3.0</b>"], ["<b>+2.0</b>", "−1.0", ""])
+    assert (cells.zmin, cells.zmax) == (-3.0, 3.0)
+    assert pd.read_csv(io.StringIO(chart.csv())).shape == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (grid().drop(columns="high"), "missing: high"),
+        (grid().iloc[:0], "no rows"),
+        (pd.concat([grid(), grid().assign(gamma=4.0)]), "EN at layer 7 and LOC at layer 6 have several rows"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_refused(frame, message):
+    with pytest.raises(ResultsError, match=message):
+        two_layer_heatmap(frame)
 
 
 def test_the_pca_slider_moves_every_language_of_every_panel():

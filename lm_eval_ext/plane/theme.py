@@ -35,6 +35,9 @@ PALETTE: dict[str, tuple[str, str]] = {
 
 INK, QUIET, GRID, PAPER = (PALETTE[name][0] for name in ("ink", "quiet", "grid", "paper"))
 
+#: Ends of a scale that diverges from `PAPER`.
+LESS, MORE = PALETTE["vermilion"][0], PALETTE["blue"][0]
+
 #: Runs and languages, in this order, in turn.
 SERIES = tuple(PALETTE[name][0] for name in ("blue", "vermilion", "green", "purple", "ochre", "violet", "crimson"))
 SYMBOLS = (

@@ -1,6 +1,7 @@
 """The figures beside the plane, each a `Chart`: a plotly figure with its caption and the data that it draws.
 
-`charts` makes all that a measured plane allows. `effect_curves` and `layer_pca` draw tidy frames of layer studies.
+`charts` makes all that a measured plane allows. `effect_curves`, `two_layer_heatmap` and `layer_pca` draw tidy frames of
+layer studies.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.plane.figures.context import context_gap as context_gap
     from lm_eval_ext.plane.figures.curves import effect_curves as effect_curves
     from lm_eval_ext.plane.figures.facets import plane_by_language as plane_by_language
+    from lm_eval_ext.plane.figures.heatmap import two_layer_heatmap as two_layer_heatmap
     from lm_eval_ext.plane.figures.pca import layer_pca as layer_pca
     from lm_eval_ext.plane.figures.slopes import language_slopes as language_slopes
     from lm_eval_ext.plane.shifts import Plane
@@ -27,6 +29,7 @@ _HOME = {
     "plane_by_language": "facets",
     "layer_pca": "pca",
     "language_slopes": "slopes",
+    "two_layer_heatmap": "heatmap",
     "write_charts": "chart",
 }
 __all__ = [*_HOME, "charts"]
