@@ -133,6 +133,11 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: as `read_text`, or a line is not a JSON object; the message names the line.
     """
+    return [row for _, row in read_numbered_jsonl(file)]
+
+
+def read_numbered_jsonl(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """As `read_jsonl`, each object with the number of its line, from 1."""
     rows = []
     # Not splitlines(): it also breaks at separators that may stand inside a JSON string.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -141,7 +146,7 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
         row = _parse(line, f"{file}, line {number},")
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}, is not a JSON object but {type(row).__name__}")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
