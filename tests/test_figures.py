@@ -132,6 +132,8 @@ def test_text_is_readable_on_every_background(mode):
         for background in ("paper", "panel", "gain", "erasure", "loss", "local"):
             ratio = contrast(theme.PALETTE[text][mode], theme.PALETTE[background][mode])
             assert ratio >= 4.5, (text, background, round(ratio, 2))
+    for background in ("less", "more"):
+        assert contrast(theme.PALETTE["ink"][mode], theme.PALETTE[background][mode]) >= 4.5
 
 
 # --- the plane -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ PALETTE: dict[str, tuple[str, str]] = {
     "erasure": ("#fdf3ec", "#291e16"),
     "loss": ("#f7f7f8", "#1c2026"),
     "local": ("#f0f5fa", "#16202a"),
+    "less": ("#f2aa78", "#8a4614"),
+    "more": ("#84bce0", "#1f5f8c"),
     "blue": ("#0072b2", "#4fb3e8"),
     "vermilion": ("#b84a00", "#ff9549"),
     "green": ("#00805d", "#2fcb9b"),
@@ -35,8 +37,8 @@ PALETTE: dict[str, tuple[str, str]] = {
 
 INK, QUIET, GRID, PAPER = (PALETTE[name][0] for name in ("ink", "quiet", "grid", "paper"))
 
-#: Ends of a scale that diverges from `PAPER`.
-LESS, MORE = PALETTE["vermilion"][0], PALETTE["blue"][0]
+#: Ends of a scale that diverges from `PAPER`; text in `INK` is readable on all of it.
+LESS, MORE = PALETTE["less"][0], PALETTE["more"][0]
 
 #: Runs and languages, in this order, in turn.
 SERIES = tuple(PALETTE[name][0] for name in ("blue", "vermilion", "green", "purple", "ochre", "violet", "crimson"))

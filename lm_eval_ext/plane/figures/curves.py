@@ -28,7 +28,8 @@ def effect_curves(
     Args:
         frame: one row per condition, tidy. Columns: `series` (what a curve stands for: `en`, `loc`, `en on ko`, ...),
             `layer` (0-based), `gamma`, `change` with `low` and `high` (shares: 0.01 is one point); optionally `is_control`
-            (true for random directions: their `low` to `high` is drawn as the grey null band, not as a curve).
+            (true for what random directions and vectors of other languages do: their `low` to `high`, of several controls
+            those of `stats.null_band`, is drawn as the grey null band and not as a curve).
         along: the column across; for each of its values, every series needs exactly one row.
         title: of the figure.
         score: what changes, for the axis.

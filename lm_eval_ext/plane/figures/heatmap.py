@@ -53,7 +53,11 @@ def two_layer_heatmap(frame: pd.DataFrame, *, title: str = "", score: str = "sco
         for row in (zip(*pair, strict=True) for pair in zip(grids["change"].values, is_clear.values, strict=True))
     ]
     extent = max(float(change.abs().max().max()), 0.1)
-    bar = {"title": {"text": f"{text(score)}, points", "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    bar = {
+        "title": {"text": f"{text(score)}, points", "side": "right", "font": {"size": 13}},
+        "thickness": 12,
+        "outlinewidth": 0,
+    }
     figure = go.Figure(
         go.Heatmap(
             x=[f"{layer:g}" for layer in change.columns],
@@ -61,6 +65,7 @@ def two_layer_heatmap(frame: pd.DataFrame, *, title: str = "", score: str = "sco
             z=change.values.tolist(),
             text=labels,
             texttemplate="%{text}",
+            textfont={"color": theme.INK},
             customdata=[
                 [[100 * low, 100 * high] for low, high in zip(*pair, strict=True)]
                 for pair in zip(grids["low"].values, grids["high"].values, strict=True)
