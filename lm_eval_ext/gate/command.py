@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _OUTPUT = "Outputs"
 
+_Rules = Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)]
+_CandidateRun = Annotated[str | None, typer.Option(help="Which run, where the candidate's folder holds several.")]
+
 
 class _Commands(TyperGroup):
     """Judges unless another command is named, and ends every mistake with status 3: 1 and 2 are verdicts."""
@@ -62,13 +65,13 @@ def _about() -> None:
 
 @gate.command()
 def check(
-    rules: Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)],
+    rules: _Rules,
     baseline: Annotated[Path, typer.Option(help="Results of what the candidate must not fall behind.")],
     candidate: Annotated[Path, typer.Option(help="Results of what is judged.")],
     baseline_run: Annotated[
         str | None, typer.Option(help="Which run, where the baseline's folder holds several.")
     ] = None,
-    candidate_run: Annotated[str | None, typer.Option(help="The same for the candidate's.")] = None,
+    candidate_run: _CandidateRun = None,
     any_order: Annotated[
         bool, typer.Option("--any-order", help="The baseline may be newer than the candidate.")
     ] = False,
@@ -133,12 +136,10 @@ def check(
 
 @gate.command()
 def renew(
-    rules: Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)],
+    rules: _Rules,
     baseline: Annotated[Path, typer.Option(help="The committed baseline, written anew.")],
     candidate: Annotated[Path, typer.Option(help="Results that become the baseline.")],
-    candidate_run: Annotated[
-        str | None, typer.Option(help="Which run, where the candidate's folder holds several.")
-    ] = None,
+    candidate_run: _CandidateRun = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what moves, write nothing.")] = False,
 ) -> None:
     """Make a candidate the new baseline, on purpose, and show what moved.

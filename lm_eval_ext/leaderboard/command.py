@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.plane import options
 
 _SCORES, _RECORDS = "Scores", "Records"
 
@@ -23,13 +24,9 @@ def leaderboard(
     family: Annotated[
         list[str] | None, typer.Option(help="Only this family of tasks (may be repeated).", rich_help_panel=_SCORES)
     ] = None,
-    level: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.", rich_help_panel=_SCORES)
-    ] = 0.95,
-    resamples: Annotated[
-        int, typer.Option(min=100, max=1_000_000, help="Bootstrap resamples.", rich_help_panel=_SCORES)
-    ] = 1_000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.", rich_help_panel=_SCORES)] = 0,
+    level: options.Level = 0.95,
+    resamples: options.Resamples = 1_000,
+    seed: options.Seed = 0,
     title: Annotated[str, typer.Option(help="Title of the site.")] = "",
     organization: Annotated[
         str, typer.Option(help="Who evaluated, for the records.", rich_help_panel=_RECORDS)

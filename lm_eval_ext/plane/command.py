@@ -8,49 +8,25 @@ from typing import Annotated
 import typer
 
 from lm_eval_ext.errors import ResultsError
-
-_AXES, _RUNS, _BOOTSTRAP = "Axes", "Runs", "Intervals"
+from lm_eval_ext.plane import options
 
 
 def plane(
-    results: Annotated[Path, typer.Argument(help="Folder of result files, as lm_eval --output_path wrote it.")],
-    baseline: Annotated[
-        str,
-        typer.Option(
-            help="The run at the origin: its folder, model, label or plan ('' is unsteered).", show_default=False
-        ),
-    ],
+    results: options.Results,
+    baseline: options.Baseline,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("plane.html"),
     csv: Annotated[Path | None, typer.Option(help="The CSV to write; beside the page if not given.")] = None,
-    x: Annotated[
-        str | None,
-        typer.Option(
-            "--x", help="Task, group or family across; the only transfer family if not given.", rich_help_panel=_AXES
-        ),
-    ] = None,
-    y: Annotated[
-        str | None,
-        typer.Option("--y", help="The same upwards; the only localization family if not given.", rich_help_panel=_AXES),
-    ] = None,
-    metric: Annotated[
-        str, typer.Option(help="Score of both axes, as METRIC or METRIC,FILTER.", rich_help_panel=_AXES)
-    ] = "acc",
-    x_metric: Annotated[str | None, typer.Option(help="Score of the axis across.", rich_help_panel=_AXES)] = None,
-    y_metric: Annotated[str | None, typer.Option(help="Score of the axis upwards.", rich_help_panel=_AXES)] = None,
-    run: Annotated[
-        list[str] | None, typer.Option(help="Draw only this run (may be repeated).", rich_help_panel=_RUNS)
-    ] = None,
-    languages: Annotated[str, typer.Option(help="Only these languages, such as es,ko.", rich_help_panel=_RUNS)] = "",
-    level: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.", rich_help_panel=_BOOTSTRAP)
-    ] = 0.95,
-    resamples: Annotated[
-        int, typer.Option(min=100, max=1_000_000, help="Bootstrap resamples.", rich_help_panel=_BOOTSTRAP)
-    ] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.", rich_help_panel=_BOOTSTRAP)] = 0,
-    figures: Annotated[
-        Path | None, typer.Option(help="Folder for every figure as CSV, SVG and PNG (needs lm_eval_ext[figures]).")
-    ] = None,
+    x: options.X = None,
+    y: options.Y = None,
+    metric: options.Metric = "acc",
+    x_metric: options.XMetric = None,
+    y_metric: options.YMetric = None,
+    run: options.Runs = None,
+    languages: options.Languages = "",
+    level: options.Level = 0.95,
+    resamples: options.Resamples = 10_000,
+    seed: options.Seed = 0,
+    figures: options.Figures = None,
 ) -> None:
     """Draw the transfer-localization plane of a folder of results.
 
