@@ -1,0 +1,40 @@
+"""Options that several commands share, as types of their parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_AXES, _RUNS, INTERVALS = "Axes", "Runs", "Intervals"
+
+Results = Annotated[Path, typer.Argument(help="Folder of result files, as lm_eval --output_path wrote it.")]
+Baseline = Annotated[
+    str,
+    typer.Option(
+        help="The run that all are held against: its folder, model, label or plan ('' is unsteered).",
+        show_default=False,
+    ),
+]
+X = Annotated[
+    str | None,
+    typer.Option(
+        "--x", help="Task, group or family across; the only transfer family if not given.", rich_help_panel=_AXES
+    ),
+]
+Y = Annotated[
+    str | None,
+    typer.Option("--y", help="The same upwards; the only localization family if not given.", rich_help_panel=_AXES),
+]
+Metric = Annotated[str, typer.Option(help="Score of both axes, as METRIC or METRIC,FILTER.", rich_help_panel=_AXES)]
+XMetric = Annotated[str | None, typer.Option(help="Score of the axis across.", rich_help_panel=_AXES)]
+YMetric = Annotated[str | None, typer.Option(help="Score of the axis upwards.", rich_help_panel=_AXES)]
+Runs = Annotated[list[str] | None, typer.Option(help="Only this run (may be repeated).", rich_help_panel=_RUNS)]
+Languages = Annotated[str, typer.Option(help="Only these languages, such as es,ko.", rich_help_panel=_RUNS)]
+Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.", rich_help_panel=INTERVALS)]
+Resamples = Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap resamples.", rich_help_panel=INTERVALS)]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the resamples.", rich_help_panel=INTERVALS)]
+Figures = Annotated[
+    Path | None, typer.Option(help="Folder for every figure as CSV, SVG and PNG (needs lm_eval_ext\\[figures]).")
+]
