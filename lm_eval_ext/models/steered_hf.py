@@ -24,6 +24,7 @@ from lm_eval_ext import harness
 from lm_eval_ext.errors import LanguageError, ModelError, UserError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.models import embedded
+from lm_eval_ext.models.encoding import encode, encode_pairs
 from lm_eval_ext.models.loading import load_config, loading
 from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
@@ -114,8 +115,6 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
             padding_side="left" if padding_side == "left" else "right",
             softmax_dtype=self.softmax_dtype or torch.float32,
         )
-        self._encodings: dict[str, list[int]] = {}
-        self._request_rows: list[int] = []
         self._generated_rows: list[int] = []
 
     def get_model_info(self) -> dict[str, Any]:
@@ -150,7 +149,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
         problems: dict[str, str] = {}
         for request in requests:
             try:
-                rows.append(self._injector.table.row(self._language(request)))
+                rows.append(self._injector.table.row(self.language(request)))
             except LanguageError as error:
                 problems.setdefault(request.task_name or "?", str(error))
         if problems:
@@ -161,25 +160,51 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
             )
         return rows
 
-    def _language(self, request: Instance) -> str | None:
-        document = request.doc if isinstance(request.doc, dict) else {}
+    def language(self, instance: Instance) -> str | None:
+        """The language of a request: its document's column, its task's metadata, `lang=`; None where none names one."""
+        document = instance.doc if isinstance(instance.doc, dict) else {}
         for column in LANGUAGE_COLUMNS:
             if isinstance(value := document.get(column), str) and value:
                 return normalise(value)
-        named = (harness.task_metadata(request.task_name or "") or {}).get(METADATA_KEY)
+        named = (harness.task_metadata(instance.task_name or "") or {}).get(METADATA_KEY)
         return normalise(str(named)) if named else self._lang
+
+    def encode(self, instances: Sequence[Instance]) -> list[Request]:
+        """The tokens of `loglikelihood` instances, as the harness makes them, and the rows of their steering.
+
+        Raises:
+            LanguageError: the plan steers by language and an instance's language is unknown.
+            ModelError: the tokenizer makes nothing of a prompt or a continuation.
+        """
+        rows = self._rows(instances)
+        pairs = encode_pairs(self, [instance.args for instance in instances])
+        for instance, pair in zip(instances, pairs, strict=True):
+            if not pair.prompt or not pair.continuation:
+                raise ModelError(
+                    f"task {instance.task_name or '?'}, document {instance.doc_id}: the tokenizer makes no token of the "
+                    f"{'continuation' if pair.prompt else 'prompt'} in {instance.args!r}: change the document, or the "
+                    "task's target_delimiter"
+                )
+        return [Request(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
 
     # What the harness calls: languages share batches ------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, each steered with its own language's vector."""
-        self._request_rows = self._rows(requests)
-        self._note_ambiguous("loglikelihood", requests, self._request_rows)
-        try:
+        if self.backend != "causal" or self.enable_thinking:  # the second is refused there
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
-        finally:
-            self._request_rows = []
-            self._encodings.clear()
+        scored = self.encode(requests)
+        self._note_ambiguous("loglikelihood", requests, [request.row for request in scored])
+        texts: dict[Request, list[tuple[str, str]]] = defaultdict(list)
+        for instance, request in zip(requests, scored, strict=True):
+            texts[request].append(instance.args)
+
+        def remember(done: dict[Request, Score]) -> None:
+            for request, score in done.items():
+                for text in texts[request]:
+                    self.cache_hook.add_partial("loglikelihood", text, tuple(score))
+
+        return [(score.log_likelihood, score.is_greedy) for score in self._score(scored, disable_tqdm, remember)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts in the harness's windows. The prompt of a window is what stands before its first
@@ -191,9 +216,10 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
         self._note_ambiguous("loglikelihood_rolling", requests, rows)
         owners: list[int] = []
         scored: list[Request] = []
+        tokens = encode(self, (request.args[0] for request in requests))
         for index, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
+            text = list(tokens[request.args[0]])
+            for window in get_rolling_token_windows(text, self.prefix_token_id, self.max_length, context_len=1):
                 prompt, continuation = make_disjoint_window(window)
                 owners.append(index)
                 scored.append(Request(tuple(prompt), tuple(continuation), rows[index]))
@@ -216,49 +242,10 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
 
     # What the harness's own methods come down to ---------------------------------------------------------------------
 
-    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        """The harness's tokenisation; a prompt is encoded once for all its options."""
-        if args or kwargs or not self._request_rows:
-            return super().tok_encode(string, *args, **kwargs)  # type: ignore[no-any-return]
-        if string not in self._encodings:
-            self._encodings[string] = super().tok_encode(string)
-        return self._encodings[string]
-
-    def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
-    ) -> list[tuple[float, bool]]:
-        if self.backend != "causal":
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[no-any-return]
-        rows = self._request_rows or [self._injector.table.row(self._lang)] * len(requests)
-        scored: list[Request] = []
-        texts: dict[Request, list[tuple[str, str]]] = defaultdict(list)
-        for (text, prompt, continuation), row in zip(requests, rows, strict=True):
-            if not prompt or not continuation:
-                raise ModelError(
-                    f"the tokenizer makes no token of the {'continuation' if prompt else 'prompt'} in {text!r}: "
-                    "change the document, or the task's target_delimiter"
-                )
-            request = Request(tuple(prompt), tuple(continuation), row)
-            scored.append(request)
-            if text is not None:
-                texts[request].append(text)
-
-        def remember(done: dict[Request, Score]) -> None:
-            for request, score in done.items():
-                for text in texts[request]:
-                    self.cache_hook.add_partial("loglikelihood", text, tuple(score))
-
-        scores = self._score(scored, disable_tqdm, override_bs, remember)
-        return [(score.log_likelihood, score.is_greedy) for score in scores]
-
     def _score(
         self,
         requests: list[Request],
         disable_tqdm: bool,
-        batch_size: int | None = None,
         remember: Callable[[dict[Request, Score]], None] = lambda done: None,
     ) -> list[Score]:
         if not requests:
@@ -279,7 +266,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
                 enabled=self.mixed_precision_dtype is not None,
             ),
         ):
-            return self._scorer.score(requests, batch_size or self._scoring_batch_size(requests), progress)
+            return self._scorer.score(requests, self._scoring_batch_size(requests), progress)
 
     def _scoring_batch_size(self, requests: list[Request]) -> int:
         if self.batch_size != "auto":

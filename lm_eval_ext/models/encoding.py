@@ -1,0 +1,65 @@
+"""Tokens of (context, continuation) pairs: the harness's `loglikelihood` tokenisation, in few calls of the tokenizer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from lm_eval.models.utils import has_bos_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lm_eval.models.huggingface import HFLM
+
+    Tokens = tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """Tokens of a prompt and of its continuation; one is empty where the tokenizer makes nothing of it."""
+
+    prompt: Tokens
+    continuation: Tokens
+
+
+def encode_pairs(model: HFLM, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    """What the harness scores for each (context, continuation); every distinct text is tokenised once.
+
+    As there, white space at the end of a context belongs to the continuation, and an empty context becomes the model's
+    prefix token, which is not repeated where the continuation begins with it.
+    """
+    moved = {pair: _move_spaces(*pair) for pair in set(pairs) if pair[0]}
+    together = encode(model, (text for context, rest in moved.values() for text in (context, context + rest)))
+    alone = encode(model, (rest for context, rest in pairs if not context), add_special_tokens=False)
+    prefix = (model.prefix_token_id,)
+    found: list[Pair] = []
+    for pair in pairs:
+        if pair in moved:
+            context, rest = moved[pair]
+            prompt = together[context]
+            found.append(Pair(prompt, together[context + rest][len(prompt) :]))
+        else:
+            tokens = alone[pair[1]]
+            found.append(Pair(prefix, tokens[1:] if tokens[:1] == prefix else tokens))
+    return found
+
+
+def encode(model: HFLM, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, Tokens]:
+    """What `model.tok_encode` makes of each text."""
+    prefix = model.tokenizer.decode(model.prefix_token_id)
+    alike: dict[bool | None, list[str]] = defaultdict(list)
+    for text in dict.fromkeys(texts):
+        special = add_special_tokens
+        if special is None:
+            special = False if has_bos_prefix(text, prefix) else model.add_bos_token
+        alike[special].append(text)
+    found: dict[str, Tokens] = {}
+    for special, group in alike.items():
+        options = {} if special is None else {"add_special_tokens": special}
+        found.update(zip(group, map(tuple, model.tokenizer(group, **options)["input_ids"]), strict=True))
+    return found
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
