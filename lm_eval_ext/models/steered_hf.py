@@ -25,6 +25,7 @@ from lm_eval_ext.errors import LanguageError, ModelError, UserError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.encoding import encode, encode_pairs
+from lm_eval_ext.models.language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.models.loading import load_config, loading
 from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-#: Columns of a document, and keys of a task's metadata, that name its language; the first that is there counts.
-LANGUAGE_COLUMNS = ("language", "lang")
-METADATA_KEY = "language"
 
 _ARGUMENTS = (
     "Check --model_args: pretrained must be a folder or a name on the hub that this machine can reach; besides vectors, "
@@ -162,12 +159,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
 
     def language(self, instance: Instance) -> str | None:
         """The language of a request: its document's column, its task's metadata, `lang=`; None where none names one."""
-        document = instance.doc if isinstance(instance.doc, dict) else {}
-        for column in LANGUAGE_COLUMNS:
-            if isinstance(value := document.get(column), str) and value:
-                return normalise(value)
-        named = (harness.task_metadata(instance.task_name or "") or {}).get(METADATA_KEY)
-        return normalise(str(named)) if named else self._lang
+        return request_language(instance, self._lang)
 
     def encode(self, instances: Sequence[Instance]) -> list[Request]:
         """The tokens of `loglikelihood` instances, as the harness makes them, and the rows of their steering.

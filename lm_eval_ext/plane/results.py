@@ -14,7 +14,7 @@ from lm_eval_ext.plane.columns import read_columns
 from lm_eval_ext.plane.runs import Run, TaskResults, damage, list_runs, read_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterator
+    from collections.abc import Collection, Container, Iterator, Mapping
     from pathlib import Path
 
 #: Where a document may keep the id that the same question has in every language.
@@ -145,7 +145,7 @@ def _careful(run: Run, record: TaskResults) -> tuple[pd.DataFrame, int]:
             document = sample["doc"] if isinstance(sample["doc"], dict) else {}
             language = normalise(str(document["language"])) if document.get("language") else record.language
             doc_hash = str(sample["doc_hash"])
-            question = next((str(document[name]) for name in _QUESTION_ID if document.get(name) is not None), doc_hash)
+            question = question_id(document) or doc_hash
             scores = [(metric, sample[metric]) for metric in sample["metrics"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ResultsError(
@@ -163,6 +163,11 @@ def _careful(run: Run, record: TaskResults) -> tuple[pd.DataFrame, int]:
         ]
     frame: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
     return frame, len({doc_id for doc_id, _ in seen})
+
+
+def question_id(document: Mapping[str, Any]) -> str | None:
+    """The id that a document shares with the same question in other languages, None where no column has one."""
+    return next((str(document[name]) for name in _QUESTION_ID if document.get(name) is not None), None)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -156,7 +156,12 @@ class TreeModel:
         return Base(batch, streams, keys_values, self._values(batch.trees, hidden[rows, columns], normalise))
 
     def whole(
-        self, base: Base, layer: int, tables: Sequence[SteeringTable], languages: Sequence[str], normalise: Sequence[bool]
+        self,
+        base: Base,
+        layer: int,
+        tables: Sequence[SteeringTable],
+        languages: Sequence[str],
+        normalise: Sequence[bool],
     ) -> list[list[Values]]:
         """Every token again above `layer`: for positions `prompt` and `all`.
 
@@ -187,7 +192,12 @@ class TreeModel:
         return _by_condition(self._values([*base.batch.trees] * copies, taken, [*normalise] * copies), copies)
 
     def ends(
-        self, base: Base, layer: int, tables: Sequence[SteeringTable], languages: Sequence[str], normalise: Sequence[bool]
+        self,
+        base: Base,
+        layer: int,
+        tables: Sequence[SteeringTable],
+        languages: Sequence[str],
+        normalise: Sequence[bool],
     ) -> list[list[Values]]:
         """The prompts' last tokens and the nodes again above `layer`: for position `last`. See `whole`."""
         copies, block = len(tables), 1 + base.batch.nodes
@@ -299,7 +309,7 @@ class TreeModel:
     def _logits(self, hidden: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
         """[targets] float32: only the columns of the head that are asked for."""
         weight, bias = self._head.weight, self._head.bias
-        distinct, column = tokens.unique(return_inverse=True)
+        distinct, column = torch.unique(tokens, return_inverse=True)
         found = []
         with torch.inference_mode():
             for at in range(0, len(places), HEAD_POSITIONS):
@@ -344,7 +354,9 @@ def _stack(tensor: Tensor, copies: int) -> Tensor:
 
 def _stacked(tables: Sequence[SteeringTable], languages: Sequence[str]) -> tuple[SteeringTable, Tensor]:
     """The tables of several conditions as one, and its rows [conditions, languages]."""
-    places = dict.fromkeys((layer, position) for table in tables for layer, at in table.additions.items() for position in at)
+    places = dict.fromkeys(
+        (layer, position) for table in tables for layer, at in table.additions.items() for position in at
+    )
     rows, base = [], 1
     for table in tables:
         own = [table.row(language) for language in languages]
@@ -379,4 +391,3 @@ def _injecting(model: PreTrainedModel, table: SteeringTable, rows: Tensor, token
 def _by_condition(values: list[Values], copies: int) -> list[list[Values]]:
     each = len(values) // copies
     return [values[copy * each : (copy + 1) * each] for copy in range(copies)]
-

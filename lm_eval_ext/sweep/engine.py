@@ -1,0 +1,240 @@
+"""Every condition on every tree: in which order, in how much memory, and kept as it goes."""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models.loglikelihood import Request, Scorer
+from lm_eval_ext.steering.injection import Injector, SteeringTable
+from lm_eval_ext.sweep.grid import UNSTEERED, Condition
+from lm_eval_ext.sweep.trees import Batch, batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+    from lm_eval_ext.steering.vectors import VectorSet
+    from lm_eval_ext.sweep.forward import Base, TreeModel, Values
+    from lm_eval_ext.sweep.questions import ScoredTree
+    from lm_eval_ext.sweep.store import Store
+
+#: Tokens of one forward, and what a batch of unsteered prompts may keep for its conditions (our defaults).
+MAX_TOKENS = {"cpu": 2048, "cuda": 32768}
+MEMORY_GIB = 2.0
+
+#: Copies of a prompt's end side by side hold at most so many tokens: each of them is masked against all.
+_MAX_SIDE_BY_SIDE = 128
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a forward may use.
+
+    Attributes:
+        tokens: of one forward, with padding.
+        memory: bytes of residual streams, keys and values kept for the conditions; a batch that needs more is computed
+            again for a part of the layers at a time.
+    """
+
+    tokens: int
+    memory: int
+
+    def halved(self) -> Budget | None:
+        """Half of it, None where that is nothing."""
+        return Budget(self.tokens // 2, self.memory // 2) if self.tokens > 1 else None
+
+
+class Engine(Protocol):
+    """Computes the missing cells of some trees."""
+
+    def run(
+        self,
+        trees: Sequence[ScoredTree],
+        conditions: Sequence[Condition],
+        store: Store,
+        progress: Callable[[int], object],
+    ) -> None:
+        """Compute what `store` lacks; `progress` is told the number of cells that each step adds."""
+
+
+class SharedEngine:
+    """Shares what conditions have in common (see `forward`).
+
+    Args:
+        model: runs the trees.
+        vectors: for the plans.
+        n_layers: of the model.
+        budget: halved when memory runs out.
+    """
+
+    def __init__(self, model: TreeModel, vectors: VectorSet, n_layers: int, budget: Budget) -> None:
+        self._model = model
+        self._n_layers = n_layers
+        self._budget = budget
+        self._table = _tables(vectors, n_layers)
+
+    def run(
+        self,
+        trees: Sequence[ScoredTree],
+        conditions: Sequence[Condition],
+        store: Store,
+        progress: Callable[[int], object],
+    ) -> None:
+        """See `Engine.run`."""
+        pending = [tree for tree in trees if _missing([tree], conditions, store)]
+        for indices in batches([len(tree.tree) for tree in pending], self._budget.tokens):
+            self._batch([pending[index] for index in indices], conditions, store, progress)
+
+    def _batch(
+        self,
+        trees: Sequence[ScoredTree],
+        conditions: Sequence[Condition],
+        store: Store,
+        progress: Callable[[int], object],
+    ) -> None:
+        """One batch; in halves where memory does not suffice."""
+        try:
+            for cells in self._cells(trees, _missing(trees, conditions, store)):
+                progress(sum(store.get(condition, tree) is None for condition, tree, _ in cells))
+                store.write(cells)
+            return
+        except (MemoryError, RuntimeError) as error:
+            smaller = self._budget.halved()
+            if not is_out_of_memory(error) or smaller is None:
+                raise
+            self._budget = smaller
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = (len(trees) + 1) // 2
+        for part in (trees[:half], trees[half:]):
+            if part:
+                self._batch(part, conditions, store, progress)
+
+    def _cells(
+        self, trees: Sequence[ScoredTree], conditions: Sequence[Condition]
+    ) -> Iterator[list[tuple[str, str, Values]]]:
+        batch = Batch([tree.tree for tree in trees])
+        normalise = [tree.normalised for tree in trees]
+        languages = [tree.language for tree in trees]
+        groups: dict[int, dict[bool, list[Condition]]] = defaultdict(lambda: defaultdict(list))
+        for condition in conditions:
+            if condition.name != UNSTEERED:
+                groups[condition.first_layer(self._n_layers)][condition.is_last_only].append(condition)
+        for layers in self._layers_at_a_time(batch, sorted(groups)):
+            keep_past = any(True in groups[layer] for layer in layers)
+            base = self._model.base(batch, layers, keep_past=keep_past, normalise=normalise)
+            yield [(UNSTEERED, tree.key, values) for tree, values in zip(trees, base.values, strict=True)]
+            for layer in layers:
+                for last_only, group in groups[layer].items():
+                    run = self._model.ends if last_only else self._model.whole
+                    for chunk in self._chunks(base, group, last_only):
+                        tables = [self._table(condition.name) for condition in chunk]
+                        found = run(base, layer, tables, languages, normalise)
+                        yield [
+                            (condition.name, tree.key, values)
+                            for condition, by_tree in zip(chunk, found, strict=True)
+                            for tree, values in zip(trees, by_tree, strict=True)
+                        ]
+                del base.streams[layer]
+
+    def _layers_at_a_time(self, batch: Batch, layers: list[int]) -> Iterator[list[int]]:
+        """Layers whose residual streams fit the budget together: all of them, or as many as do."""
+        if not layers:
+            yield []
+            return
+        tokens = len(batch.trees) * (batch.width + batch.nodes)
+        for_past, for_layer = self._model.bytes_per_token(0), self._model.bytes_per_token(1)
+        each = max(1, (for_layer - for_past) * tokens)
+        room = max(1, (self._budget.memory - for_past * tokens) // each)
+        for at in range(0, len(layers), room):
+            yield layers[at : at + room]
+
+    def _chunks(self, base: Base, conditions: list[Condition], last_only: bool) -> Iterator[list[Condition]]:
+        rows, width = len(base.batch.trees), base.batch.width
+        block = 1 + base.batch.nodes
+        if last_only:
+            size = min(self._budget.tokens // (rows * block), max(1, _MAX_SIDE_BY_SIDE // block))
+        else:
+            size = self._budget.tokens // (rows * (width + base.batch.nodes))
+        size = max(1, size)
+        for at in range(0, len(conditions), size):
+            yield conditions[at : at + size]
+
+
+class SeparateEngine:
+    """One condition at a time, for architectures that cannot be run by trees: what `steered-hf` does, in one process.
+
+    Args:
+        model, vectors, n_layers: as for `SharedEngine`.
+        max_length: most tokens of a forward.
+        batch_size: prompts of a forward.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, vectors: VectorSet, n_layers: int, *, max_length: int, batch_size: int
+    ) -> None:
+        self._model = model
+        self._table = _tables(vectors, n_layers)
+        self._max_length = max_length
+        self._batch_size = batch_size
+
+    def run(
+        self,
+        trees: Sequence[ScoredTree],
+        conditions: Sequence[Condition],
+        store: Store,
+        progress: Callable[[int], object],
+    ) -> None:
+        """See `Engine.run`."""
+        for condition in conditions:
+            pending = [tree for tree in trees if store.get(condition.name, tree.key) is None]
+            table = self._table(condition.name) if condition.plan else SteeringTable()
+            injector = Injector(self._model, table)
+            scorer = Scorer(self._model, injector, max_length=self._max_length)
+            try:
+                for at in range(0, len(pending), self._batch_size):
+                    part = pending[at : at + self._batch_size]
+                    store.write(
+                        (condition.name, tree.key, _score(scorer, tree, table, self._batch_size)) for tree in part
+                    )
+                    progress(len(part))
+            finally:
+                injector.remove()
+
+
+def _score(scorer: Scorer, tree: ScoredTree, table: SteeringTable, batch_size: int) -> Values:
+    row = table.row(tree.language)
+    paths = [tuple(target.token for target in path) for path in tree.tree.targets]
+    scores = scorer.score([Request(tree.tree.prompt, path, row) for path in paths], batch_size)
+    return [score.log_likelihood for score in scores]
+
+
+def _missing(trees: Sequence[ScoredTree], conditions: Sequence[Condition], store: Store) -> list[Condition]:
+    return [condition for condition in conditions if any(store.get(condition.name, tree.key) is None for tree in trees)]
+
+
+def _tables(vectors: VectorSet, n_layers: int) -> Callable[[str], SteeringTable]:
+    from lm_eval_ext.steering.plan import Plan
+
+    @lru_cache(maxsize=512)
+    def table(plan: str) -> SteeringTable:
+        return SteeringTable.build(Plan.parse(plan), vectors, n_layers)
+
+    return table
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on a device."""
+    if isinstance(error, ModelError):
+        return False
+    words = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in words

@@ -1,0 +1,269 @@
+"""The questions of some tasks of the harness, as the trees to score and as what the scores are worth."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext import harness
+from lm_eval_ext.errors import DataError, LanguageError, ModelError, UserError
+from lm_eval_ext.models.language import request_language
+from lm_eval_ext.plane.results import question_id
+from lm_eval_ext.sweep.store import tree_key
+from lm_eval_ext.sweep.trees import Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval.api.instance import Instance
+
+    from lm_eval_ext.models.loglikelihood import Request
+
+#: Most nodes of one tree: a prompt with many continuations (the empty one, for mutual information) becomes several.
+MAX_NODES = 96
+
+#: Scores that need the options' log-likelihoods without a question.
+PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One document of one task.
+
+    Attributes:
+        task, doc_id, question_id, language: as in result files.
+        instances: indices of its requests: its options after the prompt, then, for mutual information, after nothing.
+        n_options: number of options.
+        gold: index of the right option, None where the task names none.
+        document: the document.
+    """
+
+    task: str
+    doc_id: int
+    question_id: str
+    language: str
+    instances: tuple[int, ...]
+    n_options: int
+    gold: int | None
+    document: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ScoredTree:
+    """A tree, whose language steers it, and which requests its values answer.
+
+    Attributes:
+        tree: prompt and continuations.
+        language: of its prompt.
+        normalised: whether its values are log-likelihoods, or only logits, which differ by a constant of the prompt.
+        requests: indices of the requests of each continuation.
+        key: a name that another start finds again.
+    """
+
+    tree: Tree
+    language: str
+    normalised: bool
+    requests: tuple[tuple[int, ...], ...]
+    key: str
+
+
+class Questions:
+    """What some tasks ask.
+
+    Args:
+        names: tasks or groups.
+        limit: documents of each task; all if None.
+        num_fewshot: examples before each question; the tasks' own number if None.
+        languages: keep only these; all if empty.
+        default_language: of questions whose document and task name none.
+        with_prior: ask for the options without a question too, where a task scores mutual information.
+
+    Raises:
+        UserError: an unknown task, a task that is not multiple choice, or no question.
+        LanguageError: a question whose language nothing names.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        limit: int | None = None,
+        num_fewshot: int | None = None,
+        languages: Sequence[str] = (),
+        with_prior: bool = True,
+        default_language: str | None = None,
+    ) -> None:
+        self._tasks = _load(names, num_fewshot)
+        self.instances: list[Instance] = []
+        self.questions: list[Question] = []
+        self.with_prior = with_prior
+        self.n_truncated = 0
+        for name, task in self._tasks.items():
+            task.build_all_requests(limit=limit, rank=0, world_size=1)
+            by_document: dict[int, list[Instance]] = defaultdict(list)
+            for instance in task.instances:
+                by_document[instance.doc_id].append(instance)
+            for doc_id, instances in by_document.items():
+                language = request_language(instances[0], default_language)
+                if not languages or language in languages:
+                    self._add(name, task, doc_id, instances, language)
+        if not self.questions:
+            raise DataError(
+                f"no question to ask in {', '.join(names)}" + (f" in {', '.join(languages)}" if languages else "")
+            )
+
+    def _add(self, name: str, task: Any, doc_id: int, instances: list[Instance], language: str | None) -> None:
+        if language is None:
+            raise LanguageError(
+                f"task {name}: the language of document {doc_id} is not known; name it in a column 'language', in the "
+                "task's metadata (language: ko), or with --lang"
+            )
+        document = instances[0].doc
+        n_options = len(task.doc_to_choice(document))
+        kept = instances if self.with_prior else instances[:n_options]
+        start = len(self.instances)
+        self.instances += kept
+        self.questions.append(
+            Question(
+                task=name,
+                doc_id=doc_id,
+                question_id=question_id(document) or f"{doc_id}",
+                language=language,
+                instances=tuple(range(start, start + len(kept))),
+                n_options=n_options,
+                gold=_gold(task, document),
+                document=document,
+            )
+        )
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of the questions, in their order."""
+        return list(dict.fromkeys(question.language for question in self.questions))
+
+    def score(self, question: Question, values: Sequence[float]) -> dict[str, float]:
+        """What the task makes of the options' log-likelihoods: its metrics of one document that are numbers."""
+        # Whether an option is what the model would say by itself is not computed in a sweep.
+        results = [(value, False) for value in values]
+        task = self._tasks[question.task]
+        if not self.with_prior and "acc_mutual_info" in task._metric_fn_list:
+            results += [(0.0, False)] * question.n_options  # the task expects them; what it makes of them is left out
+        found = task.process_results(question.document, results)
+        return {
+            name: float(value)
+            for name, value in found.items()
+            if isinstance(value, (int, float))
+            and name != "exact_match"
+            and (self.with_prior or name not in PRIOR_METRICS)
+        }
+
+    def trees(self, requests: Sequence[Request], max_length: int, *, likelihoods: bool = False) -> list[ScoredTree]:
+        """The trees that answer all requests.
+
+        Args:
+            requests: of `instances`, in their order.
+            max_length: most tokens of a forward; longer prompts lose their beginning, as in the harness.
+            likelihoods: normalise even where every option is one token, and only the differences matter.
+
+        Raises:
+            ModelError: a continuation that does not fit.
+        """
+        normalised = self._normalised(requests, likelihoods)
+        by_prompt: dict[tuple[tuple[int, ...], str, bool], dict[tuple[int, ...], list[int]]] = {}
+        for question in self.questions:
+            for index in question.instances:
+                prompt, continuation, _ = requests[index]
+                if len(continuation) > max_length:
+                    raise ModelError(
+                        f"task {question.task}, document {question.doc_id}: an option of {len(continuation)} tokens does "
+                        f"not fit the model's {max_length}"
+                    )
+                self.n_truncated += len(prompt) + len(continuation) - 1 > max_length
+                shown = _truncate(prompt, continuation, max_length)
+                key = shown, question.language, normalised[index]
+                by_prompt.setdefault(key, {}).setdefault(continuation, []).append(index)
+        return [
+            ScoredTree(
+                tree=Tree.grow(prompt, part),
+                language=language,
+                normalised=normal,
+                requests=tuple(tuple(continuations[continuation]) for continuation in part),
+                key=tree_key(prompt, part, language, normal),
+            )
+            for (prompt, language, normal), continuations in by_prompt.items()
+            for part in _parts(list(continuations))
+        ]
+
+    def _normalised(self, requests: Sequence[Request], likelihoods: bool) -> list[bool]:
+        """For each request, whether a constant of its prompt would change what its question scores."""
+        wanted: dict[tuple[tuple[int, ...], str], bool] = defaultdict(bool)
+        places = []
+        for question in self.questions:
+            options = self._tasks[question.task].doc_to_choice(question.document)
+            alike = len({(len(option), len(option.encode())) for option in options}) == 1
+            for index in question.instances:
+                place = requests[index].prompt, question.language
+                wanted[place] |= likelihoods or not alike or len(requests[index].continuation) > 1
+                places.append(place)
+        return [wanted[place] for place in places]
+
+
+def _truncate(prompt: tuple[int, ...], continuation: tuple[int, ...], max_length: int) -> tuple[int, ...]:
+    """The prompt without what does not fit before the continuation (whose last token is not fed)."""
+    room = max_length - (len(continuation) - 1)
+    return prompt[-room:]
+
+
+def _parts(continuations: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Continuations in groups of at most `MAX_NODES` nodes, counted without what they share."""
+    parts: list[list[tuple[int, ...]]] = []
+    nodes = MAX_NODES
+    for continuation in continuations:
+        nodes += len(continuation) - 1
+        if nodes > MAX_NODES or not parts:
+            parts.append([])
+            nodes = len(continuation) - 1
+        parts[-1].append(continuation)
+    return parts
+
+
+def _load(names: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    harness.install()
+    manager = TaskManager()
+    unknown = [name for name in names if not manager.match_tasks([name])]
+    if unknown:
+        raise UserError(
+            f"unknown task {', '.join(unknown)}; `lm-eval-ext eval ls tasks` lists what there is, and a file of your own is "
+            "imported with `lm-eval-ext data import`"
+        )
+    tasks: dict[str, Any] = manager.load(list(names))["tasks"]
+    other = [name for name, task in tasks.items() if task.OUTPUT_TYPE != "multiple_choice"]
+    if other:
+        raise UserError(f"a sweep takes multiple-choice tasks only; not {', '.join(other)}")
+    for task in tasks.values():
+        if num_fewshot is not None and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=1234)  # the harness's
+    return tasks
+
+
+def _gold(task: Any, document: dict[str, Any]) -> int | None:
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    options = task.doc_to_choice(document)
+    if isinstance(gold, str):
+        gold = options.index(gold) if gold in options else None
+    return gold if isinstance(gold, int) and 0 <= gold < len(options) else None
+
+
+def margin(question: Question, values: Sequence[float]) -> float:
+    """Log-likelihood of the right option minus that of the best other one, in nats; NaN where none is right."""
+    given = list(values[: question.n_options])
+    if question.gold is None or len(given) < 2:
+        return math.nan
+    return given.pop(question.gold) - max(given)
