@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -63,25 +65,16 @@ def extract(
     """
     if not pair_set.pairs:
         raise DataError(f"no {pair_set.kind!r} pairs of language {pair_set.language!r} in {pair_set.source}")
-    texts = [(text, sign) for pair in pair_set.pairs for text, sign in ((pair.positive, 1.0), (pair.negative, -1.0))]
-    encoded = [(*_encode(tokenizer, text), sign) for text, sign in texts]
-    _check_lengths(model, pair_set, encoded)
-    encoded.sort(key=lambda item: len(item[0]))
-    device = model.get_input_embeddings().weight.device
+    texts = [text for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
+    where = f"{pair_set.kind}/{pair_set.language} ({pair_set.source})"
     total = torch.zeros(len(layers), hidden_size(model.config), dtype=torch.float64)
     norms = torch.zeros(len(layers), dtype=torch.float64)
-    with torch.inference_mode(), _Capture(model, layers) as capture:
-        for at in range(0, len(encoded), batch_size):
-            batch = encoded[at : at + batch_size]
-            ids, weights = _pad(batch, pooling)
-            signs = torch.tensor([sign for *_, sign in batch])
-            for row, hidden in enumerate(capture.run(model, ids.to(device))):
-                w = weights.to(hidden.device)
-                states = hidden.float()
-                pooled = torch.einsum("bt,bth->bh", w, states)
-                total[row] += (signs.to(hidden.device)[:, None] * pooled).sum(0).double().cpu()
-                norms[row] += (states.norm(dim=-1) * w).sum().double().cpu()
-            progress(len(batch))
+    for batch in pooled_states(
+        model, tokenizer, texts, layers, pooling, where=where, batch_size=batch_size, progress=progress
+    ):
+        signs = torch.tensor([1.0 if text % 2 == 0 else -1.0 for text in batch.texts], dtype=torch.float64)
+        total += torch.einsum("b,lbh->lh", signs, batch.states.double())
+        norms += batch.norms.double().sum(1)
     values = (total / len(pair_set.pairs)).float()
     if not bool(values.isfinite().all()):
         raise ModelError(
@@ -96,9 +89,61 @@ def extract(
         source=pair_set.source,
         source_sha256=pair_set.sha256,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        residual_norms=tuple((norms / len(encoded)).tolist()),
+        residual_norms=tuple((norms / len(texts)).tolist()),
     )
     return SteeringVectors(info, values)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The hidden states of some texts, one vector per layer and text.
+
+    Attributes:
+        texts: places of the texts in what was given.
+        states: [layers, len(texts), hidden] in float32, on the CPU.
+        norms: [layers, len(texts)] norm of the residual stream, pooled like the states.
+    """
+
+    texts: list[int]
+    states: Tensor
+    norms: Tensor
+
+
+def pooled_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    pooling: Pooling,
+    *,
+    where: str,
+    batch_size: int = 16,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Iterator[Pooled]:
+    """Hidden states of texts at several layers: one forward per text, batches of texts of like length, pooled as they come.
+
+    Args:
+        model, tokenizer, layers, pooling, batch_size, progress: as for `extract`.
+        texts: the texts.
+        where: what the texts are, for messages.
+
+    Raises:
+        DataError: a text without tokens, or longer than the model's context.
+        PlanError: a layer that the model does not have.
+    """
+    encoded = _encode(tokenizer, texts)
+    _check_lengths(model, where, encoded)
+    order = sorted(range(len(texts)), key=lambda text: len(encoded[text][0]))
+    device = model.get_input_embeddings().weight.device
+    with Capture(model, layers) as capture:
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            ids, weights = _pad([encoded[text] for text in chosen], pooling)
+            with torch.inference_mode():  # not around the yield, or it would hold for the caller too
+                found = list(capture.run(model, ids.to(device), partial(_pool, weights=weights, pooling=pooling)))
+            states, norms = (torch.stack(parts) for parts in zip(*found, strict=True))
+            yield Pooled(chosen, states, norms)
+            progress(len(chosen))
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:
@@ -127,11 +172,23 @@ class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward at the d
     """Raised by the hook of the deepest layer."""
 
 
-class _Capture:
-    """Hooks that hand over the residual stream after some layers of one forward."""
+T = TypeVar("T")
+
+
+class Capture:
+    """Hooks that hand over the residual stream after some layers of one forward.
+
+    Args:
+        model: a decoder-only model of transformers.
+        layers: 0-based decoder layers, output of the block.
+
+    Raises:
+        PlanError: no layers, or one that the model does not have.
+    """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
-        self._states: dict[int, Tensor] = {}
+        self._taken: dict[int, Any] = {}
+        self._take: Callable[[Tensor], Any]
         self._layers = layers
         modules = decoder_layers(model)
         wrong = [layer for layer in layers if not 0 <= layer < layer_count(model.config)]
@@ -140,24 +197,29 @@ class _Capture:
         self._deepest = max(layers)
         self._handles = [modules[layer].register_forward_hook(self._keep(layer)) for layer in layers]
 
-    def __enter__(self) -> _Capture:
+    def __enter__(self) -> Capture:
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def run(self, model: PreTrainedModel, ids: Tensor) -> Iterator[Tensor]:
-        """The residual stream [batch, length, hidden] after each layer asked for, in their order."""
-        self._states.clear()
+    def run(self, model: PreTrainedModel, ids: Tensor, take: Callable[[Tensor], T]) -> Iterator[T]:
+        """What `take` makes of the residual stream [batch, length, hidden] after each layer asked for, in their order.
+
+        `take` is called as soon as a layer is done, so that the streams of all layers are never held together. The forward
+        ends at the deepest layer.
+        """
+        self._taken.clear()
+        self._take = take
         with _until_stopped():
             model(input_ids=ids, use_cache=False)
         for layer in self._layers:
-            yield self._states.pop(layer)
+            yield self._taken.pop(layer)
 
     def _keep(self, layer: int) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._states[layer] = residual(output)
+            self._taken[layer] = self._take(residual(output))
             if layer == self._deepest:
                 raise _Stop
 
@@ -172,33 +234,42 @@ def _until_stopped() -> Iterator[None]:
         return
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[bool]]:
-    """Token ids of a text and which of them are of the text itself (not special)."""
-    encoding = tokenizer(text, return_special_tokens_mask=True)
-    return encoding["input_ids"], [not special for special in encoding["special_tokens_mask"]]
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each text, and the places of those of the text itself (not special)."""
+    encoding = tokenizer(list(texts), return_special_tokens_mask=True)
+    masks = encoding["special_tokens_mask"]
+    own = ([place for place, special in enumerate(mask) if not special] for mask in masks)
+    return list(zip(encoding["input_ids"], own, strict=True))
 
 
-def _check_lengths(
-    model: PreTrainedModel, pair_set: PairSet, encoded: list[tuple[list[int], list[bool], float]]
-) -> None:
-    longest = max(len(ids) for ids, *_ in encoded)
+def _check_lengths(model: PreTrainedModel, where: str, encoded: list[tuple[list[int], list[int]]]) -> None:
+    longest = max(len(ids) for ids, _ in encoded)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
     if longest > limit:
-        raise DataError(
-            f"a text of {pair_set.kind}/{pair_set.language} ({pair_set.source}) has {longest} tokens, "
-            f"the model's context is {limit}"
-        )
-    if any(not any(own) for _, own, _ in encoded):
-        raise DataError(f"a text of {pair_set.kind}/{pair_set.language} ({pair_set.source}) has no tokens")
+        raise DataError(f"a text of {where} has {longest} tokens, the model's context is {limit}")
+    if not all(own for _, own in encoded):
+        raise DataError(f"a text of {where} has no tokens")
 
 
-def _pad(batch: list[tuple[list[int], list[bool], float]], pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """Right-padded ids [batch, length] and the weight of each token's hidden state (rows sum to 1)."""
-    width = max(len(ids) for ids, *_ in batch)
-    padded = torch.zeros(len(batch), width, dtype=torch.long)
+def _pad(batch: list[tuple[list[int], list[int]]], pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """Right-padded ids [batch, length], and where the hidden states are taken: for `last` the token's place [batch], for
+    `mean` the weight of each token [batch, length] (rows sum to 1).
+    """
+    width = max(len(ids) for ids, _ in batch)
+    padded = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
+    if pooling == "last":
+        return padded, torch.tensor([own[-1] for _, own in batch])
     weights = torch.zeros(len(batch), width)
-    for row, (ids, own, _) in enumerate(batch):
-        padded[row, : len(ids)] = torch.tensor(ids)
-        places = [at for at, is_own in enumerate(own) if is_own]
-        weights[row, places if pooling == "mean" else places[-1:]] = 1 / (len(places) if pooling == "mean" else 1)
+    for row, (_, own) in enumerate(batch):
+        weights[row, own] = 1 / len(own)
     return padded, weights
+
+
+def _pool(states: Tensor, weights: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """The pooled states [batch, hidden] of a residual stream and the pooled norms [batch], in float32 on the CPU."""
+    weights = weights.to(states.device)
+    if pooling == "last":
+        pooled = states[torch.arange(len(weights), device=states.device), weights].float()
+        return pooled.cpu(), pooled.norm(dim=-1).cpu()
+    full = states.float()
+    return torch.einsum("bt,bth->bh", weights, full).cpu(), (full.norm(dim=-1) * weights).sum(1).cpu()
