@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 #: of its tokens; whether a question names a country is read off the token that the answer follows.
 DEFAULT_POOLING: dict[str, Pooling] = {"en": "mean", "loc": "last"}
 DEFAULT_PAIRS = {"en": "mini", "loc": "mini"}
-DTYPES = ("auto", "bfloat16", "float32", "float16")
 
 
 def extract(
@@ -63,7 +62,7 @@ def extract(
     from tqdm import tqdm
 
     from lm_eval_ext.models import embedded
-    from lm_eval_ext.models.loading import load_config
+    from lm_eval_ext.models.loading import load_config, load_model
     from lm_eval_ext.steering import extraction
     from lm_eval_ext.steering.decoder import layer_count
     from lm_eval_ext.steering.vectors import ModelIdentity, VectorSet
@@ -79,7 +78,9 @@ def extract(
     name = model or str(embedded.path())
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     wanted = extraction.parse_layers(layers, layer_count(config))
-    loaded, tokenizer = _load(name, dtype, device, revision, peft, trust_remote_code)
+    loaded, tokenizer = load_model(
+        name, dtype=dtype, device=device, revision=revision, peft=peft, trust_remote_code=trust_remote_code
+    )
     entries = {}
     with tqdm(total=2 * sum(len(s.pairs) for s in pair_sets), desc="Extracting", unit="text") as bar:
         for pair_set in pair_sets:
@@ -150,23 +151,3 @@ def _check_writable(out: Path) -> None:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror}); give another path") from None
-
-
-def _load(name: str, dtype: str, device: str, revision: str, peft: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from lm_eval_ext.models.loading import DTYPE_ARGUMENT, loading
-
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r} is unknown, valid: {', '.join(DTYPES)}")
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, **{DTYPE_ARGUMENT: dtype}, **options)
-        if peft:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, peft)
-        return model.to(target).eval(), tokenizer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from packaging.version import Version
 
-from lm_eval_ext.errors import ModelError
+from lm_eval_ext.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +17,8 @@ _HINT = (
     "Give a folder with config.json, weights and tokenizer, a name on the hub that this machine can reach, "
     "or leave the model out for the embedded one"
 )
+
+DTYPES = ("auto", "bfloat16", "float32", "float16")
 
 #: The argument of `from_pretrained` that sets the dtype, by release.
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
@@ -55,3 +57,43 @@ def load_config(name: str, **options: Any) -> Any:
     """
     with loading(name):
         return transformers.AutoConfig.from_pretrained(name, **{key: value for key, value in options.items() if value})
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "",
+    revision: str = "main",
+    peft: str = "",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """A causal language model ready to run, and its tokenizer.
+
+    Args:
+        name: name on the hub or folder.
+        dtype: one of `DTYPES`.
+        device: such as `cuda:1`; a GPU if there is one where empty.
+        revision: of the model on the hub.
+        peft: adapter to load on top.
+        trust_remote_code: run the model repository's own code.
+
+    Raises:
+        ModelError: model or adapter cannot be loaded.
+        UserError: unknown dtype.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown, valid: {', '.join(DTYPES)}")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, **{DTYPE_ARGUMENT: dtype}, **options)
+        if peft:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, peft)
+        return model.to(target).eval(), tokenizer
