@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lm_eval_ext.data.instruct_command import instruct
 from lm_eval_ext.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(instruct)
 
 _DataSet = Annotated[str, typer.Argument(help="The data set: blend.", metavar="blend")]
 _Language = Annotated[str, typer.Option("--lang", help="Language code, such as el.")]

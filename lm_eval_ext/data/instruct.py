@@ -18,7 +18,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -125,16 +125,19 @@ def load(
         DataError: unknown source, a damaged file (the message names the lines), or a wanted language without a row.
         LanguageError: an unknown language is wanted.
     """
-    return _selected(Instruction, _rows(Instruction, source), str(source), wanted, split)
+    rows, report = _rows(Instruction, source)
+    return select(rows, report, str(source), wanted, split), report
 
 
 def load_tuples(
     source: str | Path, wanted: Sequence[str] = (), split: str | None = "train"
 ) -> tuple[list[Tuple], Report]:
     """Parallel tuples to train on or to hold out; arguments, result and errors as of `load`. English has none."""
-    return _selected(
-        Tuple, _rows(Tuple, source), str(source), [code for code in wanted if languages.get(code).code != "en"], split
-    )
+    rows, report = _rows(Tuple, source)
+    kept = select(rows, report, str(source), [code for code in wanted if languages.get(code).code != "en"], split)
+    if alike := sum(row.y_en == row.y_xx for row in kept):
+        report.notes.append(f"{alike} tuples have one answer for both languages: they show no preference")
+    return kept, report
 
 
 def write(file: Path, rows: Iterable[Instruction | Tuple]) -> None:
@@ -300,13 +303,19 @@ def _unlike_english(rows: Sequence[Instruction | Tuple]) -> list[str]:
     return problems
 
 
-def _selected(
-    kind: type[Row], found: tuple[list[Row], Report], name: str, wanted: Sequence[str], split: str | None
-) -> tuple[list[Row], Report]:
-    rows, report = found
+def select(rows: Sequence[Row], report: Report, name: str, wanted: Sequence[str], split: str | None) -> list[Row]:
+    """The rows in the wanted languages and split, each once; arguments and errors as of `load`.
+
+    Args:
+        rows: to choose from.
+        report: gets the counts.
+        name: what the rows are from, for the message.
+        wanted: languages; all there are, where none is named.
+        split: one of `SPLITS`; None for all rows.
+    """
     if split is not None and split not in SPLITS:
         raise DataError(f"unknown split {split!r}; valid: {', '.join(SPLITS)}")
-    codes = [languages.get(code).code for code in wanted] or list(_ordered(row.language for row in rows))
+    codes = [languages.get(code).code for code in wanted] or _ordered(row.language for row in rows)
     held_out = {(row.language, row.question) for row in rows if row.split == "held_out"}
     kept: list[Row] = []
     said: set[str] = set()
@@ -315,8 +324,8 @@ def _selected(
             report.leave_out("in a language that is not wanted", row.language)
         elif split is not None and row.split != split:
             report.leave_out(f"in the split {row.split}", row.language)
-        elif split == "train" and (row.language, row.question) in held_out:
-            report.leave_out("also in the split held_out", row.language)
+        elif row.split == "train" and (row.language, row.question) in held_out:
+            report.leave_out("asked in the split held_out too", row.language)
         elif (text := _text(row)) in said:
             report.leave_out("repeated", row.language)
         else:
@@ -324,11 +333,56 @@ def _selected(
             kept.append(row)
     report.counted(kept)
     if empty := [code for code in codes if not report.kept[code]] or ([] if kept else ["any language"]):
-        what = "instruction" if kind is Instruction else "tuple"
-        raise DataError(
-            f"{name} has no {what} in {', '.join(empty)}{f' for {split}' if split else ''}. It has:\n{report}"
-        )
-    return kept, report
+        raise DataError(f"{name} has no row in {', '.join(empty)}{f' for {split}' if split else ''}. It has:\n{report}")
+    return kept
+
+
+def hold_out(rows: Iterable[Row], share: float) -> list[Row]:
+    """The rows with their split set: about a share of the ids is held out, drawn by a hash of the id.
+
+    The rows of one id are in one split, in whatever language, and so are the turns `id/1`, `id/2` of one conversation.
+
+    Raises:
+        DataError: the share is not between 0 and 1.
+    """
+    if not 0 <= share < 1:
+        raise DataError(f"the share to hold out must be from 0 to below 1, got {share}")
+
+    def drawn(row: Row) -> str:
+        number = int(hashlib.sha256(row.id.partition("/")[0].encode()).hexdigest()[:8], 16)
+        return "held_out" if number < share * 2**32 else "train"
+
+    return [replace(row, split=drawn(row)) for row in rows]
+
+
+def pair_up(rows: Iterable[Instruction], report: Report) -> list[Tuple]:
+    """The tuples of instructions that are in English and another language, by their id.
+
+    Those without a counterpart, of another split than it, or with the same prompt in both languages are counted.
+    """
+    by_id: dict[str, dict[str, Instruction]] = {}
+    for row in rows:
+        by_id.setdefault(row.id, {})[row.language] = row
+    made = []
+    for known in by_id.values():
+        english = known.pop("en", None)
+        if english is not None and not known:
+            report.leave_out("in no other language", "en")
+        for code, row in known.items():
+            if english is None:
+                report.leave_out("not in English", code)
+            elif row.history or english.history:
+                report.leave_out("later turn of a conversation", code)
+            elif row.split != english.split:
+                report.leave_out("in another split than in English", code)
+            elif row.prompt == english.prompt:
+                report.leave_out("the same prompt as in English", code)
+            else:
+                sides = english.prompt, english.response, row.prompt, row.response
+                cultural = row.cultural or english.cultural
+                made.append(Tuple(row.id, code, *sides, cultural=cultural, source=row.source, split=row.split))
+    report.counted(made)
+    return made
 
 
 def _text(row: Instruction | Tuple) -> str:

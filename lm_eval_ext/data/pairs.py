@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm_eval_ext.data import sources
+from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.languages import LANGUAGES, normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: File names of the parallel corpora, by language.
-_FLORES = {
+#: Codes of FLORES-200, by language: its file names, and what NLLB calls the languages.
+FLORES_CODES = {
     "en": "eng_Latn",
     "es": "spa_Latn",
     "id": "ind_Latn",
@@ -86,6 +87,13 @@ def load(kind: str, source: str, languages: list[str], limit: int | None = None)
     return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in found]
 
 
+def languages_of(kind: str, source: str) -> tuple[str, ...] | None:
+    """Languages that a built-in source of pairs has, as far as it can be asked for them; None of a file: it may hold any."""
+    if source.endswith(".tsv"):
+        return None
+    return tuple(sorted(PROMPTS)) if (kind, source) == ("en", "gmmlu") else tuple(LANGUAGES)
+
+
 def _mini_en(language: str) -> list[Pair]:
     rows = sources.read_jsonl(sources.packaged("mini/pairs_en.jsonl"))
     return [Pair(row["text"]["en"], row["text"][language]) for row in rows]
@@ -103,7 +111,7 @@ def _blend_loc(language: str) -> list[Pair]:
 
 
 def _flores_en(language: str) -> list[Pair]:
-    return _parallel(*(f"parallel/flores200/{_FLORES[code]}.devtest" for code in ("en", language)))
+    return _parallel(*(f"parallel/flores200/{FLORES_CODES[code]}.devtest" for code in ("en", language)))
 
 
 def _ntrex_en(language: str) -> list[Pair]:

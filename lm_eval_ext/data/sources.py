@@ -77,7 +77,8 @@ def path(name: str) -> Path:
     if found := mirrored(name) or mirrored(f"{name}.gz"):
         expected = upstream[0] if upstream else derived.sha256 if derived else None
         if expected and os.environ.get(MODIFIED_VARIABLE) != "1":
-            _verify(found, expected)
+            # The hash of a file that is published packed is that of the packed file.
+            _verify(found, expected, packed=found.name == Path(name).name)
         return found
     if upstream:
         return _download(name, *upstream)
@@ -194,18 +195,18 @@ def _parse(text: str, where: str) -> Any:
         ) from None
 
 
-def _content(file: Path) -> bytes:
+def _content(file: Path, unpack: bool = True) -> bytes:
     try:
         content = file.read_bytes()
-        return gzip.decompress(content) if file.suffix == ".gz" else content
+        return gzip.decompress(content) if unpack and file.suffix == ".gz" else content
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{file} cannot be unpacked ({error}): it may be cut off; copy or fetch it again") from None
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
 
 
-def _verify(file: Path, expected: str) -> None:
-    found = hashlib.sha256(_content(file)).hexdigest()
+def _verify(file: Path, expected: str, packed: bool) -> None:
+    found = hashlib.sha256(_content(file, unpack=not packed)).hexdigest()
     if found != expected:
         raise DataError(
             f"{file} is not the upstream file\n"
