@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
-from lm_eval_ext.data import pairs
+from lm_eval_ext.data import gmmlu, pairs
 from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.errors import DataError, ModelError, PlanError
 from lm_eval_ext.steering.decoder import decoder_layers
@@ -309,3 +309,16 @@ def test_the_defaults_of_the_command(tmp_path: Path) -> None:
     assert {entry.info.position for entry in loaded.vectors.values() if entry.info.kind == "loc"} == {"last"}
     assert all(entry.info.layers == (0, 1, 2, 3) for entry in loaded.vectors.values())
     assert loaded.created_by.startswith("lm_eval_ext ")
+
+
+def test_languages_beyond_the_seven_where_the_pairs_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gmmlu, "pairs", lambda language: [(tiny.TEXTS["en"], f"{language}: {tiny.TEXTS['es']}")])
+    out = tmp_path / "v.safetensors"
+    arguments = ["extract", "--model", str(tiny.folder("gpt2")), "--out", str(out), "--device", "cpu"]
+    arguments += ["--pairs", "en=gmmlu", "--languages", "es,fr", "--kinds"]
+    result = CliRunner().invoke(cli.app, [*arguments, "en"])
+    assert result.exit_code == 0, result.output
+    assert VectorSet.load(out).languages("en") == ["es", "fr"]
+    refused = CliRunner().invoke(cli.app, [*arguments, "en,loc"])
+    assert refused.exit_code == 2
+    assert "unknown fr; valid: en, es, id, el, ko, zh, ar (pairs loc=mini)" in " ".join(refused.output.split())

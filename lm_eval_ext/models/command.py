@@ -33,7 +33,9 @@ def extract(
             "--pairs", help="KIND=SOURCE; repeatable. en: mini, flores, ntrex, gmmlu; loc: mini, blend; any: FILE.tsv."
         ),
     ] = None,
-    languages: Annotated[str, typer.Option(help="Language codes, joined by commas.")] = ",".join(LANGUAGES),
+    languages: Annotated[
+        str, typer.Option(help="Language codes, joined by commas; gmmlu pairs exist in 42 languages.")
+    ] = ",".join(LANGUAGES),
     layers: Annotated[str, typer.Option(help="'all', or layers as in a plan, joined by commas: 5,8-10,42%.")] = "all",
     position: Annotated[
         str, typer.Option(help="last or mean, for all kinds. Default: mean for en, last for every other kind.")
@@ -67,10 +69,10 @@ def extract(
     from lm_eval_ext.steering.decoder import layer_count
     from lm_eval_ext.steering.vectors import ModelIdentity, VectorSet
 
-    chosen = _languages(languages)
     if position and position not in extraction.POOLINGS:
         raise UserError(f"--position {position!r} is unknown, valid: {', '.join(extraction.POOLINGS)}")
     source_of = _sources(kinds.split(","), pair_sources or [])
+    chosen = _languages(languages, source_of)
     pair_sets = [
         pair_set for kind, source in source_of.items() for pair_set in pairs.load(kind, source, chosen, max_pairs)
     ]
@@ -113,13 +115,16 @@ def _pooling(kind: str, given: str) -> Pooling:
     return DEFAULT_POOLING.get(kind, "last")
 
 
-def _languages(text: str) -> list[str]:
+def _languages(text: str, source_of: dict[str, str]) -> list[str]:
     codes = list(dict.fromkeys(normalise(code) for code in text.split(",") if code))
-    unknown = [code for code in codes if code not in LANGUAGES]
-    if unknown or not codes:
-        raise LanguageError(
-            f"--languages {text!r}: unknown {', '.join(unknown) or 'empty list'}; valid: {', '.join(LANGUAGES)}"
-        )
+    for kind, source in source_of.items():
+        valid = pairs.languages_of(kind, source) or (*LANGUAGES, *codes)
+        unknown = [code for code in codes if code not in valid]
+        if unknown or not codes:
+            raise LanguageError(
+                f"--languages {text!r}: unknown {', '.join(unknown) or 'empty list'}; "
+                f"valid: {', '.join(valid)} (pairs {kind}={source})"
+            )
     return codes
 
 
