@@ -60,7 +60,8 @@ def load(
     report.counted(taken)
     if not taken:
         raise DataError(
-            f"{file}: nothing is left. Of its {len(rows)} rows:\n{report}\nTrees of another state are taken with --tree-state STATE"
+            f"{file}: nothing is left. Of its {len(rows)} rows:\n{report}\n"
+            "Trees of another state are taken with --tree-state STATE"
         )
     return taken, report
 
