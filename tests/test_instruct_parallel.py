@@ -73,7 +73,7 @@ def test_what_is_evaluated_is_taken_out_of_training_with_a_count() -> None:
 
 @pytest.mark.parametrize("task", ["sib200_kor_Hang", "SIB-200", "flores_en-ko", "belebele_kor_Hang"])
 def test_sib200_and_belebele_are_flores(task: str) -> None:
-    with pytest.raises(DataError, match="train on another corpus, such as ntrex|corpus, such as ntrex"):
+    with pytest.raises(DataError, match="corpus, such as ntrex"):
         parallel.refuse_mixing("flores", ["gmmlu_ko", task])
     parallel.refuse_mixing("ntrex", [task])
     parallel.refuse_mixing("mini", [task])
