@@ -113,6 +113,20 @@ def menu(buttons: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     }
 
 
+def slider(steps: list[dict[str, Any]], active: int) -> dict[str, Any]:
+    """A slider over the layers, below a figure."""
+    return {
+        "active": active,
+        "steps": steps,
+        "currentvalue": {"prefix": "layer "},
+        "pad": {"t": 46},
+        "bgcolor": GRID,
+        "activebgcolor": QUIET,
+        "bordercolor": GRID,
+        "tickcolor": GRID,
+    }
+
+
 def css_variables(dark: bool) -> str:
     """The palette as CSS custom properties."""
     return " ".join(f"--{name}: {values[dark]};" for name, values in PALETTE.items())

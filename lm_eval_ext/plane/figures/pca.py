@@ -60,18 +60,7 @@ def layer_pca(frame: pd.DataFrame, *, title: str = "", layer: int | None = None)
             annotations=_titles(frame, first, panels),
             margin={"l": 20, "r": 10, "t": 36, "b": 20},
             legend={"orientation": "h", "x": 0, "y": -0.42, "yanchor": "top", "itemsizing": "constant"},
-            sliders=[
-                {
-                    "active": layers.index(first),
-                    "steps": steps,
-                    "currentvalue": {"prefix": "layer "},
-                    "pad": {"t": 46},
-                    "bgcolor": theme.GRID,
-                    "activebgcolor": theme.QUIET,
-                    "bordercolor": theme.GRID,
-                    "tickcolor": theme.GRID,
-                }
-            ],
+            sliders=[theme.slider(steps, layers.index(first))],
         )
     )
     return Chart(
