@@ -18,14 +18,21 @@ if TYPE_CHECKING:
 #: Subcommand: its function, or a group of them; what it does.
 COMMANDS = {
     "extract": ("lm_eval_ext.models.command:extract", "Extract steering vectors from pairs of prompts into a file."),
+    "sweep": (
+        "lm_eval_ext.sweep.command:sweep",
+        "Evaluate a grid of layers and strengths for little more than one evaluation.",
+    ),
+    "geometry": ("lm_eval_ext.geometry.command:geometry", "Measure how languages lie in a model, layer by layer."),
     "plane": ("lm_eval_ext.plane.command:plane", "Draw the transfer-localization plane from result files."),
     "breakdown": (
         "lm_eval_ext.plane.breakdown:breakdown",
         "Break a score down by subject, category, topic or language.",
     ),
     "report": ("lm_eval_ext.report.command:report", "Report what results show, and what not, as one page."),
+    "study": ("lm_eval_ext.study.command:study", "Run a whole experiment from one file: train, steer, evaluate, draw."),
     "leaderboard": ("lm_eval_ext.leaderboard.command:leaderboard", "Make a static leaderboard of result trees."),
     "data": ("lm_eval_ext.data.command:app", "Check, count, show, export and import what is asked."),
+    "train": ("lm_eval_ext.training.command:app", "Train aligned models: MIST, MIDALIGN, CLO."),
     "gate": ("lm_eval_ext.gate.command:gate", "Pass or fail a candidate against a baseline, item by item."),
     "demo": ("lm_eval_ext.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
     "model": ("lm_eval_ext.models.command:model", "Prepare the embedded model and print where it is."),
@@ -97,10 +104,16 @@ def _eval(ctx: typer.Context) -> None:
     cli_evaluate()
 
 
-def _add(name: str, target: str, summary: str) -> None:
+def subcommand(name: str) -> Any:
+    """The click command, or group of commands, behind the name of a subcommand."""
+    target, _ = COMMANDS[name]
+    return typer.main.get_command(_single(name, _function(target)))
+
+
+def _add(name: str, summary: str) -> None:
     @app.command(name, help=summary, context_settings=VERBATIM, add_help_option=False)
     def run(ctx: typer.Context) -> None:
-        command: Any = typer.main.get_command(_single(name, _function(target)))
+        command = subcommand(name)
         with command.make_context(name, ctx.args, parent=ctx.parent) as context:
             command.invoke(context)
 
@@ -119,5 +132,5 @@ def _single(name: str, function: Callable[..., None] | typer.Typer) -> typer.Typ
     return single
 
 
-for _name, (_target, _summary) in COMMANDS.items():
-    _add(_name, _target, _summary)
+for _name, (_, _summary) in COMMANDS.items():
+    _add(_name, _summary)

@@ -37,3 +37,11 @@ class ResultsError(UserError):
 
 class GateError(UserError):
     """Rules that cannot be read, or runs that a gate must not compare."""
+
+
+class TrainingError(UserError):
+    """A training run that cannot be started, continued or kept as asked."""
+
+
+class StudyError(UserError):
+    """A study that cannot be read, whose stages do not fit together, or one of whose stages failed."""
