@@ -99,7 +99,7 @@ class SteeringVectors:
         except ValueError:
             raise VectorFileError(
                 f"the vector file has no {self.info.kind!r} vector of {self.info.language!r} for layer {layer}; "
-                f"layers in the file: {_ranges(self.info.layers)}. Extract that layer, or steer another"
+                f"layers in the file: {ranges(self.info.layers)}. Extract that layer, or steer another"
             ) from None
         return self.values[row], self.info.residual_norms[row]
 
@@ -301,7 +301,7 @@ def _check_tensor(path: Path, info: VectorInfo, tensor: Tensor, model: ModelIden
         )
 
 
-def _ranges(layers: tuple[int, ...]) -> str:
+def ranges(layers: tuple[int, ...]) -> str:
     """`(0, 1, 2, 5)` as `0-2, 5`."""
     parts: list[list[int]] = []
     for layer in sorted(layers):

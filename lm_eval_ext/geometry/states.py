@@ -1,0 +1,61 @@
+"""Hidden states of parallel texts at every layer, from one forward per distinct text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lm_eval_ext.errors import ModelError
+from lm_eval_ext.steering.extraction import Pooling, pooled_states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lm_eval_ext.geometry.texts import Parallel
+
+
+def distinct(parallel: Parallel) -> list[str]:
+    """The different texts of all languages: what needs a forward."""
+    return list(dict.fromkeys(text for texts in parallel.texts.values() for text in texts))
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parallel: Parallel,
+    layers: Sequence[int],
+    pooling: Pooling,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], object] = lambda done: None,
+) -> NDArray[np.float32]:
+    """[layers, languages, texts, hidden] pooled states; a forward ends at the deepest layer.
+
+    Args:
+        model, tokenizer, layers, pooling, batch_size, progress: as for `extraction.extract`.
+        parallel: the texts.
+
+    Raises:
+        DataError: a text without tokens, or longer than the model's context.
+        ModelError: the hidden states are not finite.
+        PlanError: a layer that the model does not have.
+    """
+    texts = distinct(parallel)
+    found: NDArray[np.float32] | None = None
+    for batch in pooled_states(
+        model, tokenizer, texts, layers, pooling, where=parallel.name, batch_size=batch_size, progress=progress
+    ):
+        states = batch.states.numpy()
+        if not np.isfinite(states).all():
+            raise ModelError(f"the hidden states of {parallel.name} are not finite; use dtype bfloat16 or float32")
+        if found is None:
+            found = np.empty((len(layers), len(texts), states.shape[-1]), dtype=np.float32)
+        found[:, batch.texts] = states
+    assert found is not None  # there are texts
+    place = {text: number for number, text in enumerate(texts)}
+    rows = [[place[text] for text in of_language] for of_language in parallel.texts.values()]
+    return found[:, rows]
