@@ -1,13 +1,19 @@
-"""Which modules a LoRA adapter changes, and which base it was trained on."""
+"""LoRA adapters: which modules one changes, which base it was trained on, and the two made into one model."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lm_eval_ext.errors import TrainingError
+from lm_eval_ext.models import embedded
+from lm_eval_ext.models.loading import load_config, load_model, loading
 from lm_eval_ext.steering.decoder import decoder_layers
+from lm_eval_ext.training import checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,3 +56,68 @@ def weights_id(model: PreTrainedModel) -> str:
             digest.update(name.encode())
             digest.update(tensor.flatten()[:16].to("cpu", torch.bfloat16).float().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_base(model: PreTrainedModel, base: dict[str, str], name: str) -> None:
+    """Make sure that a model is the one that an adapter was trained on.
+
+    Args:
+        model: the model, without any adapter.
+        base: `name` and `weights` of the one it was trained on.
+        name: what the user called the model.
+
+    Raises:
+        TrainingError: it is another one.
+    """
+    if (found := weights_id(model)) != base["weights"]:
+        raise TrainingError(
+            f"the adapter was trained on {base['name']!r} (weights {base['weights']}), {name!r} is another model (weights "
+            f"{found}): give the folder or name of its own base with --model"
+        )
+
+
+def put_on(model: PreTrainedModel, folder: Path) -> Any:
+    """The model with an adapter on it.
+
+    Raises:
+        ModelError: the adapter cannot be read, or fits another architecture.
+    """
+    from peft import PeftModel
+
+    with loading(str(folder), "Give the folder of a finished run, with adapter_config.json and its weights"):
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:
+    """Write the model that a run's adapter and its base make together; weights are added in float32.
+
+    Args:
+        folder: of a finished run.
+        out: folder to write, whole or not at all.
+        base: name or folder of the base; the run's own where empty.
+        dtype: of the merged weights; that of the base where `auto`.
+
+    Raises:
+        TrainingError: no finished run of an adapter, another base, or a folder that cannot be written.
+    """
+    record = checkpoints.read(folder / checkpoints.FINISHED)
+    if record["settings"]["full"]:
+        raise TrainingError(f"{folder} holds a whole model, not an adapter: use it as it is")
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise TrainingError(f"--out {out} exists: give another folder")
+    name = base or record["settings"]["model"] or str(embedded.path())
+    kept = load_config(name).dtype if dtype == "auto" else getattr(torch, dtype)
+    model, tokenizer = load_model(name, dtype="float32", device="cpu")
+    check_base(model, record["base"], name)
+    merged = put_on(model, folder).merge_and_unload().to(kept)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
+            target = Path(unfinished) / out.name
+            merged.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+            if out.is_dir():
+                out.rmdir()
+            target.replace(out)
+    except Exception as error:  # OSError, SafetensorError
+        raise TrainingError(f"cannot write {out}: {type(error).__name__}: {error}") from error

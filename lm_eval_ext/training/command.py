@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from lm_eval_ext.training.settings import Clo, Midalign, Mist, Settings, SftEn
+from lm_eval_ext.errors import TrainingError
+from lm_eval_ext.training.settings import DTYPES, Clo, Midalign, Mist, Settings, SftEn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,9 +88,78 @@ def _add(kind: type[Settings]) -> Callable[..., None]:
     return app.command(kind.method)(run)
 
 
-def _check_installed() -> None:
-    from lm_eval_ext.errors import TrainingError
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the merged model to.")],
+    model: Annotated[str, typer.Option(help="The base, where it is no longer where the run found it.")] = "",
+    dtype: Annotated[str, typer.Option(help="auto (that of the base), bfloat16 or float32.")] = "auto",
+) -> None:
+    """Make one model of an adapter and its base.
 
+    Example:
+
+      lm-eval-ext train merge runs/mist --out runs/mist-merged
+    """
+    _check_installed()
+    if dtype not in DTYPES:
+        raise TrainingError(f"--dtype {dtype!r} is unknown, valid: {', '.join(DTYPES)}")
+    from lm_eval_ext.training import adapter
+
+    adapter.merge(run, out, model, dtype)
+    typer.echo(out)
+
+
+@app.command("eval")
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, of one base.")],
+    out: Annotated[Path, typer.Option(help="CSV to write; a JSON record is written beside it.")],
+    baseline: Annotated[str, typer.Option(help="base, or the name of one of the folders.")] = "base",
+    data: Annotated[str, typer.Option(help="Held-out instructions and tuples: mini or a JSONL file.")] = "mini",
+    pairs: Annotated[str, typer.Option(help="Held-out parallel sentences: flores, ntrex, ... or FILE.tsv.")] = "flores",
+    max_pairs: Annotated[int, typer.Option(min=0, help="The first so many of each language; 0: all.")] = 0,
+    layer: Annotated[str, typer.Option(help="Layer of the retrieval; default: that of MIDALIGN, else 50%.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward.")] = 16,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one where left out.")] = "",
+) -> None:
+    """Compare trained models on held-out rows: retrieval, response loss, preference; with paired intervals.
+
+    Retrieval: from English to each language, cosine of mean-pooled hidden states, accuracy at 1. Rows that any of the runs
+    was trained on are left out, and counted. Intervals: bootstrap over questions and sentences, 95%.
+
+    Examples:
+
+      lm-eval-ext train eval runs/mist runs/clo --out measures.csv
+
+      lm-eval-ext train eval runs/mist runs/midalign --baseline mist --out measures.csv
+    """
+    _check_installed()
+    if out.is_dir():
+        raise TrainingError(f"--out {out} is a folder; give the path of a file, such as {out / 'measures.csv'}")
+    from lm_eval_ext.data import sources
+    from lm_eval_ext.training import checkpoints, comparing
+
+    lines, record = comparing.compare(
+        runs,
+        baseline,
+        data=data,
+        pairs=pairs,
+        max_pairs=max_pairs,
+        layer=layer,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+    )
+    sources.write(out, comparing.table(lines).encode())
+    checkpoints.write(out.with_suffix(".json"), record)
+    for line in lines:
+        told = f"{line.value:9.3f} {line.before:9.3f} {line.difference:+8.3f} [{line.low:+.3f}, {line.high:+.3f}]"
+        typer.echo(f"{line.run:12} {line.measure:14} {line.language:8} n={line.n:<5} {told}")
+    typer.echo(f"left out, as trained on: {record['left_out_as_trained_on']}")
+
+
+def _check_installed() -> None:
     try:
         import peft  # noqa: F401
         import trl  # noqa: F401

@@ -250,7 +250,7 @@ class MidalignTrainer(MistTrainer):
 
     def contrastive(self, inputs: dict[str, Any]) -> Tensor:
         """The contrastive loss of a batch's pairs against each other and those of the other processes."""
-        weights = inputs["pair_weights"]
+        weights: Tensor = inputs["pair_weights"]
 
         def pool(states: Tensor) -> Tensor:
             return (states.float() * weights[..., None]).sum(1)
