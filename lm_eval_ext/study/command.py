@@ -1,0 +1,46 @@
+"""The command `lm-eval-ext study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of all that is made, instead of the file's.")] = None,
+    stages: Annotated[str, typer.Option(help="Only these, joined by commas: train, evaluate/mist*, plane.")] = "",
+    dry_run: Annotated[bool, typer.Option(help="Print the plan with estimated times; run nothing.")] = False,
+) -> None:
+    """Run a whole experiment from one file.
+
+    Trains the models, extracts vectors on each, chooses layers on development splits, evaluates every model unsteered and
+    steered, and draws the plane. Each stage is a command of this package. It runs where it never ran, or where its options,
+    anything that it reads or what it made has changed; else it is skipped. What was interrupted goes on where it can.
+
+    The keys of the file are described in lm_eval_ext/study/config.py and the README; two studies are in studies/.
+
+    Examples:
+
+      lm-eval-ext study studies/gemma3-270m-smoke.yaml --dry-run
+
+      lm-eval-ext study studies/gemma3-270m-cpu.yaml
+
+      lm-eval-ext study studies/gemma3-270m-cpu.yaml --stages train,extract
+    """
+    from lm_eval_ext.study import config
+    from lm_eval_ext.study.estimate import Guess
+    from lm_eval_ext.study.run import Runner
+    from lm_eval_ext.study.stages import plan
+
+    asked = config.read(file, out)
+    runner = Runner(plan(asked), asked.out, say=typer.echo)
+    picked = [word.strip() for word in stages.split(",") if word.strip()]
+    if dry_run:
+        for line in Guess(asked).lines(runner.steps(picked)):
+            typer.echo(line)
+        return
+    runner.run(picked)
+    typer.echo(f"done: {asked.out}")

@@ -1,0 +1,161 @@
+"""What a study will do, with times: as measured the last time, else estimated from the model's size and the machine's speed.
+
+An estimate counts floating-point operations, 2 per parameter and token forward and 6 in training, at a share of the speed
+that a matrix product reaches here. It is right within a factor of two or three; what cannot be found out is left out.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lm_eval_ext.study.config import Study
+    from lm_eval_ext.study.run import Step
+
+#: Tokens of a row of instructions, of a sentence, and of a question with its options (our guesses).
+_ROW, _SENTENCE, _QUESTION = 60, 40, 60
+#: The share of the machine's speed that is reached; seconds in which a process starts and loads its model.
+_SHARE, _START = 0.4, 20.0
+#: Rows of the shipped instructions.
+_ROWS = 588
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Estimates of a study's stages."""
+
+    study: Study
+
+    def lines(self, steps: Sequence[Step]) -> Iterator[str]:
+        """The plan, as lines to print."""
+        total, unknown = 0.0, False
+        for number, step in enumerate(steps, start=1):
+            label = f"[{number}/{len(steps)}] {step.stage.name}"
+            if not step.why:
+                yield f"{label}: done"
+                continue
+            measured = step.seconds is not None
+            seconds = step.seconds if measured else self.seconds(step)
+            total += seconds or 0.0
+            unknown = unknown or seconds is None
+            yield f"{label}: {step.why}, {'as before ' if measured else 'about '}{_told(seconds)}"
+            yield f"  lm-eval-ext {' '.join(step.stage.arguments)}"
+        n = sum(bool(step.why) for step in steps)
+        yield f"{n} of {len(steps)} stages to run, {'more than ' if unknown else 'about '}{_told(total)}"
+
+    def seconds(self, step: Step) -> float | None:
+        """Estimated time of a stage; None where something that it depends on cannot be found out."""
+        arguments = _options(step.stage.arguments)
+        kind = step.stage.name.partition("/")[0]
+        if kind in ("plane", "report", "data"):
+            return None if arguments.get("--translate") else _START
+        if self.parameters is None:
+            return None
+        tokens: float | None
+        factor = 2
+        if kind == "train":
+            factor = 6
+            steps = int(arguments.get("--steps", 0))
+            batch = int(arguments.get("--batch-size", 8)) * int(arguments.get("--accumulation", 1))
+            rows = steps * batch if steps else float(arguments.get("--epochs", 1)) * _rows(arguments.get("--data", ""))
+            tokens = rows * _ROW
+            tokens *= 4 if step.stage.arguments[1] == "clo" else 1
+        elif kind == "extract":
+            tokens = 2 * 2 * len(self.study.languages) * int(arguments.get("--max-pairs", 100)) * _SENTENCE
+        else:
+            n = self._questions(kind)
+            tokens = None if n is None else n * _QUESTION * (self._conditions(arguments) if kind == "sweep" else 1)
+        return None if tokens is None else _START + factor * self.parameters * tokens / (_SHARE * self.speed)
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """Parameters of the model that are used for each token; None where its configuration cannot be read."""
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM
+
+        from lm_eval_ext.models import embedded
+        from lm_eval_ext.models.loading import load_config
+
+        try:
+            config = load_config(self.study.model or str(embedded.path()))
+            with init_empty_weights():
+                model = AutoModelForCausalLM.from_config(config)
+        except (UserError, ValueError):
+            return None
+        return int(model.num_parameters())
+
+    @cached_property
+    def speed(self) -> float:
+        """Floating-point operations a second that a matrix product reaches here, in the dtype models are loaded in."""
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        size = 8192 if device == "cuda" else 1024
+        matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16)
+        best = float("inf")
+        for _ in range(5):
+            started = time.perf_counter()
+            float((matrix @ matrix)[0, 0])
+            best = min(best, time.perf_counter() - started)
+        return 2 * size**3 / best
+
+    def _conditions(self, arguments: dict[str, str]) -> float:
+        """The passes that a sweep's conditions cost: each computes the layers above its own, half of them on average."""
+        layers = 18 if arguments.get("--layers", "all") == "all" else len(arguments["--layers"].split(","))
+        gammas = len(arguments.get("--gammas", "0.5,1,2,4").split(","))
+        return layers * gammas * 2 * (1 + int(arguments.get("--random", 5)) + 2) / 2
+
+    def _questions(self, kind: str) -> int | None:
+        try:
+            return self._asked if kind == "evaluate" else self._swept
+        except UserError:
+            return None
+
+    @cached_property
+    def _asked(self) -> int:
+        evaluate = self.study.evaluate
+        return _count(evaluate.tasks, evaluate.options.get("limit"))
+
+    @cached_property
+    def _swept(self) -> int:
+        assert self.study.sweep is not None
+        tasks = self.study.sweep.get("tasks", [])
+        return _count(tasks.split(",") if isinstance(tasks, str) else tasks, self.study.sweep.get("limit"))
+
+
+def _count(tasks: Sequence[str], limit: Any) -> int:
+    import logging
+
+    from lm_eval_ext.sweep.questions import Questions
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with redirect_stderr(StringIO()):  # a progress bar for each task
+        return len(Questions(tasks, limit=int(limit) if limit else None).questions)
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    return {a: b for a, b in pairwise(arguments) if a.startswith("--")}
+
+
+def _rows(data: str) -> int:
+    file = Path(data)
+    return sum(1 for _ in file.open("rb")) if file.is_file() else _ROWS
+
+
+def _told(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,243 @@
+"""Running the stages of a study: what is done is kept, what changed runs again, what was interrupted goes on.
+
+`study.json` in the study's folder holds of each stage what it was made from (its arguments, and the hashes of all that it
+read) and the hashes of what it made. A stage is done where all of that is as recorded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext import __version__
+from lm_eval_ext.data import sources
+from lm_eval_ext.errors import DataError, StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from lm_eval_ext.study.stages import Stage
+
+STATE = "study.json"
+_LOCK = ".study.lock"
+#: Weights are told apart by their names, sizes, and so many bytes at both ends: reading 24 GB at each start takes minutes.
+_SAMPLE = 2**20
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done about a stage.
+
+    Attributes:
+        stage: the stage.
+        why: why it runs; empty where it is done.
+        seconds: what it took the last time; None where it never ran to its end.
+    """
+
+    stage: Stage
+    why: str
+    seconds: float | None
+
+
+class State:
+    """`study.json`: what the stages were made from and made.
+
+    Raises:
+        StudyError: the file is damaged, or the folder holds something else.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.file = out / STATE
+        self.stages: dict[str, dict[str, Any]] = {}
+        if self.file.is_file():
+            try:
+                self.stages = sources.read_json(self.file)["stages"]
+            except (DataError, KeyError, TypeError) as error:
+                raise StudyError(
+                    f"{self.file} is damaged ({error}): remove it to run all stages again, or name another folder"
+                ) from None
+        elif out.is_dir() and any(path.name != _LOCK for path in out.iterdir()):
+            raise StudyError(f"{out} holds something that is no study: give an empty folder with --out")
+
+    def record(self, name: str, entry: dict[str, Any]) -> None:
+        """Write what is known of a stage, the file whole or not at all."""
+        self.stages[name] = entry
+        text = json.dumps({"version": 1, "stages": self.stages}, indent=1, ensure_ascii=False)
+        sources.write(self.file, (text + "\n").encode("utf-8"))
+
+
+class Runner:
+    """Decides which stages run, and runs them one after the other.
+
+    Args:
+        stages: all of a study, each after those that it needs.
+        out: the study's folder.
+        say: prints a line.
+
+    Raises:
+        StudyError: the folder holds something else.
+    """
+
+    def __init__(self, stages: Sequence[Stage], out: Path, say: Callable[[str], None] = print) -> None:
+        self.stages = {stage.name: stage for stage in stages}
+        self.out = out
+        self.say = say
+        self.state = State(out)
+
+    def steps(self, picked: Sequence[str] = ()) -> list[Step]:
+        """What is to be done, in order; only the picked stages, if any are.
+
+        Raises:
+            StudyError: a pattern that picks nothing, or a picked stage that needs one that is neither done nor picked.
+        """
+        names = self._picked(picked)
+        running: dict[str, str] = {}
+        steps = []
+        for name, stage in self.stages.items():
+            waits = [need for need in stage.needs if need in running]
+            why = f"after {waits[0]}" if waits else self._why(stage)
+            if why:
+                running[name] = why
+            if name in names:
+                if missing := [need for need in waits if need not in names]:
+                    raise StudyError(f"{name} needs {missing[0]}, which is not done: add it to --stages")
+                steps.append(Step(stage, why, self.state.stages.get(name, {}).get("seconds")))
+        return steps
+
+    def run(self, picked: Sequence[str] = ()) -> None:
+        """Run what is to be done. A stage that fails ends the study; what is done stays.
+
+        Raises:
+            StudyError: as `steps`, another study runs in the folder, or a stage fails.
+        """
+        with self._locked() as lock:
+            self.state = State(self.out)
+            steps = self.steps(picked)
+            for number, step in enumerate(steps, start=1):
+                label = f"[{number}/{len(steps)}] {step.stage.name}"
+                # Asked again: what ran since may have made the very files that this stage has read before.
+                if why := self._why(step.stage):
+                    self.say(f"{label}: {why}")
+                    self._run(step.stage, lock)
+                else:
+                    self.say(f"{label}: done before")
+
+    def _run(self, stage: Stage, lock: int) -> None:
+        before = self.state.stages.get(stage.name, {})
+        made_from = self._made_from(stage)
+        goes_on = stage.resume is not None and before.get("made_from") == made_from and not before.get("made")
+        arguments = stage.ready().arguments
+        if goes_on and stage.resume:
+            arguments += stage.resume
+        if not goes_on:
+            stage.clear()
+        self.state.record(stage.name, {"made_from": made_from})
+        self.say(f"  lm-eval-ext {' '.join(arguments)}")
+        started = time.monotonic()
+        # The lock is inherited: as long as a stage lives, even after the study was killed, no other study starts here.
+        status = subprocess.run([sys.executable, "-m", "lm_eval_ext", *arguments], pass_fds=[lock]).returncode  # noqa: S603
+        if status in (130, -2):
+            raise KeyboardInterrupt
+        if status:
+            raise StudyError(
+                f"{stage.name} failed (status {status}); what it said is above. All that is done is kept: mend it, and "
+                "run the study again"
+            )
+        made = self._made(stage)
+        if not made:
+            raise StudyError(f"{stage.name} ended well but made none of {', '.join(stage.makes.patterns)}")
+        seconds = round(time.monotonic() - started, 1)
+        self.state.record(stage.name, {"made_from": made_from, "made": made, "seconds": seconds})
+        self.say(f"  {stage.name}: {seconds:.0f} s")
+
+    def _why(self, stage: Stage) -> str:
+        """Why a stage runs; empty where it is done."""
+        known = self.state.stages.get(stage.name)
+        if known is None:
+            return "new"
+        before, now = known["made_from"], self._made_from(stage)
+        if not known.get("made"):
+            return "was interrupted" if before == now else "was interrupted, and has changed since"
+        for what, label in (("version", "this package is another version"), ("arguments", "its options changed")):
+            if before.get(what) != now[what]:
+                return label
+        reads = before["reads"]
+        if changed := [path for path in {**reads, **now["reads"]} if reads.get(path) != now["reads"].get(path)]:
+            return f"{changed[0]} changed"
+        made = self._made(stage)
+        if lost := [path for path in known["made"] if path not in made]:
+            return f"{lost[0]} is gone"
+        if changed := [path for path, digest in made.items() if known["made"].get(path) != digest]:
+            return f"{changed[0]} is not as it was made"
+        return ""
+
+    def _made_from(self, stage: Stage) -> dict[str, Any]:
+        made = [file for need in stage.needs for file in self.stages[need].makes.files()]
+        reads = {self._path(path): fingerprint(path) for path in (*made, *stage.reads)}
+        # The plan that a stage waits for is a file that it reads.
+        arguments = [self._relative(argument) for argument in stage.arguments]
+        return {"version": __version__, "arguments": arguments, "reads": reads}
+
+    def _made(self, stage: Stage) -> dict[str, str]:
+        return {self._path(file): fingerprint(file) for file in stage.makes.files()}
+
+    def _path(self, path: Path) -> str:
+        return str(path.relative_to(self.out)) if self.out in path.parents else str(path)
+
+    def _relative(self, argument: str) -> str:
+        """An argument without the study's folder, which may be moved."""
+        return argument.replace(str(self.out), "OUT")
+
+    def _picked(self, patterns: Sequence[str]) -> set[str]:
+        picked = set(self.stages) if not patterns else set[str]()
+        for pattern in patterns:
+            found = {name for name in self.stages if fnmatch(name, pattern) or name.partition("/")[0] == pattern}
+            if not found:
+                kinds = dict.fromkeys(name.partition("/")[0] for name in self.stages)
+                raise StudyError(f"--stages {pattern!r} picks nothing; valid: {', '.join([*kinds, *self.stages])}")
+            picked |= found
+        return picked
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = (self.out / _LOCK).open("w")
+        except OSError as error:
+            raise StudyError(f"cannot write to {self.out}: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StudyError(f"a study, or a stage of it, is running in {self.out}: wait, or end it") from None
+            yield lock.fileno()
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of a file, or of all files of a model's folder; of large files, of their size and both ends."""
+    digest = hashlib.sha256()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as content:
+            if path.is_dir() and size > 2 * _SAMPLE:
+                digest.update(content.read(_SAMPLE))
+                content.seek(-_SAMPLE, 2)
+                digest.update(content.read(_SAMPLE))
+            else:
+                for block in iter(lambda: content.read(_SAMPLE), b""):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,303 @@
+"""The stages of a study: what each runs, reads and makes, in an order in which they can run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lm_eval_ext.data.parallel import refuse_mixing
+from lm_eval_ext.errors import StudyError
+from lm_eval_ext.languages import NON_ENGLISH
+from lm_eval_ext.steering.plan import Gamma, Plan
+from lm_eval_ext.study import config
+from lm_eval_ext.study.options import command_line, has_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lm_eval_ext.study.config import Study
+
+#: What stands for a plan that a sweep has yet to choose.
+UNCHOSEN = "(chosen by {stage})"
+
+
+@dataclass(frozen=True)
+class Made:
+    """Files that a stage makes and others read: those of a folder that match one of some patterns, at least one."""
+
+    folder: Path
+    patterns: tuple[str, ...]
+
+    def files(self) -> list[Path]:
+        """Those there are."""
+        return sorted({file for pattern in self.patterns for file in self.folder.glob(pattern) if file.is_file()})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One subprocess of a study.
+
+    Attributes:
+        name: `train/mist`.
+        arguments: of `lm-eval-ext`; those that depend on a plan yet to be chosen have `UNCHOSEN` in them.
+        makes: what others read.
+        needs: names of the stages whose files this one reads.
+        reads: files and model folders of the user that it reads.
+        clears: what is removed before the stage starts anew, all inside the study's folder.
+        resume: what is added to the arguments where an interrupted run goes on; None where it cannot.
+        chosen: the plan that its arguments wait for.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    makes: Made
+    needs: tuple[str, ...] = ()
+    reads: tuple[Path, ...] = ()
+    clears: tuple[Path, ...] = ()
+    resume: tuple[str, ...] | None = None
+    chosen: Choice | None = None
+
+    def ready(self) -> Stage:
+        """The stage with its plan in its arguments.
+
+        Raises:
+            StudyError: no plan was chosen.
+        """
+        if self.chosen is None:
+            return self
+        plan = self.chosen.plan()
+        return replace(
+            self, arguments=tuple(a.replace(self.chosen.unchosen, plan) for a in self.arguments), chosen=None
+        )
+
+    def clear(self) -> None:
+        """Remove what an earlier run left."""
+        for path in self.clears:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan of a condition, made of what a sweep chooses."""
+
+    sweep: str
+    file: Path
+    condition: str
+
+    @property
+    def unchosen(self) -> str:
+        """What stands for the plan until it is known."""
+        return UNCHOSEN.format(stage=self.sweep)
+
+    def plan(self) -> str:
+        """The plan.
+
+        Raises:
+            StudyError: the sweep chose none.
+        """
+        try:
+            chosen = yaml.safe_load(self.file.read_text(encoding="utf-8"))["steer"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            raise StudyError(
+                f"{self.sweep} chose no plan: that takes development splits of a transfer and of a localization task, "
+                "such as bmlama_dev and blend_decon_dev_cloze, under sweep: tasks; or set steer"
+            ) from None
+        return under(self.condition, str(chosen))
+
+
+def under(condition: str, surgical: str) -> str:
+    """The plan of a condition, of the surgical plan; `random`, `other` and `negative` are its controls."""
+    terms = Plan.parse(surgical).interventions
+    if condition in ("en", "loc"):
+        terms = tuple(term for term in terms if term.kind == condition)
+    elif condition in ("random", "other"):
+        terms = tuple(replace(term, control=condition) for term in terms)
+    elif condition == "negative":
+        terms = tuple(replace(term, gamma=Gamma(-term.gamma.value, term.gamma.is_relative)) for term in terms)
+    return str(Plan(terms))
+
+
+def plan(study: Study) -> list[Stage]:
+    """All stages of a study, each after those that it needs; every command line is checked.
+
+    Raises:
+        StudyError: an option or name that does not fit; tasks made of what is trained on.
+    """
+    return list(_Stages(study).all())
+
+
+@dataclass(frozen=True)
+class _Stages:
+    study: Study
+    _trained: dict[str, Stage] = field(default_factory=dict)
+
+    @property
+    def out(self) -> Path:
+        return self.study.out
+
+    def all(self) -> Iterator[Stage]:
+        yield from (self._data(name, options) for name, options in self.study.data.items())
+        for name, options in self.study.models.items():
+            if options:
+                self._trained[name] = self._train(name, options)
+                yield self._trained[name]
+        steered = set(self.study.evaluate.conditions) - {"unsteered"}
+        if steered:
+            yield from map(self._extract, self.study.models)
+        if steered and self.study.sweep is not None:
+            yield from map(self._sweep, self.study.models)
+        evaluations = [self._evaluate(m, c) for m in self.study.models for c in self.study.evaluate.conditions]
+        yield from evaluations
+        needs = tuple(stage.name for stage in evaluations)
+        yield self._page("plane", self.study.plane, ("plane.html", "plane.csv"), needs)
+        if self.study.report is not None:
+            yield self._page("report", self.study.report, ("report.html",), needs)
+
+    def _data(self, name: str, options: dict[str, Any]) -> Stage:
+        out = self.out / "data" / f"{name}.jsonl"
+        given = {key: value for key, value in options.items() if key != "source"}
+        arguments = command_line(
+            ("data", "instruct"), given, f"data: {name}", {"out": str(out), "": str(options["source"])}
+        )
+        return self._stage(f"data/{name}", arguments, Made(out.parent, (out.name,)), clears=(out,))
+
+    def _train(self, name: str, options: dict[str, Any]) -> Stage:
+        method = options["method"]
+        where = f"models: {name}"
+        out = self.out / "models" / name
+        path = ("train", method)
+        common = {key: value for key, value in self.study.train.items() if has_option(path, key)}
+        given = {**self._languages(path), **common, **options}
+        del given["method"]
+        needs: tuple[str, ...] = ()
+        if (data := given.get("data")) in self.study.data:
+            needs = (f"data/{data}",)
+            given["data"] = str(self.out / "data" / f"{data}.jsonl")
+        if method == "midalign":
+            refuse_mixing(str(given.get("pairs", "ntrex")), self.study.evaluate.tasks)
+        arguments = command_line(
+            path, given, where, {"out": str(out), "model": self.study.model or None, "resume": None}
+        )
+        # The log and the card say when they were written: they do not decide whether others run again.
+        makes = Made(out, ("*.safetensors", "adapter_config.json", "config.json"))
+        return self._stage(f"train/{name}", arguments, makes, needs, clears=(out,), resume=("--resume",))
+
+    def _extract(self, name: str) -> Stage:
+        out = self.out / "vectors" / f"{name}.safetensors"
+        model, adapter = self._model(name)
+        fixed = {"out": str(out), "model": model or None, "peft": adapter or None}
+        given = {**self._languages(("extract",)), **self.study.extract}
+        arguments = command_line(("extract",), given, "extract", fixed)
+        return self._stage(
+            f"extract/{name}", arguments, Made(out.parent, (out.name,)), self._after_training(name), clears=(out,)
+        )
+
+    def _sweep(self, name: str) -> Stage:
+        assert self.study.sweep is not None
+        out = self.out / "sweep" / name
+        model, adapter = self._model(name)
+        model_args = {**self.study.evaluate.model_args, **({"peft": adapter} if adapter else {})}
+        fixed = {
+            "out": str(out),
+            "vectors": str(self.out / "vectors" / f"{name}.safetensors"),
+            "model": model or None,
+            "model-args": _joined(model_args) or None,
+            "restart": None,
+        }
+        arguments = command_line(("sweep",), self.study.sweep, "sweep", fixed)
+        needs = (*self._after_training(name), f"extract/{name}")
+        makes = Made(out, ("plan.yaml", "summary.csv"))
+        return self._stage(f"sweep/{name}", arguments, makes, needs, clears=(out,), resume=())  # it goes on by itself
+
+    def _evaluate(self, name: str, condition: str) -> Stage:
+        run = config.run_name(name, condition)
+        out = self.out / "results" / run
+        model, adapter = self._model(name)
+        arguments = {"pretrained": model, "peft": adapter}
+        needs = self._after_training(name)
+        chosen = None
+        if condition != "unsteered":
+            needs = (*needs, f"extract/{name}")
+            arguments["vectors"] = str(self.out / "vectors" / f"{name}.safetensors")
+            if self.study.steer:
+                arguments["steer"] = under(condition, self.study.steer)
+            else:
+                chosen = Choice(f"sweep/{name}", self.out / "sweep" / name / "plan.yaml", condition)
+                arguments["steer"] = chosen.unchosen
+                needs = (*needs, chosen.sweep)
+        evaluate = self.study.evaluate
+        model_args = {**{key: value for key, value in arguments.items() if value}, **evaluate.model_args}
+        line = ["eval", "--model", "steered-hf", *(["--model_args", _joined(model_args)] if model_args else [])]
+        line += ["--tasks", ",".join(evaluate.tasks), "--output_path", str(out), "--log_samples"]
+        line += [part for key, value in evaluate.options.items() for part in (f"--{key}", str(value))]
+        makes = Made(out, ("**/results_*.json", "**/samples_*.jsonl"))
+        return replace(self._stage(f"evaluate/{run}", line, makes, needs, clears=(out,)), chosen=chosen)
+
+    def _page(self, command: str, options: dict[str, Any], files: tuple[str, ...], needs: tuple[str, ...]) -> Stage:
+        given = {"baseline": next(iter(self.study.models)), **options}
+        where = command
+        runs = [need.partition("/")[2] for need in needs]
+        if given["baseline"] not in runs:
+            raise StudyError(f"{where}: baseline {given['baseline']!r} is no run of this study: {', '.join(runs)}")
+        compared = [run for run in runs if run != given["baseline"]]
+        if not compared:
+            raise StudyError(
+                f"{where}: there is only the run {runs[0]}: name another model or condition to compare it with"
+            )
+        fixed = {"out": str(self.out / files[0]), "": str(self.out / "results"), "run": compared}
+        return self._stage(
+            command,
+            command_line((command,), given, where, fixed),
+            Made(self.out, files),
+            needs,
+            clears=tuple(self.out / name for name in files),
+        )
+
+    def _stage(
+        self,
+        name: str,
+        arguments: list[str],
+        makes: Made,
+        needs: tuple[str, ...] = (),
+        clears: tuple[Path, ...] = (),
+        resume: tuple[str, ...] | None = None,
+    ) -> Stage:
+        return Stage(name, tuple(arguments), makes, needs, self._read_by(arguments), clears, resume)
+
+    def _read_by(self, arguments: list[str]) -> tuple[Path, ...]:
+        """The user's files and folders among arguments, also as `en=FILE.tsv`; what the study makes is not among them."""
+        parts = [part for argument in arguments for part in argument.split(",")]
+        words = {word for part in parts for word in (part, part.rpartition("=")[2])}
+        paths = sorted(Path(word) for word in words if word and _is_input(Path(word)))
+        return tuple(path for path in paths if self.out not in (path, *path.parents))
+
+    def _languages(self, path: tuple[str, ...]) -> dict[str, str]:
+        codes = [code for code in self.study.languages if path[-1] != "clo" or code in NON_ENGLISH]
+        return {"languages": ",".join(codes)} if has_option(path, "languages") else {}
+
+    def _model(self, name: str) -> tuple[str, str]:
+        """The weights and the adapter of a model; either may be empty."""
+        trained = self._trained.get(name)
+        if trained is None:
+            return self.study.model, ""
+        folder = str(trained.makes.folder)
+        return (folder, "") if "--full" in trained.arguments else (self.study.model, folder)
+
+    def _after_training(self, name: str) -> tuple[str, ...]:
+        return (f"train/{name}",) if name in self._trained else ()
+
+
+def _is_input(path: Path) -> bool:
+    """Whether a word among arguments is a file, or the folder of a model or adapter."""
+    return path.is_file() or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _joined(arguments: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in arguments.items())
