@@ -60,9 +60,9 @@ def _perpendicularity(frames: dict[str, pd.DataFrame], hidden_size: int) -> Char
     return Chart(
         "angles",
         f"Are {one} and {other} orthogonal?",
-        f"The {one} and the {other} vector of each language at each layer. S_PER is 100 (1 - |cos|), our default "
-        f"for a measure that the paper does not define: 100 is orthogonal. Two random directions of this width ({hidden_size}) have "
-        f"{100 * (1 - chance):.1f} on average and about 90 degrees.",
+        f"The {one} and the {other} vector of each language at each layer. S_PER is 100 (1 - |cos|), our default for "
+        f"a measure that the paper does not define: 100 is orthogonal. Two random directions in {hidden_size} "
+        f"dimensions have {100 * (1 - chance):.1f} on average and about 90 degrees.",
         figure,
         frame,
         height=440,
@@ -145,11 +145,13 @@ def _between_languages(frame: pd.DataFrame) -> Chart:
 
 def _pca(frame: pd.DataFrame, pooling: str) -> Chart:
     chart = layer_pca(frame)
+    longest = int(frame["panel"].str.len().max()) + len(", 100% of the variance")  # of the titles side by side
     return replace(
         chart,
         caption=f"Hidden states {POOLED[pooling]}, one point per question and language, in the plane of the two first "
         "principal components of each layer and panel. Languages that overlap are treated alike; the slider moves through "
         "the layers. Hovering tells a question's id.",
+        min_width=max(chart.min_width, frame["panel"].nunique() * 7 * longest),
     )
 
 

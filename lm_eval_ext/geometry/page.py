@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.geometry.tables import AVERAGE, CHANGE, MINUS, SHARE, SILHOUETTE
+from lm_eval_ext.geometry.tables import AVERAGE, CHANGE, MINUS
 from lm_eval_ext.plane.page import figure_part, render
 from lm_eval_ext.steering.vectors import ranges
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-#: Column titles, rows of text, and the model that they are of (empty: of the vectors).
+#: Column titles, rows of text, what they are of.
 Table = tuple[list[str], list[list[str]], str]
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ def findings(frames: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def tables(frames: dict[str, pd.DataFrame]) -> list[Table]:
-    """A table of averages for the vectors, and one for each model (or change)."""
+    """A table of averages for the vectors, and one for each measure and model (or change)."""
     found: list[Table] = []
     if average := [row for row in _rows(frames, "angles") if row["language"] == AVERAGE]:
         columns = {
@@ -87,17 +87,20 @@ def tables(frames: dict[str, pd.DataFrame]) -> list[Table]:
         for (kind,), rows in _groups(frames, "norms", "kind").items():
             columns[f"{kind.upper()} norm"] = _means(rows, "norm", 1, "{:.3g}")
             columns[f"{kind.upper()} % of residual"] = _means(rows, "relative_norm", 100, "{:.1f}")
-        found.append(_table(columns, ""))
-    of_model: dict[str, dict[str, dict[int, str]]] = {}
-    for measure in (SILHOUETTE, SHARE):
-        for (model, questions, found_measure), rows in _groups(
-            frames, "separation", "model", "questions", "measure"
-        ).items():
-            if found_measure == measure and MINUS not in questions:
-                of_model.setdefault(model, {})[f"{measure}, {questions}"] = _texts(rows)
+        found.append(_table(columns, "Vectors, averages over languages"))
+    for (model, measure), rows in _groups(frames, "separation", "model", "measure").items():
+        sets: dict[str, dict[int, str]] = {}
+        for row in rows:
+            if MINUS not in row["questions"]:
+                sets.setdefault(row["questions"], {})[row["layer"]] = _value(row)
+        found.append(_table(sets, f"{measure}, {model}"))
     for (model,), rows in _groups(frames, "mexa", "model").items():
-        of_model.setdefault(model, {})["MEXA"] = _texts(_of_all(rows))
-    return [*found, *(_table(columns, model) for model, columns in of_model.items())]
+        columns = {"average": {row["layer"]: _value(row) for row in _of_all(rows)}}
+        for row in rows:
+            if row["language"] != AVERAGE:
+                columns.setdefault(row["language"], {})[row["layer"]] = f"{row['value']:.2f}"
+        found.append(_table(columns, f"MEXA, {model}"))
+    return found
 
 
 def _kind_names(frames: dict[str, pd.DataFrame]) -> str:
@@ -111,8 +114,8 @@ def terminal_table(table: Table) -> rich.table.Table:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    titles, rows, model = table
-    shown = RichTable(title=Text(model or "Vectors, averages over languages"), box=box.SIMPLE)
+    titles, rows, heading = table
+    shown = RichTable(title=Text(heading), box=box.SIMPLE)
     for title in titles:
         shown.add_column(Text(title), justify="right", overflow="fold")
     for row in rows:
@@ -147,14 +150,10 @@ def _means(rows: list[Row], column: str, factor: float, form: str) -> dict[int, 
     return {layer: form.format(sum(values) / len(values)) for layer, values in by_layer.items()}
 
 
-def _texts(rows: list[Row]) -> dict[int, str]:
-    return {row["layer"]: _value(row) for row in rows}
-
-
-def _table(columns: dict[str, dict[int, str]], model: str) -> Table:
+def _table(columns: dict[str, dict[int, str]], heading: str) -> Table:
     layers = sorted(set().union(*columns.values()))
     rows = [[str(layer), *(column.get(layer, "") for column in columns.values())] for layer in layers]
-    return ["layer", *columns], rows, model
+    return ["layer", *columns], rows, heading
 
 
 def _size(row: Row) -> float:
