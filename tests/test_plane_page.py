@@ -120,6 +120,7 @@ def test_hover_says_interval_and_n(plane):
     assert re.search(r"<b>localization</b> [+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\] points \(acc\)", hover)
     assert "n = 360 on 60 questions" in hover
     assert "English bias" in hover
+    assert re.search(r"most resamples lie in: [a-z, ]+, \d+%$", hover)
 
 
 def test_runs_differ_without_colour(plane):

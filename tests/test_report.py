@@ -120,6 +120,9 @@ def test_findings_have_intervals_and_name_front_languages_and_context(html, plan
     )
     assert any("Beyond the control random" in text for text in sentences)
     assert any(re.search(r"Pareto front.*surgical \(in \d+% of the resamples\)", text) for text in sentences)
+    assert any(re.search(r"Behind the front.*unsteered [\d.]+ \[[\d.]+, [\d.]+\]", text) for text in sentences)
+    assert any(re.search(r"Quadrant .* en cultural erasure, \d+%; loc ", text) for text in sentences)
+    assert any(re.search(r"covers \d+ \[\d+, \d+\] squared points .* \(−10.0, −10.0\)", text) for text in sentences)
     assert any(text.startswith("Naming the country in the question changes localization by") for text in sentences)
     assert html.count("<li>") > len(sentences)
 
@@ -157,7 +160,7 @@ def test_many_runs_are_counted_and_not_recited(tmp_path):
         write_run(tmp_path / f"run{seed:02d}", random_scores(seed, up, n=30), plan="loc@3:2" if seed else "")
     plane = measure(read_tree(tmp_path), "run00", resamples=100)
     sentences = findings(plane)
-    assert len(sentences) <= 6
+    assert len(sentences) <= 7
     assert re.match(r"Transfer against run00, of 25 runs: \d+ up, \d+ down, \d+ undecided", sentences[0])
     assert any("Up on both axes: run25" in text for text in sentences)
     assert any("No random direction was evaluated" in text for text in open_questions(plane))

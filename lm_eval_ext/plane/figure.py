@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,20 +14,19 @@ from lm_eval_ext.plane.figures.panels import run_style, text
 from lm_eval_ext.plane.shifts import AVERAGE, Plane
 from lm_eval_ext.plane.stats import on_front
 from lm_eval_ext.plane.stats.region import ellipse
-from lm_eval_ext.plane.wording import interval, is_missing, levels, view_name
+from lm_eval_ext.plane.wording import interval, is_missing, levels, likeliest_quadrant, quadrant_name, view_name
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.axes import Axis
     from lm_eval_ext.plane.runs import Run
 
-#: Quadrants from the upper right on, clockwise: name for transfer against localization, name for other tasks, tint.
-QUADRANTS = (
-    ("Gains on both", "Both up", "gain"),
-    ("Cultural erasure", "x up, y down", "erasure"),
-    ("Losses<br>on both", "Both down", "loss"),
-    ("Local gain,<br>transfer loss", "x down, y up", "local"),
-)
-_CORNERS = ((1, 1), (1, 0), (0, 0), (0, 1))
+#: Quadrant: its tint, and whether it lies right and up.
+_QUADRANTS = {
+    "upper_right": ("gain", 1, 1),
+    "lower_right": ("erasure", 1, 0),
+    "lower_left": ("loss", 0, 0),
+    "upper_left": ("local", 0, 1),
+}
 
 #: With more runs than this the legend and the hover name the points, and regions are left to the hover's intervals.
 MAX_LABELS = 16
@@ -58,10 +58,11 @@ def draw(plane: Plane) -> go.Figure:
 
 def plane_chart(plane: Plane) -> Chart:
     """The figure with its caption, and what it draws."""
-    ours = (plane.x.subject, plane.y.subject) == ("transfer", "localization")
     return Chart(
         "plane",
-        "The transfer-localization plane" if ours else f"{text(plane.x.title)} against {text(plane.y.title)}",
+        "The transfer-localization plane"
+        if plane.is_transfer_localization
+        else f"{text(plane.x.title)} against {text(plane.y.title)}",
         f"Change of both scores against {plane.baseline.name}, which stands at the origin. Arrows lead from a model to "
         "its steered variants; hollow grey points are random directions of the same norm. Whiskers are "
         f"{plane.level:.0%} intervals of each axis, shaded regions hold the whole position with {plane.level:.0%}. "
@@ -330,6 +331,8 @@ def hover(plane: Plane, row: dict[str, Any]) -> str:
             f"  {levels(row, score)}; n = {row[f'{score}_n']} on {row[f'{score}_questions']} questions; "
             f"{row[f'{score}_gains']} up, {row[f'{score}_losses']} down",
         ]
+    if row["run"] != plane.baseline.name:
+        lines.append(f"most resamples lie in: {likeliest_quadrant(plane, row)}")
     return "<br>".join(lines)
 
 
@@ -348,15 +351,16 @@ def quadrants(number: str = "") -> list[dict[str, Any]]:
             "line_width": 0,
             "layer": "below",
         }
-        for (_, _, tint), (right, top) in zip(QUADRANTS, _CORNERS, strict=True)
+        for tint, right, top in _QUADRANTS.values()
     ]
 
 
 def _layout(plane: Plane, views: list[_View], styles: list[dict[str, Any]]) -> dict[str, Any]:
-    ours = (plane.x.subject, plane.y.subject) == ("transfer", "localization")
     names = [
         {
-            "text": known if ours else other,
+            "text": quadrant_name(plane, quadrant)
+            if right
+            else fill(quadrant_name(plane, quadrant), 13).replace("\n", "<br>"),
             "xref": "paper",
             "yref": "paper",
             "x": right,
@@ -368,7 +372,7 @@ def _layout(plane: Plane, views: list[_View], styles: list[dict[str, Any]]) -> d
             "borderpad": 6,
             "font": {"size": 12, "color": theme.QUIET, "style": "italic"},
         }
-        for (known, other, _), (right, top) in zip(QUADRANTS, _CORNERS, strict=True)
+        for quadrant, (_, right, top) in _QUADRANTS.items()
     ]
     menus = [_views_menu(views)] if len(views) > 1 else []
     if _has_regions(plane) and plane.runs:

@@ -32,12 +32,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def page(plane: Plane) -> str:
     """The plane as one HTML file: figure, conclusions, table, provenance."""
-    ours = plane.x.subject == "transfer" and plane.y.subject == "localization"
     table = rows(plane)
     chart = plane_chart(plane)
     return render(
         "plane.html",
-        title="Transfer-localization plane" if ours else f"{plane.x.title} against {plane.y.title}",
+        title="Transfer-localization plane"
+        if plane.is_transfer_localization
+        else f"{plane.x.title} against {plane.y.title}",
         charts=[chart],
         chart=figure_part(chart),
         plane=plane,

@@ -70,6 +70,11 @@ class Plane:
     notes: tuple[str, ...]
 
     @property
+    def is_transfer_localization(self) -> bool:
+        """Whether the axes are what the plane is named after, and its quadrants have names of their own."""
+        return (self.x.subject, self.y.subject) == ("transfer", "localization")
+
+    @property
     def average_name(self) -> str:
         """The macro average in words: `average of es id el`."""
         if self.averaged == (NO_LANGUAGE,):

@@ -17,6 +17,14 @@ Verdict = Literal["up", "down", "undecided"]
 
 GLYPHS: dict[Verdict, str] = {"up": "▲", "down": "▼", "undecided": ""}
 
+#: Quadrant: its name for transfer against localization, its name for other tasks.
+QUADRANT_NAMES = {
+    "upper_right": ("Gains on both", "Both up"),
+    "lower_right": ("Cultural erasure", "x up, y down"),
+    "lower_left": ("Losses on both", "Both down"),
+    "upper_left": ("Local gain, transfer loss", "x down, y up"),
+}
+
 
 def conclusions(plane: Plane) -> list[str]:
     """What the paired intervals of the average say: a sentence or two per run, then what they leave open.
@@ -61,6 +69,17 @@ def interval(row: Mapping[str, Any], score: str) -> str:
 def levels(row: Mapping[str, Any], score: str) -> str:
     """Both levels in per cent: `41.7% -> 44.4%`."""
     return f"{row[f'{score}_baseline']:.1%} → {row[f'{score}_run']:.1%}"
+
+
+def quadrant_name(plane: Plane, quadrant: str) -> str:
+    """What a quadrant of a plane is called."""
+    return QUADRANT_NAMES[quadrant][not plane.is_transfer_localization]
+
+
+def likeliest_quadrant(plane: Plane, row: Mapping[str, Any]) -> str:
+    """The quadrant that most resamples of a row fall into, and how many: `cultural erasure, 97%`."""
+    quadrant = max(QUADRANT_NAMES, key=lambda name: row[name])
+    return f"{quadrant_name(plane, quadrant).lower()}, {row[quadrant]:.0%}"
 
 
 def is_missing(row: Mapping[str, Any], score: str) -> bool:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext.plane.shifts import AVERAGE, Plane
 from lm_eval_ext.plane.standing import null_bands, pareto, recoveries
 from lm_eval_ext.plane.stats import smallest_difference
-from lm_eval_ext.plane.wording import conclusions, interval, is_missing, points, verdict, view_name
+from lm_eval_ext.plane.wording import (
+    conclusions,
+    interval,
+    is_missing,
+    likeliest_quadrant,
+    points,
+    verdict,
+    view_name,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +36,8 @@ def findings(plane: Plane, context: pd.DataFrame | None = None) -> list[str]:
         context: of `context_gaps`, where the country was also named.
     """
     sentences = _many(plane) if len(plane.runs) > MAX_RUNS else conclusions(plane)[: len(plane.runs)]
+    if len(plane.runs) <= MAX_RUNS:
+        sentences += _places(plane)
     sentences += _front(plane)
     if len(plane.runs) <= MAX_RUNS:
         sentences += _languages(plane) + _recovered(plane) + _beyond_controls(plane)
@@ -71,15 +81,41 @@ def _many(plane: Plane) -> list[str]:
     return sentences
 
 
+def _places(plane: Plane) -> list[str]:
+    """Where each run lies on the plane, with its probability."""
+    rows = plane.shifts[plane.shifts["language"] == AVERAGE].to_dict("records")
+    told = "; ".join(
+        f"{row['run']} {likeliest_quadrant(plane, row)}" for row in rows if row["run"] != plane.baseline.name
+    )
+    return [f"Quadrant of the average, with the share of the resamples that lie in it: {told}."] if told else []
+
+
 def _front(plane: Plane) -> list[str]:
     if len(plane.runs) < 2:
         return []
-    front = pareto(plane).runs
-    on_front = front[front["on_front"]].to_dict("records")
+    front = pareto(plane)
+    rows = front.runs.to_dict("records")
     members = _names(
-        [f"{row['run']} (in {row['front_probability']:.0%} of the resamples)" for row in on_front], n_shown=8
+        [f"{row['run']} (in {row['front_probability']:.0%} of the resamples)" for row in rows if row["on_front"]],
+        n_shown=8,
     )
-    return [f"On the Pareto front, where no other run is as good on both axes and better on one: {members}."]
+    sentences = [f"On the Pareto front, where no other run is as good on both axes and better on one: {members}."]
+    behind = [
+        f"{row['run']} {100 * row['distance']:.1f} [{100 * row['distance_low']:.1f}, {100 * row['distance_high']:.1f}]"
+        for row in sorted(rows, key=lambda row: row["distance"])
+        if not row["on_front"]
+    ]
+    if behind:
+        sentences.append(
+            f"Behind the front, by as many points on both axes at once: {_names(behind, n_shown=8)}. "
+            "Controls are left out of both."
+        )
+    area, low, high = (1e4 * value for value in front.hypervolume)
+    x, y = (points(value) for value in front.reference)
+    sentences.append(
+        f"The front covers {area:.0f} [{low:.0f}, {high:.0f}] squared points above and right of ({x}, {y}) (hypervolume)."
+    )
+    return sentences
 
 
 def _languages(plane: Plane) -> list[str]:
