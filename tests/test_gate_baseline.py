@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
@@ -30,6 +31,15 @@ def test_the_committed_baseline_is_small_and_holds_no_text():
     text = "".join(path.read_text() for path in BASELINE.iterdir())
     assert text.isascii()
     assert "/" not in run.model
+
+
+def test_our_own_workflow_gates_what_the_baseline_holds():
+    workflow = yaml.safe_load((FOLDER.parents[1] / ".github" / "workflows" / "ci.yml").read_text())
+    (used,) = [step["with"] for step in workflow["jobs"]["gate"]["steps"] if step.get("uses") == "./"]
+    (run,) = read_tree(BASELINE).runs
+    (limit,) = {record.settings["limit"] for record in run.tasks.values()}
+    assert (set(used["tasks"].split(",")), float(used["limit"])) == (run.tasks.keys(), limit)
+    assert [FOLDER.parents[1] / used[name] for name in ("gate", "baseline")] == [GATE, BASELINE]
 
 
 @pytest.fixture(scope="module")
