@@ -85,7 +85,7 @@ def _norms(frame: pd.DataFrame) -> Chart:
         figure,
         frame,
         height=440,
-        min_width=1100,
+        min_width=1000,
     )
 
 
