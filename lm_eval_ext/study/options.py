@@ -76,16 +76,18 @@ def _rendered(parameter: Any, value: Any, where: str) -> list[str]:
 
 
 def _parse(command: Any, path: tuple[str, ...], arguments: list[str], where: str) -> None:
-    from click import ClickException
+    import typer
 
+    # Of the click that typer uses, which may be its own.
+    mistake: Any = typer.BadParameter.__mro__[1]
     try:
         parameters = command.make_context(" ".join(path), list(arguments)).params
         if path[0] == "train":
             from lm_eval_ext.training.settings import Clo, Midalign, Mist, SftEn
 
             methods = {kind.method: kind for kind in (SftEn, Mist, Midalign, Clo)}
-            methods[path[1]](**parameters)
-    except ClickException as error:
+            methods[path[1]](**parameters).codes()
+    except mistake as error:
         raise StudyError(f"{where}: {error.format_message()}") from None
     except UserError as error:
         raise StudyError(f"{where}: {error}") from None

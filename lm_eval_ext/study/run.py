@@ -62,7 +62,9 @@ class State:
         if self.file.is_file():
             try:
                 self.stages = sources.read_json(self.file)["stages"]
-            except (DataError, KeyError, TypeError) as error:
+                if any("made_from" not in entry for entry in self.stages.values()):
+                    raise KeyError("made_from")
+            except (AttributeError, DataError, KeyError, TypeError) as error:
                 raise StudyError(
                     f"{self.file} is damaged ({error}): remove it to run all stages again, or name another folder"
                 ) from None
