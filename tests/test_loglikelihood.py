@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.models import loglikelihood
+from lm_eval_ext.models import budget, loglikelihood, prefixes
 from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
 from lm_eval_ext.models.steered_hf import SteeredHFLM
 from lm_eval_ext.steering.decoder import decoder_layers
@@ -171,18 +172,18 @@ def test_a_single_continuation_is_one_forward_without_a_cache() -> None:
     assert "attention_mask" not in seen[0]
 
 
-def test_log_probabilities_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisers_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ask(tiny.steered("llama", batch_size=64), ALL)
     largest: list[int] = []
-    whole = torch.Tensor.log_softmax
+    whole = torch.Tensor.logsumexp
 
     def watched(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         largest.append(self.numel())
         return whole(self, *args, **kwargs)
 
     limit = 5 * tiny.config("llama").vocab_size
-    monkeypatch.setattr(loglikelihood, "MAX_LOG_PROBABILITIES", limit)
-    monkeypatch.setattr(torch.Tensor, "log_softmax", watched)
+    monkeypatch.setattr(loglikelihood, "MAX_LOGITS", limit)
+    monkeypatch.setattr(torch.Tensor, "logsumexp", watched)
     assert_same(ask(tiny.steered("llama", batch_size=64), ALL), expected, 1e-6)
     assert max(largest) == limit
 
@@ -199,6 +200,163 @@ def test_progress_hands_over_each_distinct_score_once() -> None:
     found = scorer.score(requests, 1, progress)
     assert found == [done[request] for request in requests]
     assert scorer.score([], 4) == []
+
+
+# Beginnings that prompts share ------------------------------------------------------------------------------------------
+
+SHOTS = ["".join(f"{text[9 * n : 9 * n + 24]} = {n}\n" for n in range(2)) for text in tiny.TEXTS.values()]
+FEW_SHOT = [
+    (shots + question[: 4 + 5 * n], option)
+    for shots in SHOTS[:2]
+    for n, question in enumerate(QUESTIONS)
+    for option in (" rice", " uno dos", " 국조 is")
+]
+
+
+@pytest.fixture
+def share_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings of any length are shared."""
+    monkeypatch.setattr(prefixes, "MIN_SHARED", 1)
+
+
+@pytest.mark.usefixtures("share_all")
+@pytest.mark.parametrize("steer", ["", "loc@1:2", "loc@2:3/last", "loc@0-3:1/all"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_shared_beginnings_change_no_answer(family: str, steer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [*ALL, *FEW_SHOT]
+    languages = [tiny.LANGUAGES[i % 2] for i in range(len(pairs))]
+    models = [
+        tiny.steered(family, steer, batch_size=size, padding_side=side) for size, side in ((5, "right"), (3, "left"))
+    ]
+    counted = [Costs(model.model) for model in models]
+    found = [ask(model, pairs, languages) for model in models]
+    monkeypatch.setattr(prefixes, "MIN_SHARED", 10**9)
+    plain = tiny.steered(family, steer, batch_size=5)
+    alone = Costs(plain.model)
+    expected = ask(plain, pairs, languages)
+    for answers, cost in zip(found, counted, strict=True):
+        assert_same(answers, expected)
+        assert sum(cost.tokens) < 0.9 * sum(alone.tokens)
+
+
+@pytest.mark.usefixtures("share_all")
+@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "mpt", "falcon", "mamba", "lfm2"])
+def test_shared_beginnings_of_other_architectures(model_type: str) -> None:
+    model, tokenizer = other(model_type, **OTHERS[model_type]), tiny.load_tokenizer("llama")
+    expected = ask(tiny.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=128), FEW_SHOT)
+    assert_same(ask(SteeredHFLM(model, tokenizer=tokenizer, batch_size=4, max_length=128), FEW_SHOT), expected)
+
+
+@pytest.mark.usefixtures("share_all")
+def test_shared_beginnings_under_an_adapter() -> None:
+    expected = ask(tiny.hf("llama", peft=str(tiny.adapter("llama"))), FEW_SHOT)
+    assert_same(ask(tiny.steered("llama", peft=str(tiny.adapter("llama"))), FEW_SHOT), expected)
+
+
+def test_examples_are_computed_once_for_all_questions() -> None:
+    """More than MIN_SHARED tokens: the examples cost their tokens once, a question its own."""
+    shots = "".join(SHOTS)[:60]
+    pairs = [(shots + question[-9 - n :], f" {letter}") for n, question in enumerate(QUESTIONS) for letter in "AB"]
+    tokenizer = tiny.load_tokenizer("llama")
+    whole = [tokenizer(prompt).input_ids for prompt, _ in pairs[::2]]
+    counted = costs(pairs, 8)
+    _, prefix, questions = counted.rows  # the first asks the model whether its state can be shared
+    assert (prefix, questions) == (1, 4)
+    shared = counted.tokens[1]
+    assert prefixes.MIN_SHARED <= shared <= len(tokenizer(shots).input_ids)
+    assert counted.tokens[2] == 4 * (max(map(len, whole)) - shared)
+    assert counted.positions == [1, 0, 4]
+
+
+# Batches and memory -----------------------------------------------------------------------------------------------------
+
+
+def test_automatic_batches_hold_rows_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "CPU_TOKENS", 120)
+    model = tiny.steered("llama", batch_size="auto")
+    counted = Costs(model.model)
+    assert_same(ask(model, ALL), ask(tiny.steered("llama", batch_size=1), ALL))
+    several = [tokens for tokens, rows in zip(counted.tokens, counted.rows, strict=True) if rows > 1]
+    assert several
+    assert max(several) <= 120
+
+
+def test_the_memory_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    inner = budget.RowCost.from_memory
+    monkeypatch.setattr(budget.RowCost, "from_memory", lambda *args: looked.append(args) or inner(*args))
+    model = tiny.steered("llama", batch_size="auto")
+    for kind in ("letters", "options", "one continuation"):
+        ask(model, PAIRS[kind])
+    assert len(looked) == 1
+
+
+def test_little_memory_makes_small_batches() -> None:
+    model = tiny.load("llama")
+    roomy = budget.RowCost.from_memory(model)
+    tight = replace(roomy, free=roomy.token * 50)
+    assert roomy(20, 1) == pytest.approx(20 / budget.CPU_TOKENS)
+    assert tight(20, 1) > 0.4
+    assert tight(20, 20) > tight(20, 1)  # logits
+    assert tight(20, 1, past=100) > tight(20, 1)  # keys and values that are copied
+    assert budget.RowCost(4)(10**6, 10**6, 10**6) == 0.25
+    assert budget.RowCost(4)(1, 1, per_row=4) == 1 / 16
+
+
+ERRORS = {
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+    ),
+    "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "python": MemoryError(),
+}
+
+
+def limited(model: Any, tokens: int, error: Exception) -> list[int]:
+    """Lets forwards of more tokens fail; the tokens of those that were tried."""
+    tried: list[int] = []
+
+    def check(module: Any, args: Any, kwargs: Any) -> None:
+        tried.append(kwargs["input_ids"].numel())
+        if tried[-1] > tokens:
+            raise error
+
+    model.model.register_forward_pre_hook(check, with_kwargs=True)
+    return tried
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 16])
+@pytest.mark.parametrize("error", ERRORS)
+def test_running_out_of_memory_halves_the_batches_for_good(
+    error: str, batch_size: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = ask(tiny.steered("llama"), ALL)
+    model = tiny.steered("llama", batch_size=batch_size)
+    tried = limited(model, 200, ERRORS[error])
+    assert_same(ask(model, ALL), expected)
+    failures = [tokens for tokens in tried if tokens > 200]
+    assert 1 <= len(failures) <= 8
+    warnings = [record for record in caplog.records if "Out of memory with" in record.getMessage()]
+    assert len(warnings) == len(failures)
+    tried.clear()
+    assert_same(ask(model, PAIRS["letters"]), ask(tiny.steered("llama"), PAIRS["letters"]))
+    assert max(tried) <= 200  # what one task learnt serves the next
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_one_prompt_that_is_too_much_ends_the_run_with_a_message(error: str) -> None:
+    model = tiny.steered("llama", batch_size="auto")
+    limited(model, 3, ERRORS[error])
+    with pytest.raises(ModelError, match=r"not memory enough for one prompt alone .*set max_length="):
+        ask(model, PAIRS["options"])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    model = tiny.steered("llama", batch_size=16)
+    tried = limited(model, 3, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        ask(model, PAIRS["options"])
+    assert len(tried) == 2  # the question whether prompts can be shared, and one batch
 
 
 # Other models ---------------------------------------------------------------------------------------------------------
@@ -256,7 +414,21 @@ def test_a_head_that_is_not_called() -> None:
     assert_same(ask(SteeredHFLM(model, tokenizer=tiny.load_tokenizer("llama"), batch_size=4), ALL), expected)
 
 
-# What cannot be scored ------------------------------------------------------------------------------------------------
+# What is unusual, and what cannot be scored ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 4])
+def test_no_item_and_one_item(batch_size: Any) -> None:
+    model = tiny.steered("llama", batch_size=batch_size)
+    assert ask(model, []) == []
+    assert_same(ask(model, PAIRS["options"][:1]), ask(tiny.hf("llama"), PAIRS["options"][:1]))
+
+
+def test_items_longer_than_the_context_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    found = ask(tiny.steered("llama"), PAIRS["too long"] + PAIRS["letters"])
+    (warning,) = [record.getMessage() for record in caplog.records if "longer than" in record.getMessage()]
+    assert warning == "8 of 24 requests are longer than the model's 128 tokens: their prompts lose their beginning"
+    assert_same(found, ask(tiny.hf("llama"), PAIRS["too long"] + PAIRS["letters"]))
 
 
 def test_a_continuation_longer_than_the_context() -> None:

@@ -515,15 +515,15 @@ def test_a_cache_is_reused_under_the_same_steering(cached: Cached, tmp_path: Pat
 
 def test_a_cache_made_before_an_interruption_is_reused(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.steered("llama", "loc@1:2", batch_size=3)
-    score, calls = model._scorer._score_rows, []
+    score, calls = model._scorer._run_prompts, []
 
-    def interrupted(rows: Any) -> Any:
+    def interrupted(rows: Any, **arguments: Any) -> Any:
         calls.append(len(rows))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return score(rows)
+        return score(rows, **arguments)
 
-    monkeypatch.setattr(model._scorer, "_score_rows", interrupted)
+    monkeypatch.setattr(model._scorer, "_run_prompts", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cached.run(model, "tiny_letters")
     found, computed = cached.run(tiny.steered("llama", "loc@1:2"), "tiny_letters")

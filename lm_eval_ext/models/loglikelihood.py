@@ -1,17 +1,17 @@
 """Log-likelihoods of continuations at the least cost: what a harness model is asked for in multiple choice.
 
-Continuations of one prompt share its forward pass; the output head is computed only at positions that score a token; no
-log-softmax of the vocabulary is ever stored. A prompt with one continuation is one forward; a prompt with several has its
-keys and values computed once and reused by each.
+What several requests have in common is computed once: the beginning that prompts share (few-shot examples, a template), a
+prompt for all its continuations, a request that is asked again. The output head is computed only at positions that score
+a token, and no log-softmax of the vocabulary is ever stored.
 """
 
 from __future__ import annotations
 
-import copy
+import logging
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,6 +19,9 @@ import torch
 from transformers import DynamicCache
 
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models.budget import Budget, RowCost, out_of_memory
+from lm_eval_ext.models.keys_values import KeysValues, Span, can_be_shared
+from lm_eval_ext.models.prefixes import shared_prefixes
 from lm_eval_ext.steering.injection import Injector, OptionTokens, ScoredTokens, Tokens
 
 if TYPE_CHECKING:
@@ -29,11 +32,13 @@ if TYPE_CHECKING:
 
 PaddingSide = Literal["left", "right"]
 
-#: Most log-probabilities held at a time: 16 MiB in float32, which stays in a processor's cache.
-MAX_LOG_PROBABILITIES = 4 * 1024 * 1024
+#: Most logits in the dtype of the softmax at a time: 16 MiB in float32, which stays in a processor's cache.
+MAX_LOGITS = 4 * 1024 * 1024
 
-#: Option rows per forward for each prompt of the batch size: options are short, their prompts' keys and values are not.
+#: Option rows per forward for each prompt of a given batch size: options are short, their prompts' keys and values are not.
 OPTIONS_PER_PROMPT = 4
+
+log = logging.getLogger(__name__)
 
 
 class Score(NamedTuple):
@@ -43,8 +48,8 @@ class Score(NamedTuple):
     is_greedy: bool
 
     @classmethod
-    def of(cls, tokens: list[tuple[float, bool]]) -> Score:
-        """The score of a continuation from its tokens' (log-probability, is the best)."""
+    def of(cls, tokens: list[_Token]) -> Score:
+        """The score of a continuation from its tokens."""
         return cls(sum(log_probability for log_probability, _ in tokens), all(best for _, best in tokens))
 
 
@@ -56,19 +61,44 @@ class Request(NamedTuple):
     row: int
 
 
-@dataclass
-class _Forward:
-    """One row of a forward: its tokens, how many of them are the prompt, and the next tokens to score at its end."""
+#: Log-probability of a token, and whether it is the best.
+_Token = tuple[float, bool]
 
-    request: Request
+#: Tokens found so far of each request.
+_Found = dict[Request, list[_Token]]
+
+
+@dataclass
+class _Row:
+    """One row of a forward.
+
+    Attributes:
+        row: of the steering table.
+        tokens: all of them, those of a past included.
+        prompt_length: how many of the tokens are the prompt.
+        targets: the next tokens to score at the row's end, and for whom.
+        past: how many of the tokens were run before.
+        parent: in which row of the forward before.
+        branches: what goes on from this row: tokens, and the requests whose remaining tokens they lead to.
+    """
+
+    row: int
     tokens: tuple[int, ...]
     prompt_length: int
-    targets: list[tuple[int, ...]] = field(default_factory=list)
+    targets: list[tuple[Request, tuple[int, ...]]] = field(default_factory=list)
+    past: int = 0
+    parent: int = 0
+    branches: dict[tuple[int, ...], list[Request]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens to run."""
+        return len(self.tokens) - self.past
 
     @property
     def scored(self) -> int:
         """Positions at the end of the row whose logits are needed."""
-        return max(map(len, self.targets))
+        return max((len(target) for _, target in self.targets), default=0)
 
 
 class Scorer:
@@ -78,9 +108,9 @@ class Scorer:
         model: a causal language model of transformers, possibly wrapped by PEFT.
         injector: the model's steering hooks.
         max_length: most tokens of a forward; longer prompts lose their beginning, as in the harness.
-        padding_side: of rows that are complete in one forward; `right` needs no mask. Prompts whose keys and values are
-            shared are padded on the left whatever this says: padding after them would lie inside a sliding window.
+        padding_side: of rows that go on from nothing; `right` needs no mask.
         softmax_dtype: dtype of the log-softmax; float32 unless the user asks for another.
+        max_rows: most prompts per forward where the batch size is automatic; None for as many as fit.
     """
 
     def __init__(
@@ -91,78 +121,89 @@ class Scorer:
         max_length: int,
         padding_side: PaddingSide = "right",
         softmax_dtype: torch.dtype = torch.float32,
+        max_rows: int | None = None,
     ) -> None:
         self.model = model
         self.injector = injector
         self.max_length = max_length
         self.padding_side = padding_side
         self.softmax_dtype = softmax_dtype
+        self._max_rows = max_rows
+        self._budget = Budget()
         self._head = _ScoredPositions(model)
 
     def score(
         self,
         requests: Sequence[Request],
-        batch_size: int,
+        batch_size: int | None = None,
         progress: Callable[[dict[Request, Score]], object] = lambda done: None,
     ) -> list[Score]:
         """The score of every request, in order. Equal requests are computed once.
 
         Args:
             requests: what to score.
-            batch_size: prompts per forward.
+            batch_size: prompts per forward; None for what the free memory allows. Either is halved when memory runs out.
             progress: called with the scores of the distinct requests just finished.
 
         Raises:
-            ModelError: a continuation longer than the model's context.
+            ModelError: a continuation longer than the model's context; not memory enough for one prompt alone.
         """
         scores: dict[Request, Score] = {}
-        singles, shared = self._split(dict.fromkeys(requests))
-        with torch.inference_mode():
-            for batch in _batches(singles, batch_size):
-                done = self._score_rows(batch)
-                scores.update(done)
-                progress(done)
-            for group in _batches(shared, batch_size):
-                done = self._score_shared(group, batch_size)
-                scores.update(done)
-                progress(done)
+        cost = self._cost_from_memory if batch_size is None else RowCost(batch_size)
+        prompts = self._prompts(dict.fromkeys(requests))
+        try:
+            with torch.inference_mode():
+                for found in self._run(prompts, cost):
+                    done = {request: Score.of(tokens) for request, tokens in found.items()}
+                    scores.update(done)
+                    progress(done)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            longest = max(len(prompt.tokens) for prompt in prompts)
+            raise ModelError(
+                f"there is not memory enough for one prompt alone (the longest has {longest} tokens): set max_length=, a "
+                "smaller dtype= or another device="
+            ) from error
         return [scores[request] for request in requests]
 
-    def _split(self, requests: dict[Request, None]) -> tuple[list[_Forward], list[_Forward]]:
-        """Rows that are complete in one forward, and prompts whose keys and values several continuations share."""
+    @cached_property
+    def _cost_from_memory(self) -> RowCost:
+        return RowCost.from_memory(self.model, self._max_rows)
+
+    @cached_property
+    def _shares(self) -> bool:
+        return can_be_shared(self.model)
+
+    # What to run ------------------------------------------------------------------------------------------------------
+
+    def _prompts(self, requests: dict[Request, None]) -> list[_Row]:
+        """A row for each distinct prompt and what its continuations begin with, or for the prompt if they differ there."""
         by_prompt: dict[tuple[tuple[int, ...], int], list[Request]] = defaultdict(list)
         for request in requests:
             by_prompt[request.prompt, request.row].append(request)
-        singles: list[_Forward] = []
-        shared: list[_Forward] = []
-        for (prompt, _), group in by_prompt.items():
-            longest = max(len(request.continuation) for request in group)
-            fits = len(prompt) + longest - 1 <= self.max_length
-            several = len({request.continuation[:-1] for request in group}) > 1
-            if several and fits and self._shares_prompts:
-                shared.append(_Forward(group[0], prompt, len(prompt), [r.continuation for r in group]))
+        rows: list[_Row] = []
+        for (prompt, row), group in by_prompt.items():
+            fits = len(prompt) + max(len(request.continuation) for request in group) - 1 <= self.max_length
+            if len({request.continuation[:-1] for request in group}) > 1 and fits and self._shares:
+                branches: dict[tuple[int, ...], list[Request]] = defaultdict(list)
+                for request in group:
+                    if len(request.continuation) > 1:
+                        branches[request.continuation[:-1]].append(request)
+                first = [(request, request.continuation[:1]) for request in group]
+                rows.append(_Row(row, prompt, len(prompt), first, branches=branches))
             else:
-                singles.extend(self._rows(group))
-        return singles, shared
+                rows.extend(self._whole(group))
+        if cut := sum(len(row.tokens) < len(r.prompt) + len(c) - 1 for row in rows for r, c in row.targets):
+            log.warning(
+                "%d of %d requests are longer than the model's %d tokens: their prompts lose their beginning",
+                *(cut, len(requests), self.max_length),
+            )
+        return rows
 
-    @cached_property
-    def _shares_prompts(self) -> bool:
-        """Whether the keys and values of one prompt can be handed to several rows: a recurrent layer's state cannot."""
-        token = torch.zeros(1, 1, dtype=torch.long, device=self._device)
-        with torch.inference_mode():
-            cache = getattr(self.model(input_ids=token, use_cache=True), "past_key_values", None)
-        return type(cache) is DynamicCache and all(
-            hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [])
-        )
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return torch.device("cpu") if device.type == "meta" else device  # offloaded: accelerate moves the input
-
-    def _rows(self, group: list[Request]) -> list[_Forward]:
+    def _whole(self, group: list[Request]) -> list[_Row]:
         """A row for each distinct prompt plus continuation but its last token; too long, it loses its beginning."""
-        rows: dict[tuple[int, ...], _Forward] = {}
+        rows: dict[tuple[int, ...], _Row] = {}
         for request in group:
             begun = request.continuation[:-1]
             if len(begun) >= self.max_length:
@@ -172,170 +213,142 @@ class Scorer:
                 )
             if begun not in rows:
                 tokens = (request.prompt + begun)[-self.max_length :]
-                rows[begun] = _Forward(request, tokens, len(tokens) - len(begun))
-            rows[begun].targets.append(request.continuation)
+                rows[begun] = _Row(request.row, tokens, len(tokens) - len(begun))
+            rows[begun].targets.append((request, request.continuation))
         return list(rows.values())
 
-    def _score_rows(self, rows: list[_Forward]) -> dict[Request, Score]:
-        # Padding before the prompt would get into a recurrent state.
-        side: PaddingSide = "left" if self.padding_side == "left" and self._shares_prompts else "right"
-        found, _ = self._run_prompts(rows, side)
-        return {
-            row.request._replace(continuation=target): Score.of(tokens)
-            for row, targets in zip(rows, found, strict=True)
-            for target, tokens in zip(row.targets, targets, strict=True)
-        }
+    def _prefixes(self, prompts: list[_Row]) -> tuple[list[_Row], list[tuple[_Row, list[_Row]]]]:
+        """The prompts that share no beginning worth while, and shared beginnings with their prompts."""
+        alone: list[_Row] = []
+        shared: list[tuple[_Row, list[_Row]]] = []
+        by_row: dict[int, list[_Row]] = defaultdict(list)
+        for prompt in prompts:
+            by_row[prompt.row].append(prompt)
+        for row, group in by_row.items():
+            # Never a prompt's last token: it is scored, and steered by `last`.
+            for members, length in shared_prefixes([prompt.tokens[: prompt.prompt_length - 1] for prompt in group]):
+                found = [group[index] for index in members]
+                if length and self._shares:
+                    shared.append((_Row(row, found[0].tokens[:length], length + 1), found))
+                else:
+                    alone.extend(found)
+        return alone, shared
 
-    def _score_shared(self, group: list[_Forward], batch_size: int) -> dict[Request, Score]:
-        """First tokens from the prompts' forward, the others from short forwards over the prompts' keys and values."""
-        first = [_Forward(f.request, f.tokens, f.prompt_length, [(target[0],) for target in f.targets]) for f in group]
-        found, cache = self._run_prompts(first, "left", use_cache=True)
-        scores: dict[Request, Score] = {}
-        begun: dict[tuple[int, tuple[int, ...]], list[Request]] = defaultdict(list)
-        for prompt, (row, targets) in enumerate(zip(group, found, strict=True)):
-            for target, tokens in zip(row.targets, targets, strict=True):
-                request = row.request._replace(continuation=target)
-                scores[request] = Score.of(tokens)
-                if len(target) > 1:
-                    begun[prompt, target[:-1]].append(request)
-        pending = sorted(begun.items(), key=lambda item: len(item[0][1]))
-        limit = batch_size * OPTIONS_PER_PROMPT
-        for at in range(0, len(pending), limit):
-            chunk = pending[at : at + limit]
-            is_last = at + limit >= len(pending)
-            rows = [
-                _Forward(requests[0], tokens, 0, [request.continuation[1:] for request in requests])
-                for (_, tokens), requests in chunk
-            ]
-            prompts = [prompt for (prompt, _), _ in chunk]
-            continued = self._run_options(rows, cache.take(prompts, is_last))
-            for (_, requests), targets in zip(chunk, continued, strict=True):
-                for request, tokens in zip(requests, targets, strict=True):
-                    rest = Score.of(tokens)
-                    first_token = scores[request]
-                    scores[request] = Score(
-                        first_token.log_likelihood + rest.log_likelihood, first_token.is_greedy and rest.is_greedy
-                    )
-        return scores
+    # Forwards ---------------------------------------------------------------------------------------------------------
 
-    def _run_prompts(
-        self, rows: list[_Forward], padding_side: PaddingSide, *, use_cache: bool = False
-    ) -> tuple[list[_Targets], _PromptCache]:
-        lengths = torch.tensor([len(row.tokens) for row in rows])
-        width = int(lengths.max())
-        left = padding_side == "left"
-        start = width - lengths if left else torch.zeros_like(lengths)
-        ids = self._pad([row.tokens for row in rows], width, left=left)
-        ends = start + torch.tensor([row.prompt_length for row in rows])
-        inputs: dict[str, Tensor] = {}
-        if left and int(start.max()) > 0:
-            mask = torch.arange(width)[None, :] >= start[:, None]
-            inputs = {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-        tokens = ScoredTokens(start, ends)
-        positions = [(i, int(start[i] + lengths[i]), row.scored) for i, row in enumerate(rows)]
-        found, cache = self._forward(rows, ids, positions, tokens, inputs, use_cache=use_cache)
-        return found, _PromptCache(cache, start, width)
+    def _run(self, prompts: list[_Row], cost: RowCost) -> Iterator[_Found]:
+        """Every prompt, batch by batch."""
+        alone, shared = self._prefixes(prompts)
 
-    def _run_options(self, rows: list[_Forward], cache: _Taken) -> list[_Targets]:
-        width = max(len(row.tokens) for row in rows)
-        ids = self._pad([row.tokens for row in rows], width, left=False)
-        lengths = torch.tensor([len(row.tokens) for row in rows])
-        steps = torch.arange(width)[None, :]
-        past = torch.arange(cache.width)[None, :] >= cache.start[:, None]
-        inputs = {
-            "attention_mask": torch.cat([past, steps < lengths[:, None]], dim=1).long(),
-            "position_ids": (cache.width - cache.start)[:, None] + steps,
-        }
-        positions = [(i, len(row.tokens), row.scored) for i, row in enumerate(rows)]
-        found, _ = self._forward(rows, ids, positions, OptionTokens(), inputs, past=cache.cache)
+        def prompt_cost(row: _Row) -> float:
+            options = max((len(begun) for begun in row.branches), default=0)
+            return cost(row.length + options, row.scored, row.past)
+
+        run = partial(self._run_prompts, before=None, cost=cost)
+        for _, found in self._budget.run(alone, prompt_cost, run):
+            yield found
+        beginnings = self._budget.run(
+            shared,
+            lambda group: cost(len(group[0].tokens), 0),
+            lambda groups: self._forward([row for row, _ in groups], None, keep=True)[1],
+        )
+        for groups, past in beginnings:
+            for parent, (beginning, members) in enumerate(groups):
+                for member in members:
+                    member.past, member.parent = len(beginning.tokens), parent
+            followers = [member for _, members in groups for member in members]
+            run = partial(self._run_prompts, before=past, cost=cost)
+            for _, found in self._budget.run(followers, prompt_cost, run):
+                yield found
+
+    def _run_prompts(self, rows: list[_Row], before: KeysValues | None, cost: RowCost) -> _Found:
+        """Scores of all requests of some prompts; first tokens from the prompts' forward, the others from short ones."""
+        found, kept = self._forward(rows, before, keep=any(row.branches for row in rows))
+        options = [
+            _Row(row.row, row.tokens + begun, len(row.tokens), [(r, r.continuation[1:]) for r in requests], at, parent)
+            for parent, row in enumerate(rows)
+            for at in [len(row.tokens)]
+            for begun, requests in row.branches.items()
+        ]
+
+        def option_cost(row: _Row) -> float:
+            return cost(row.length, row.scored, row.past, OPTIONS_PER_PROMPT)
+
+        for _, (rest, _) in self._budget.run(options, option_cost, lambda rows: self._forward(rows, kept)):
+            for request, tokens in rest.items():
+                found[request] = found[request] + tokens
         return found
 
     def _forward(
-        self,
-        rows: list[_Forward],
-        ids: Tensor,
-        positions: list[tuple[int, int, int]],
-        tokens: Tokens,
-        inputs: dict[str, Tensor],
-        *,
-        use_cache: bool = False,
-        past: Any = None,
-    ) -> tuple[list[_Targets], Any]:
-        """One forward of the model and the log-probabilities of the rows' targets."""
-        arguments = {name: value.to(self._device) for name, value in inputs.items()}
-        if past is not None:
-            arguments["past_key_values"] = past
-        steering = self.injector.batch([row.request.row for row in rows], tokens)
-        with steering, self._head.at(positions, ids.shape[1]):
-            output = self.model(input_ids=ids.to(self._device), use_cache=use_cache or past is not None, **arguments)
+        self, rows: list[_Row], before: KeysValues | None, *, keep: bool = False
+    ) -> tuple[_Found, KeysValues | None]:
+        """One forward: what it says of the rows' targets, and its keys and values if they are to be kept."""
+        past = None if before is None else before.take([row.parent for row in rows])
+        lengths = torch.tensor([row.length for row in rows])
+        width = int(lengths.max())
+        # Padding before the prompt would get into a recurrent state, and lie between a past and its continuation.
+        left = self.padding_side == "left" and past is None and self._shares
+        start = width - lengths if left else torch.zeros_like(lengths)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)  # token 0 pads, as in the harness
+        for number, row in enumerate(rows):
+            at = int(start[number])
+            ids[number, at : at + row.length] = torch.tensor(row.tokens[row.past :])
+        arguments: dict[str, Any] = {"use_cache": keep or past is not None}
+        if arguments["use_cache"]:
+            arguments["past_key_values"] = DynamicCache() if past is None else past.cache
+        before_width, before_lengths = (0, torch.zeros_like(lengths)) if past is None else (past.width, past.lengths)
+        padding = before_width - before_lengths + start
+        if int(padding.max()):
+            seen = torch.arange(before_width + width)[None, :] >= padding[:, None]
+            positions = (torch.arange(width)[None, :] - start[:, None]).clamp(min=0)
+            positions = before_lengths[:, None] + torch.minimum(positions, lengths[:, None] - 1)
+            arguments |= {"attention_mask": self._to_device(seen.long()), "position_ids": self._to_device(positions)}
+        prompt_end = start + torch.tensor([row.prompt_length - row.past for row in rows])
+        tokens: Tokens = ScoredTokens(start, prompt_end) if int(prompt_end.max()) > 0 else OptionTokens()
+        steering = self.injector.batch([row.row for row in rows], tokens)
+        scored = [(i, int(start[i]) + row.length, row.scored) for i, row in enumerate(rows)]
+        with steering, self._head.at(scored, width):
+            output = self.model(input_ids=self._to_device(ids), **arguments)
             logits = self._head.scored(output.logits)
-        return self._log_probabilities(logits, rows), getattr(output, "past_key_values", None)
+        kept = None
+        if keep:
+            ends = before_width + start + lengths
+            spans = [Span(*span) for span in zip(padding.tolist(), ends.tolist(), strict=True)]
+            kept = KeysValues(arguments["past_key_values"], spans)
+        return self._tokens(logits, rows), kept
 
-    def _log_probabilities(self, logits: Tensor, rows: list[_Forward]) -> list[_Targets]:
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        device = self.model.get_input_embeddings().weight.device
+        # Offloaded weights are on no device: accelerate moves the input.
+        return tensor if device.type == "meta" else tensor.to(device, non_blocking=True)
+
+    def _tokens(self, logits: Tensor, rows: list[_Row]) -> _Found:
         """Log-probabilities of the rows' targets from the logits of their scored positions, [positions, vocabulary].
 
-        The same log-softmax as the harness, so that float32 values agree, over slices, so that its result is never held
-        for all positions. A token is the best if the harness's argmax would choose it: the first of equals, which takes a
-        search only where the token has the highest logit.
+        The normaliser over slices of the positions, so that a copy in the dtype of the softmax is never held for all. A
+        token is the best if the harness's argmax would choose it, the first of equals: so does `max`, several times faster
+        than argmax in half precision.
         """
-        at_position: list[int] = []
+        place: list[int] = []
         token: list[int] = []
         base = 0
         for row in rows:
-            for target in row.targets:
-                at_position.extend(range(base + row.scored - len(target), base + row.scored))
+            for _, target in row.targets:
+                place.extend(range(base + row.scored - len(target), base + row.scored))
                 token.extend(target)
             base += row.scored
-        position = torch.tensor(at_position, device=logits.device)
-        wanted = torch.tensor(token, device=logits.device)
-        values = torch.empty(len(token), dtype=self.softmax_dtype, device=logits.device)
-        step = max(1, MAX_LOG_PROBABILITIES // logits.shape[1])
-        for at in range(0, logits.shape[0], step):
-            log_probabilities = logits[at : at + step].log_softmax(-1, dtype=self.softmax_dtype)
-            inside = [k for k, p in enumerate(at_position) if at <= p < at + step]
-            values[inside] = log_probabilities[position[inside] - at, wanted[inside]]
-        highest = logits[position, wanted] == logits.amax(-1)[position]
-        table = torch.stack([values.float(), highest.float()]).tolist()
-        if candidates := [k for k, is_highest in enumerate(table[1]) if is_highest]:
-            first = logits[position[candidates]].argmax(-1) == wanted[candidates]
-            for k, is_first in zip(candidates, first.tolist(), strict=True):
-                table[1][k] = is_first
-        pairs = iter(zip(table[0], map(bool, table[1]), strict=True))
-        return [[list(islice(pairs, len(target))) for target in row.targets] for row in rows]
-
-    def _pad(self, tokens: list[tuple[int, ...]], width: int, *, left: bool) -> Tensor:
-        # Token 0, as in the harness: a tokenizer's padding token may lie outside the model's vocabulary.
-        ids = torch.zeros(len(tokens), width, dtype=torch.long)
-        for row, sequence in enumerate(tokens):
-            columns = slice(width - len(sequence), width) if left else slice(0, len(sequence))
-            ids[row, columns] = torch.tensor(sequence)
-        return ids
-
-
-#: For each target of a row: (log-probability, is the best) of each of its tokens.
-_Targets = list[list[tuple[float, bool]]]
-
-
-@dataclass
-class _Taken:
-    cache: Any
-    start: Tensor
-    width: int
-
-
-@dataclass
-class _PromptCache:
-    """Keys and values of a batch of left-padded prompts; `start` is where each prompt begins."""
-
-    cache: Any
-    start: Tensor
-    width: int
-
-    def take(self, rows: list[int], is_last: bool) -> _Taken:
-        """The keys and values of these rows (repeats allowed), copied unless this is the last use."""
-        cache = self.cache if is_last else copy.deepcopy(self.cache)
-        cache.batch_select_indices(torch.tensor(rows))
-        return _Taken(cache, self.start[rows], self.width)
+        if not token:
+            return {}
+        index = torch.tensor([place, token]).to(logits.device, non_blocking=True)
+        step = max(1, MAX_LOGITS // logits.shape[1])
+        slices = torch.split(logits, step)
+        normaliser = torch.cat([part.to(self.softmax_dtype).logsumexp(-1) for part in slices])
+        best = torch.cat([part.max(-1).indices for part in slices])
+        values = logits[index[0], index[1]].to(self.softmax_dtype) - normaliser[index[0]]
+        is_best = best[index[0]] == index[1]
+        log_probabilities, hits = torch.stack([values, is_best.to(values.dtype)]).tolist()
+        pairs = iter(zip(log_probabilities, map(bool, hits), strict=True))
+        return {request: list(islice(pairs, len(target))) for row in rows for request, target in row.targets}
 
 
 class _ScoredPositions:
@@ -354,7 +367,8 @@ class _ScoredPositions:
     @contextmanager
     def at(self, positions: list[tuple[int, int, int]], width: int) -> Iterator[None]:
         """Inside, the head computes the last `n` positions before `end` of row `i`, for each (i, end, n)."""
-        self._index = torch.tensor([i * width + end - n + k for i, end, n in positions for k in range(n)])
+        index = [i * width + end - n + k for i, end, n in positions for k in range(n)]
+        self._index = torch.tensor(index, dtype=torch.long)
         try:
             yield
         finally:
@@ -372,11 +386,4 @@ class _ScoredPositions:
     def _take(self, states: Tensor) -> Tensor:
         index, self._index = self._index, None
         assert index is not None
-        return states.flatten(0, 1)[index.to(states.device)]
-
-
-def _batches(rows: list[_Forward], size: int) -> Iterator[list[_Forward]]:
-    """Rows of similar length together, the longest first: what runs out of memory does so at once."""
-    ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.tokens))
-    for at in range(0, len(ordered), size):
-        yield ordered[at : at + size]
+        return states.flatten(0, 1)[index.to(states.device, non_blocking=True)]

@@ -111,6 +111,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
             max_length=self.max_length,
             padding_side="left" if padding_side == "left" else "right",
             softmax_dtype=self.softmax_dtype or torch.float32,
+            max_rows=kwargs.get("max_batch_size"),
         )
         self._generated_rows: list[int] = []
 
@@ -258,13 +259,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
                 enabled=self.mixed_precision_dtype is not None,
             ),
         ):
-            return self._scorer.score(requests, self._scoring_batch_size(requests), progress)
-
-    def _scoring_batch_size(self, requests: list[Request]) -> int:
-        if self.batch_size != "auto":
-            return int(self.batch_size)
-        longest = max(requests, key=lambda request: len(request.prompt) + len(request.continuation))
-        return int(self._detect_batch_size([(None, list(longest.prompt), list(longest.continuation))]))
+            return self._scorer.score(requests, None if self.batch_size == "auto" else int(self.batch_size), progress)
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The harness's tokenisation of a batch to generate from; notes which vector steers each prompt."""

@@ -1,0 +1,86 @@
+"""Keys and values of a forward, to be gone on from: by any rows of a later forward, each from the row it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Span(NamedTuple):
+    """Where a sequence lies in the columns of a cache: from `start` to `end` (exclusive)."""
+
+    start: int
+    end: int
+
+
+class Past(NamedTuple):
+    """What a forward goes on from.
+
+    Attributes:
+        cache: for the model's `past_key_values`; the forward adds to it.
+        lengths: of each row's past; those shorter than the longest are padded on the left.
+    """
+
+    cache: Any
+    lengths: Tensor
+
+    @property
+    def width(self) -> int:
+        """Columns of the past."""
+        return int(self.lengths.max())
+
+
+class KeysValues:
+    """Of a batch of sequences, in a cache that holds every column at every layer.
+
+    Such a cache is used for layers with a sliding window too, so that any row can be moved: windows count columns, and
+    here no row ever has padding between its tokens.
+    """
+
+    def __init__(self, cache: Any, spans: Sequence[Span]) -> None:
+        # A layer without keys uses those of an earlier one.
+        self._layers = {n: (x.keys, x.values) for n, x in enumerate(cache.layers) if x.keys is not None}
+        self._spans = torch.tensor(spans)
+
+    def take(self, rows: Sequence[int]) -> Past:
+        """The past of rows that continue these sequences (repeats allowed), side by side at the right."""
+        start, end = self._spans[list(rows)].unbind(1)
+        lengths = end - start
+        width = int(lengths.max())
+        column = (end[:, None] - width + torch.arange(width)).clamp(min=0)  # padding repeats what is there
+        row = torch.tensor(rows)[:, None]
+        cache = DynamicCache()
+        for index, parts in self._layers.items():
+            keys, values = (_gather(part, row, column) for part in parts)
+            cache.update(keys, values, index)
+        return Past(cache, lengths)
+
+
+def _gather(part: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """[rows, heads, columns, width] of [batch, heads, all columns, width]."""
+    index = (row.to(part.device, non_blocking=True), column.to(part.device, non_blocking=True))
+    return part.transpose(1, 2)[index].transpose(1, 2)
+
+
+#: Cache layers that hold nothing but keys and values, by name: some releases of transformers lack them.
+_PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
+
+
+def can_be_shared(model: PreTrainedModel) -> bool:
+    """Whether all that a model keeps of a prompt is keys and values: a recurrent layer's state cannot be moved."""
+    device = model.get_input_embeddings().weight.device
+    token = torch.zeros(1, 1, dtype=torch.long, device="cpu" if device.type == "meta" else device)
+    with torch.inference_mode():
+        cache = getattr(model(input_ids=token, use_cache=True), "past_key_values", None)
+    layers = getattr(cache, "layers", None)
+    return (
+        type(cache) is DynamicCache and bool(layers) and all(type(layer).__name__ in _PLAIN_LAYERS for layer in layers)
+    )
