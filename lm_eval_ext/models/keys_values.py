@@ -80,7 +80,7 @@ def can_be_shared(model: PreTrainedModel) -> bool:
     token = torch.zeros(1, 1, dtype=torch.long, device="cpu" if device.type == "meta" else device)
     with torch.inference_mode():
         cache = getattr(model(input_ids=token, use_cache=True), "past_key_values", None)
-    layers = getattr(cache, "layers", None)
+    layers: list[Any] = getattr(cache, "layers", None) or []
     return (
         type(cache) is DynamicCache and bool(layers) and all(type(layer).__name__ in _PLAIN_LAYERS for layer in layers)
     )

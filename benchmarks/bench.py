@@ -1,0 +1,160 @@
+"""What the benchmarks share: rows of the one table, processes that measure in turn, the machine's matrix peak.
+
+A benchmark is a module of this folder with `rows() -> Iterable[Row]`, named in `run.MODULES`. What it times runs in
+processes of their own (`Child`, whose other side is `serve`), in turn, round after round, so that what else the machine does
+falls on all of them alike; the ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Measured = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        what: what was measured, in a few words.
+        target: what it should be, `>= 3.0`.
+        measured: what it is, with its unit.
+        detail: from what: seconds, range over rounds, settings.
+        met: whether the target is met; None where there is none, or nothing could be measured.
+    """
+
+    what: str
+    target: str
+    measured: str
+    detail: str = ""
+    met: bool | None = None
+
+    @classmethod
+    def at_least(cls, what: str, target: float, value: float, detail: str = "", unit: str = " times") -> Row:
+        """A row whose value should not be smaller than its target; both are shares where the unit is %."""
+        return cls(what, f">= {_number(target, unit)}", _number(value, unit), detail, value >= target)
+
+    @classmethod
+    def at_most(cls, what: str, target: float, value: float, detail: str = "", unit: str = " times") -> Row:
+        """A row whose value should not be larger than its target; both are shares where the unit is %."""
+        return cls(what, f"<= {_number(target, unit)}", _number(value, unit), detail, value <= target)
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.1%}" if unit == "%" else f"{value:.2f}{unit}"
+
+
+class Child:
+    """A process that loads once and measures whenever it is asked."""
+
+    def __init__(self, script: str, *arguments: str, python: str = sys.executable) -> None:
+        self.command = [python, script, *arguments]
+        self._process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._read()  # ready
+
+    def measure(self) -> Measured:
+        """One measurement, made now."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Measured:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(_MARK):
+                found: Measured = json.loads(line.removeprefix(_MARK))
+                return found
+        raise RuntimeError(f"{' '.join(self.command)} ended with status {self._process.wait()}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+_MARK = "measured: "
+
+
+def serve(measure: Callable[[], Measured]) -> None:
+    """In the child: after loading and warming up, answer `Child.measure` until the parent is gone."""
+    print(_MARK + "{}", flush=True)
+    for _ in sys.stdin:
+        print(_MARK + json.dumps(measure()), flush=True)
+
+
+def in_turn(children: dict[str, Callable[[], Child]], rounds: int) -> dict[str, list[Measured]]:
+    """Measurements of each child, all of them once per round."""
+    started: dict[str, Child] = {}
+    found: dict[str, list[Measured]] = {name: [] for name in children}
+    try:
+        for name, start in children.items():
+            started[name] = start()
+        for number in range(rounds):
+            for name, child in started.items():
+                print(f"  round {number + 1} of {rounds}: {name}", file=sys.stderr)
+                found[name].append(child.measure())
+    finally:
+        for child in started.values():
+            child.close()
+    return found
+
+
+def ratio(over: list[Measured], under: list[Measured], key: str = "seconds") -> tuple[float, str]:
+    """The median of the rounds' ratios over / under, and how they spread."""
+    ratios = sorted(a[key] / b[key] for a, b in zip(over, under, strict=True))
+    middle = " and ".join(f"{statistics.median(run[key] for run in runs):.2f}" for runs in (over, under))
+    return statistics.median(ratios), f"{middle} s; rounds {ratios[0]:.2f} to {ratios[-1]:.2f}"
+
+
+def matrix_peak(dtype: str, device: str, size: int = 2048, repeats: int = 8) -> float:
+    """GFLOP/s of a square matrix product on this machine, now: the best of `repeats`."""
+    import torch
+
+    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product = a @ a
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    assert product.shape == a.shape
+    return 2 * size**3 / best / 1e9
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: str) -> int:
+    """Most bytes that this process held: on the device, or resident on the CPU."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def data_root() -> Path | None:
+    """The mirror of the upstream data, where there is one."""
+    if given := os.environ.get("LM_EVAL_EXT_DATA"):
+        return Path(given)
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    return beside if beside.is_dir() else None
