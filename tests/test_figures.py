@@ -225,6 +225,9 @@ def test_slopes_lead_from_before_to_after_and_say_what_is_decided(cultural):
     )
     assert 0 < solid == decided
     assert len({trace.marker.symbol for trace in lines}) == 7
+    for label in chart.figure.select_traces({"mode": "text"}):  # plotly leaves out what lies beyond the axis
+        low, high = chart.figure.layout[label.yaxis.replace("y", "yaxis")].range
+        assert low < label.y[0] < high
 
 
 def test_bias_bars_show_before_and_after_with_the_interval_of_the_change(cultural):
@@ -351,6 +354,9 @@ def test_labels_are_spread_without_changing_places(values):
     assert (gaps >= 5.0 - 1e-6).all()
     if len(values) > 1 and (np.diff(sorted(values)) >= 5.0).all():
         assert placed == pytest.approx(values)
+    inside = spread(values, 5.0, (10.0, 60.0))
+    assert (np.diff([inside[index] for index in order]) >= 5.0 - 1e-6).all()
+    assert all(10.0 - 1e-6 <= height <= 60.0 + 1e-6 for height in inside)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -91,22 +92,26 @@ def panel_title(name: str, number: int) -> dict[str, Any]:
     }
 
 
-def spread(values: list[float], gap: float) -> list[float]:
-    """Heights near `values`, in their order, at least `gap` apart: labels that would cover each other."""
+def spread(values: list[float], gap: float, ends: tuple[float, float] = (-math.inf, math.inf)) -> list[float]:
+    """Heights near `values`, in their order, at least `gap` apart: labels that would cover each other.
+
+    All stay between `ends`, as long as there is room for so many.
+    """
+
+    def low(group: list[int]) -> float:
+        """Where the lowest label of a group stands when the group is centred on its values."""
+        height = gap * (len(group) - 1)
+        return max(ends[0], min(sum(values[index] for index in group) / len(group) - height / 2, ends[1] - height))
+
     order = sorted(range(len(values)), key=lambda index: values[index])
     placed = list(values)
     groups: list[list[int]] = []
     for index in order:
         groups.append([index])
-        while len(groups) > 1 and _low(groups[-1], values, gap) < _low(groups[-2], values, gap) + gap * len(groups[-2]):
+        while len(groups) > 1 and low(groups[-1]) < low(groups[-2]) + gap * len(groups[-2]):
             last = groups.pop()
             groups[-1] += last
     for group in groups:
         for step, index in enumerate(group):
-            placed[index] = _low(group, values, gap) + step * gap
+            placed[index] = low(group) + step * gap
     return placed
-
-
-def _low(group: list[int], values: list[float], gap: float) -> float:
-    """Where the lowest label of a group stands when the group is centred on its values."""
-    return sum(values[index] for index in group) / len(group) - gap * (len(group) - 1) / 2

@@ -73,7 +73,10 @@ def _ends(plane: Plane, runs: list[Run], score: str) -> list[float]:
 def _panel(plane: Plane, run: Run, score: str, ends: list[float]) -> list[go.Scatter]:
     frame = plane.shifts[(plane.shifts["run"] == run.name) & plane.shifts["language"].isin(plane.languages)]
     rows: list[dict[str, Any]] = frame.to_dict("records")
-    heights = spread([100 * row[f"{score}_run"] for row in rows], _LABEL_GAP * (ends[1] - ends[0]))
+    gap = _LABEL_GAP * (ends[1] - ends[0])
+    # Outside the axis plotly shows no text.
+    inside = ends[0] + gap / 2, ends[1] - gap / 2
+    heights = spread([100 * row[f"{score}_run"] for row in rows], gap, inside)
     traces = []
     for row, height in zip(rows, heights, strict=True):
         style = language_style(row["language"])
