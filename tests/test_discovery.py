@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -168,6 +169,18 @@ def test_wheel_holds_code_tasks_data_and_the_hook(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "tasks/", "results/", "benchmarks/"))]
     for name, target in harness.MODELS.items():
         assert f"[lm_eval.models]\n{name} = {target}\n" in metadata
+
+
+def test_source_distribution_holds_what_its_tests_need(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = [path for folder in ("tests", "results/baselines") for path in (ROOT / folder).rglob("*.[jpy]*")]
+    needed += [ROOT / name for name in ("Makefile", "action.yml", ".github/workflows/ci.yml", "examples/gate.yaml")]
+    assert {path.relative_to(ROOT).as_posix() for path in needed if "__pycache__" not in path.parts} <= names
+    assert {name.split("/")[1] for name in names if name.startswith("results/")} == {"baselines"}
 
 
 def test_plain_lm_eval_lists_every_task(installed: Environment) -> None:
