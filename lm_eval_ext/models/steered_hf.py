@@ -24,6 +24,7 @@ from lm_eval_ext import harness
 from lm_eval_ext.errors import LanguageError, ModelError, UserError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.models import embedded
+from lm_eval_ext.models.compilation import compile_layers
 from lm_eval_ext.models.encoding import encode, encode_pairs
 from lm_eval_ext.models.language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.models.loading import load_config, loading
@@ -44,7 +45,8 @@ log = logging.getLogger(__name__)
 
 _ARGUMENTS = (
     "Check --model_args: pretrained must be a folder or a name on the hub that this machine can reach; besides vectors, "
-    "steer, lang, positions, any_model and padding_side everything goes to the harness's hf (dtype, peft, tokenizer, ...)"
+    "steer, lang, positions, any_model, padding_side and torch_compile everything goes to the harness's hf "
+    "(dtype, peft, tokenizer, ...)"
 )
 
 harness.install()
@@ -64,6 +66,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
         any_model: accept vectors of another architecture of the same width and depth.
         padding_side: side of padding of rows that are scored in one forward, `right` (default) or `left`.
             Generation pads on the left, as in the harness.
+        torch_compile: compile the decoder layers; worth it for runs of many minutes, since compiling takes one or two.
         kwargs: everything that the harness's `hf` takes (`peft`, `dtype`, `device_map`, `revision`, ...).
 
     Raises:
@@ -80,6 +83,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
         positions: str = DEFAULT_POSITION,
         any_model: bool = False,
         padding_side: str = "right",
+        torch_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         if padding_side not in ("left", "right"):
@@ -105,6 +109,8 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ModelError(f"batch_size={self.batch_size} is not possible, valid: 1, 2, 3 ... or auto")
         self._injector = Injector(self.model, table)
+        if torch_compile:
+            compile_layers(self.model)
         self._scorer = Scorer(
             self.model,
             self._injector,
