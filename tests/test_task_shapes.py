@@ -130,8 +130,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]), encoding="utf-8")
         (folder / f"{name}.yaml").write_text(
-            f"task: shape_{name}\ndataset_path: json\ndataset_kwargs: {{cache_dir: {folder}, data_files: {{test: {data}}}}}\ntest_split: test\n"
-            f"metadata: {{version: 1.0}}\n{shape}",
+            f"task: shape_{name}\ndataset_path: json\ntest_split: test\nmetadata: {{version: 1.0}}\n"
+            f"dataset_kwargs: {{cache_dir: {folder}, data_files: {{test: {data}}}}}\n{shape}",
             encoding="utf-8",
         )
     return folder
