@@ -49,7 +49,7 @@ class PairBatcher:
         special_tokens: whether special tokens count in the mean, too.
 
     Raises:
-        DataError: fewer pairs than a group holds, or a sentence without tokens.
+        DataError: a sentence without tokens.
     """
 
     def __init__(
@@ -57,8 +57,6 @@ class PairBatcher:
     ) -> None:
         self._size = size
         self.n_groups = len(pairs) // size
-        if not self.n_groups:
-            raise DataError(f"{len(pairs)} parallel sentences do not fill a group of {size}: take more of them")
         self._sides = [_encode(tokenizer, [pair[side] for pair in _texts(pairs)]) for side in (0, 1)]
         if special_tokens:
             self._sides = [[(ids, list(range(len(ids)))) for ids, _ in side] for side in self._sides]

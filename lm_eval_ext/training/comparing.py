@@ -18,6 +18,7 @@ from lm_eval_ext.plane.stats import cluster_bootstrap
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.extraction import parse_layers
 from lm_eval_ext.training import adapter, checkpoints, measures
+from lm_eval_ext.training.rows import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,8 @@ def compare(
     baseline: str,
     *,
     data: str = "mini",
+    tuples: str = "mini",
+    codes: Sequence[str] = tuple(LANGUAGES),
     pairs: str = "flores",
     max_pairs: int = 0,
     layer: str = "",
@@ -61,7 +64,7 @@ def compare(
     Args:
         runs: folders of finished runs.
         baseline: `base`, or the name of one of the folders.
-        data, pairs, max_pairs: what to measure on (`measures.held_out`).
+        data, tuples, codes, pairs, max_pairs: what to measure on (`measures.held_out`).
         layer: of the retrieval; that of a MIDALIGN run among the runs, else 50 %, where empty.
         batch_size, dtype, device: as for extraction.
 
@@ -82,7 +85,7 @@ def compare(
     base = first["settings"]["model"] or str(embedded.path())
     chosen = _layer(layer, records, base)
     seen = frozenset(line for folder in runs for line in sources.read_text(folder / checkpoints.TRAINED_ON).split("\n"))
-    rows = measures.held_out(data, pairs, list(LANGUAGES), max_pairs, seen)
+    rows = measures.held_out(data, tuples, pairs, codes, max_pairs, seen)
     found: dict[str, dict[tuple[str, str, str], float]] = {}
     with tqdm(total=len(names) * measures.n_texts(rows), desc="Measuring", unit="text") as bar:
         for name, folder in zip(names, [None, *runs], strict=True):
@@ -101,8 +104,13 @@ def compare(
     record = {
         "base": first["base"],
         "layer": chosen,
-        "pairs": {"source": pairs, "sentences": {code: len(side) for code, side in rows.sentences.items()}},
-        "data": {"source": data, "sha256": instruct.sha256([*rows.instructions, *rows.tuples])},
+        "pairs": {"source": short_name(pairs), "sentences": {code: len(side) for code, side in rows.sentences.items()}},
+        "data": {
+            "source": short_name(data),
+            "rows": len(rows.instructions),
+            "sha256": instruct.sha256(rows.instructions),
+        },
+        "tuples": {"source": short_name(tuples), "rows": len(rows.tuples), "sha256": instruct.sha256(rows.tuples)},
         "left_out_as_trained_on": dict(rows.left_out),
         "commands": {name: one["command"] for name, one in records.items()},
     }

@@ -62,11 +62,14 @@ class HeldOut(NamedTuple):
     left_out: Counter[str]
 
 
-def held_out(data: str, source: str, codes: Sequence[str], max_pairs: int, seen: frozenset[str]) -> HeldOut:
+def held_out(
+    data: str, tuples: str, source: str, codes: Sequence[str], max_pairs: int, seen: frozenset[str]
+) -> HeldOut:
     """What is measured on: held-out rows, without any text that a run was trained on.
 
     Args:
-        data: `mini` or a JSONL file of instructions (and tuples, where `mini`).
+        data: `mini` or a JSONL file of instructions.
+        tuples: `mini` or a JSONL file of tuples.
         source: parallel sentences, as `data.pairs.load` takes them.
         codes: languages.
         max_pairs: the first so many sentences of each language; 0 for all.
@@ -82,11 +85,11 @@ def held_out(data: str, source: str, codes: Sequence[str], max_pairs: int, seen:
         sentences[one.language] = [row for row in rows if not {digest(row[1]), digest(row[2])} & seen]
         left_out["sentences"] += len(rows) - len(sentences[one.language])
     instructions, _ = instruct.load(data, codes, "held_out")
-    tuples, _ = instruct.load_tuples(data, [code for code in codes if code != "en"], "held_out")
+    parallels, _ = instruct.load_tuples(tuples, [code for code in codes if code != "en"], "held_out")
     fresh = [row for row in instructions if digest(row.prompt) not in seen]
-    fresh_tuples = [row for row in tuples if not {digest(row.x_en), digest(row.x_xx)} & seen]
+    fresh_tuples = [row for row in parallels if not {digest(row.x_en), digest(row.x_xx)} & seen]
     left_out["instructions"] += len(instructions) - len(fresh)
-    left_out["tuples"] += len(tuples) - len(fresh_tuples)
+    left_out["tuples"] += len(parallels) - len(fresh_tuples)
     if not (all(sentences.values()) and fresh and fresh_tuples):
         raise DataError(
             f"nothing is left to measure on: {dict(left_out)} were trained on. Train on ntrex and evaluate on flores, say; "

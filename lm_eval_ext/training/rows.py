@@ -49,6 +49,11 @@ def digest(text: str) -> str:
     return hashlib.sha256(instruct.normal_form(text).encode()).hexdigest()[:16]
 
 
+def short_name(source: str) -> str:
+    """A source without its folder: where a file lies is nobody's business."""
+    return source.replace("\\", "/").rpartition("/")[2]
+
+
 def prepare(settings: Settings, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, limit: int) -> Trained:
     """Read, check and tokenise what a run is trained on.
 
@@ -102,9 +107,8 @@ def _pairs(
 
 
 def _described(name: str, kept: Counter[str], sha256: str, left_out: dict[str, Counter[str]]) -> dict[str, Any]:
-    source = name.replace("\\", "/").rpartition("/")[2]  # where the file lies is nobody's business
     return {
-        "source": source,
+        "source": short_name(name),
         "rows": dict(kept),
         "left_out": {reason: dict(counts) for reason, counts in left_out.items()},
         "sha256": sha256,

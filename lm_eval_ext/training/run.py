@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 from trl import SFTConfig
 
@@ -126,14 +127,17 @@ def _steps(settings: Settings, n_rows: int, processes: int) -> tuple[int, int]:
 
 
 def _places(settings: Settings, data: Trained, steps: int, contrastive: int, processes: int) -> list[Place]:
+    batch = settings.batch_size * settings.accumulation * processes
+    summed = isinstance(settings, Midalign) and settings.mode == "sum"
+    groups = data.pairs.n_groups if data.pairs else 0
+    if (summed or contrastive) and groups < batch:
+        assert isinstance(settings, Midalign)
+        raise TrainingError(
+            f"--pairs {settings.pairs}: a step takes {batch * settings.group} different pairs, there are fewer: give more "
+            "parallel sentences, or lower --batch-size or --contrastive-batch-size"
+        )
     return order(
-        steps,
-        settings.batch_size * settings.accumulation * processes,
-        len(data.examples),
-        data.pairs.n_groups if data.pairs else 0,
-        contrastive_steps=contrastive,
-        summed=isinstance(settings, Midalign) and settings.mode == "sum",
-        seed=settings.seed,
+        steps, batch, len(data.examples), groups, contrastive_steps=contrastive, summed=summed, seed=settings.seed
     )
 
 
@@ -176,6 +180,7 @@ def _trainer(
 
 
 def _arguments(settings: Settings, model: Any, steps: int) -> SFTConfig:
+    _check_reports(settings.report_to)
     wanted = str(model.config.dtype) if settings.dtype == "auto" else settings.dtype
     try:
         return SFTConfig(
@@ -204,6 +209,14 @@ def _arguments(settings: Settings, model: Any, steps: int) -> SFTConfig:
         )
     except (ValueError, ImportError, RuntimeError) as error:
         raise TrainingError(f"transformers refuses these settings: {str(error).partition(chr(10))[0]}") from error
+
+
+def _check_reports(name: str) -> None:
+    try:
+        for callback in get_reporting_integration_callbacks([] if name == "none" else [name]):
+            callback()
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise TrainingError(f"--report-to {name}: {str(error).partition(chr(10))[0]}") from None
 
 
 def _check_packing(trainer: MistTrainer, data: Trained) -> None:

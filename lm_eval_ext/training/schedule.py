@@ -38,13 +38,13 @@ def order(
         steps: optimiser steps.
         batch: places per step, over all processes and accumulated batches.
         n_rows: instructions or tuples; every pass goes through them in a new order.
-        n_groups: groups of sentence pairs, of which a place of a contrastive step holds one.
+        n_groups: groups of sentence pairs, of which a place of a contrastive step holds one; none occurs twice in a step.
         contrastive_steps: how many of the steps are contrastive only, spread evenly, the last one among them.
         summed: every step has both an instruction and pairs in each place.
         seed: of the two orders.
     """
     rows = _shuffled(n_rows, (seed, 0))
-    groups = _shuffled(n_groups, (seed, 1))
+    groups = _shuffled(n_groups, (seed, 1), n_groups // batch * batch)
     places: list[Place] = []
     for step in range(steps):
         if (step + 1) * contrastive_steps // steps > step * contrastive_steps // steps:
@@ -56,8 +56,8 @@ def order(
     return places
 
 
-def _shuffled(n: int, seed: tuple[int, int]) -> Iterator[int]:
-    """Pass after pass over n rows, each in an order of its own."""
+def _shuffled(n: int, seed: tuple[int, int], used: int | None = None) -> Iterator[int]:
+    """Pass after pass over n rows (or so many of them), each in an order of its own."""
     generator = np.random.default_rng(seed)
     while True:
-        yield from generator.permutation(n).tolist()
+        yield from generator.permutation(n)[:used].tolist()
