@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from lm_eval_ext.errors import LanguageError, PlanError, UserError, VectorFileError
+from lm_eval_ext.errors import LanguageError, PlanError, VectorFileError
 from lm_eval_ext.steering.injection import SteeringTable
 from lm_eval_ext.steering.plan import Gamma, Intervention, Plan, Position
 
@@ -121,25 +121,17 @@ def intervention(kind: str, layer: int, gamma: Gamma, position: Position) -> Int
     return Plan.parse(f"{kind}@{layer}:{gamma}/{position}").interventions[0]
 
 
-def check(conditions: Sequence[Condition], vectors: VectorSet, n_layers: int, languages: Sequence[str]) -> None:
-    """Make sure that every condition can run, before a model is loaded.
-
-    Raises:
-        UserError: all that cannot, together: a layer out of range, a kind or language that the file lacks.
-    """
-    problems: dict[str, list[str]] = {}
+def problems(conditions: Sequence[Condition], vectors: VectorSet, n_layers: int, languages: Sequence[str]) -> list[str]:
+    """Why some conditions cannot run: a layer that the model or the file lacks, a kind or a language without vectors."""
+    found: dict[str, list[str]] = {}
     for condition in conditions:
         try:
             table = SteeringTable.build(condition.plan, vectors, n_layers)
             for language in languages:
                 table.row(language)
         except (PlanError, VectorFileError, LanguageError) as error:
-            problems.setdefault(str(error).replace(condition.name, "a plan"), []).append(condition.name)
-    if problems:
-        raise UserError(
-            f"{sum(map(len, problems.values()))} of {len(conditions)} grid points cannot work:\n"
-            + "\n".join(f"  {_some(names)}: {problem}" for problem, names in problems.items())
-        )
+            found.setdefault(str(error).replace(condition.name, "a plan"), []).append(condition.name)
+    return [f"{_some(names)}: {problem}" for problem, names in found.items()]
 
 
 def _changed(plan: Plan, control: str) -> Plan:

@@ -229,7 +229,12 @@ def _parts(continuations: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
     return parts
 
 
-def _load(names: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
+def task_manager(names: Sequence[str]) -> Any:
+    """The harness's tasks, all of the names among them.
+
+    Raises:
+        UserError: a name that is neither task nor group.
+    """
     from lm_eval.tasks import TaskManager
 
     harness.install()
@@ -240,7 +245,11 @@ def _load(names: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
             f"unknown task {', '.join(unknown)}; `lm-eval-ext eval ls tasks` lists what there is, and a file of your own is "
             "imported with `lm-eval-ext data import`"
         )
-    tasks: dict[str, Any] = manager.load(list(names))["tasks"]
+    return manager
+
+
+def _load(names: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
+    tasks: dict[str, Any] = task_manager(names).load(list(names))["tasks"]
     other = [name for name, task in tasks.items() if task.OUTPUT_TYPE != "multiple_choice"]
     if other:
         raise UserError(f"a sweep takes multiple-choice tasks only; not {', '.join(other)}")

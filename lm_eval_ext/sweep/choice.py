@@ -1,0 +1,92 @@
+"""The plan that a sweep recommends, and the rule that chose it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.plane.axes import LOCALIZATION, TRANSFER
+from lm_eval_ext.steering.plan import Plan
+from lm_eval_ext.sweep.summary import AVERAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+
+#: The kinds of a surgical plan: which axis chooses each.
+SURGICAL = {"en": "transfer", "loc": "localization"}
+
+#: Layers of each kind that are tried together (our default).
+N_LAYERS = 4
+
+RULE = (
+    "Of each kind the layers with the largest average change on its axis (en: transfer, loc: localization), each at its "
+    "best gamma; of their combinations with EN no deeper than LOC the one with the largest sum of both average changes; "
+    "of equals the first in the grid. Averages are over all languages but English, on development splits only. Our "
+    "default: the paper chooses layers on a development split too, its rule is not known."
+)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The families of a sweep that stand for transfer and for localization; None where it has none."""
+
+    transfer: str | None
+    localization: str | None
+
+    @classmethod
+    def of(cls, families: Iterable[str]) -> Axes:
+        """The first family of each subject among development splits: a plan is never chosen on test questions."""
+        development = [family for family in families if "dev" in family.split("_")]
+        return cls(_first(development, TRANSFER), _first(development, LOCALIZATION))
+
+    def __getitem__(self, subject: str) -> str | None:
+        return self.transfer if subject == "transfer" else self.localization
+
+
+def _first(families: list[str], known: tuple[str, ...]) -> str | None:
+    return next((family for family in families if family.removesuffix("_cloze") in known), None)
+
+
+def best_by_layer(summary: pd.DataFrame, kind: str, family: str, n: int = N_LAYERS) -> list[Plan]:
+    """The plans of one vector with the largest average change: each of the `n` best layers at its best gamma."""
+    found = summary[
+        (summary["kinds"] == kind)
+        & summary["control"].isna()
+        & (summary["family"] == family)
+        & (summary["language"] == AVERAGE)
+    ]
+    ordered = found.sort_values("change", ascending=False, kind="stable").drop_duplicates("layer")
+    return [Plan.parse(name) for name in ordered["condition"].head(n)]
+
+
+def choose(summary: pd.DataFrame, axes: Axes) -> dict[str, Any] | None:
+    """The pair with the largest sum of both average changes, with its numbers; None where there is no pair to choose from.
+
+    Its change was the largest of many on these very questions, so it flatters: evaluate the plan on the test split.
+    """
+    average = summary[(summary["language"] == AVERAGE) & summary["control"].isna()]
+    pairs = average[average["kinds"] == "+".join(SURGICAL)]
+    changes = {subject: pairs[pairs["family"] == axes[subject]].set_index("condition") for subject in SURGICAL.values()}
+    together = changes["transfer"]["change"] + changes["localization"]["change"]
+    together = together.reindex(changes["transfer"].index).dropna()
+    if together.empty:
+        return None
+    name = str(together.idxmax())
+    return {
+        "steer": name,
+        "rule": RULE,
+        "candidates": len(together),
+        "chosen_on": {subject: axes[subject] for subject in SURGICAL.values()},
+        "changes": {subject: _numbers(found.loc[name]) for subject, found in changes.items()},
+    }
+
+
+def _numbers(row: pd.Series[Any]) -> dict[str, Any]:
+    names = ["metric", "n", "unsteered", "score", "change", "low", "high", "null_low", "null_high", "null_n"]
+    return {
+        name: value if isinstance(value, str) else int(value) if name in ("n", "null_n") else round(float(value), 4)
+        for name in names
+        if (value := row[name]) == value
+    }

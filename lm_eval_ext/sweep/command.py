@@ -1,0 +1,165 @@
+"""The command `lm-eval-ext sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lm_eval_ext.errors import UserError
+from lm_eval_ext.languages import normalise
+from lm_eval_ext.sweep.choice import N_LAYERS
+from lm_eval_ext.sweep.grid import N_RANDOM
+
+_GRID, _TASKS, _MODEL, _MACHINE = "Grid", "Questions", "Model", "Machine"
+
+
+def sweep(
+    vectors: Annotated[Path, typer.Option(help="Vector file made by lm-eval-ext extract.")],
+    tasks: Annotated[
+        str, typer.Option(help="Multiple-choice tasks or groups, joined by commas.", rich_help_panel=_TASKS)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for what is computed, and for the results.")],
+    kinds: Annotated[str, typer.Option(help="Kinds of vectors, joined by commas.", rich_help_panel=_GRID)] = "en,loc",
+    layers: Annotated[
+        str, typer.Option(help="'all', or layers as in a plan: 5,8-10,42%.", rich_help_panel=_GRID)
+    ] = "all",
+    gammas: Annotated[
+        str, typer.Option(help="Strengths as in a plan, joined by commas: 0.5,2,5%.", rich_help_panel=_GRID)
+    ] = "0.5,1,2,4",
+    positions: Annotated[
+        str, typer.Option(help="prompt, last or all, joined by commas.", rich_help_panel=_GRID)
+    ] = "prompt",
+    pairs: Annotated[
+        str,
+        typer.Option(help="'surgical' combines the best layers of en and loc; 'none' does not.", rich_help_panel=_GRID),
+    ] = "surgical",
+    pair_layers: Annotated[
+        int, typer.Option(min=1, help="Layers of each kind that are combined.", rich_help_panel=_GRID)
+    ] = N_LAYERS,
+    random: Annotated[
+        int, typer.Option(min=0, help="Random directions of the same norm for each plan.", rich_help_panel=_GRID)
+    ] = N_RANDOM,
+    controls: Annotated[
+        bool,
+        typer.Option(help="Another language's vector and the sign turned for each plan.", rich_help_panel=_GRID),
+    ] = True,
+    control_gammas: Annotated[
+        str, typer.Option(help="Only plans of these strengths get controls; all if empty.", rich_help_panel=_GRID)
+    ] = "",
+    languages: Annotated[
+        str, typer.Option(help="Only questions in these languages, such as es,ko.", rich_help_panel=_TASKS)
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task.", rich_help_panel=_TASKS)] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question.", rich_help_panel=_TASKS)
+    ] = None,
+    metric: Annotated[str, typer.Option(help="The score that is compared.", rich_help_panel=_TASKS)] = "acc",
+    prior: Annotated[
+        bool,
+        typer.Option(
+            help="Score the options without a question too, under the same steering (mutual information). Doubles the "
+            "work of option texts.",
+            rich_help_panel=_TASKS,
+        ),
+    ] = True,
+    lang: Annotated[str, typer.Option(help="Language of questions that name none.", rich_help_panel=_TASKS)] = "",
+    model: Annotated[
+        str, typer.Option(help="Model name or folder; the embedded model where left out.", rich_help_panel=_MODEL)
+    ] = "",
+    model_args: Annotated[
+        str,
+        typer.Option(help="More of lm_eval's --model_args: dtype=float32,peft=DIR, ...", rich_help_panel=_MODEL),
+    ] = "",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, ...; a GPU if there is one where left out.", rich_help_panel=_MACHINE)
+    ] = "",
+    memory: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="GiB for what conditions share; a batch that needs more is computed again in parts.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = 2.0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of one forward; 2048 on a CPU if not given.", rich_help_panel=_MACHINE),
+    ] = None,
+    likelihoods: Annotated[
+        bool,
+        typer.Option(
+            help="Normalise over the vocabulary even where only differences between options matter (letters).",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = False,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of each interval.")] = 2_000,
+    restart: Annotated[bool, typer.Option(help="Discard what an earlier start computed.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check the grid and print its size; load no model.")] = False,
+) -> None:
+    """Evaluate a whole grid of steering plans on the same questions, in one process.
+
+    Every kind at every layer with every strength, the unsteered model, and
+    controls that say what a vector without meaning does: random directions of
+    the same norm, another language's vector, the sign turned. Then the best
+    layers of en and loc together. Each cell equals a run of lm_eval --model
+    steered-hf with that plan; what conditions share is computed once.
+
+    Writes to --out: items.parquet (a row per condition and question),
+    summary.csv (changes with paired intervals and their place among the
+    controls), sweep.html, figures/, and plan.yaml (the chosen plan; only where
+    the tasks are development splits). A second start goes on where the first
+    one was ended, however that was.
+
+    Examples:
+
+      lm-eval-ext sweep --vectors v.safetensors --out sweep/ \\
+        --tasks blend_decon_dev_cloze,bmlama_dev --languages es,id,el,ko,zh,ar
+
+      lm-eval-ext sweep --vectors v.safetensors --out letters/ \\
+        --tasks blend_decon_dev --positions last --layers 40%-70% --random 20
+
+      accelerate launch -m lm_eval_ext sweep --model google/gemma-3-12b-pt \\
+        --vectors v.safetensors --out sweep/ --tasks blend_decon_dev
+    """
+    from lm_eval_ext.sweep.run import Settings, Sweep
+
+    if pairs not in ("surgical", "none"):
+        raise UserError(f"--pairs {pairs!r} is unknown, valid: surgical, none")
+    Sweep(
+        Settings(
+            vectors=vectors,
+            tasks=tuple(_words(tasks, "--tasks")),
+            out=out,
+            kinds=tuple(_words(kinds, "--kinds")),
+            layers=layers,
+            gammas=tuple(_words(gammas, "--gammas")),
+            positions=tuple(_words(positions, "--positions")),
+            pair_layers=pair_layers if pairs == "surgical" else 0,
+            n_random=random,
+            controls=controls,
+            control_gammas=tuple(control_gammas.split(",")) if control_gammas else (),
+            languages=tuple(normalise(code) for code in languages.split(",") if code),
+            limit=limit,
+            num_fewshot=num_fewshot,
+            metric=metric,
+            prior=prior,
+            lang=normalise(lang) if lang else None,
+            model=model,
+            model_args=model_args,
+            device=device,
+            memory=int(memory * 2**30),
+            max_tokens=max_tokens,
+            likelihoods=likelihoods,
+            resamples=resamples,
+            restart=restart,
+        )
+    ).run(dry_run=dry_run)
+
+
+def _words(text: str, option: str) -> list[str]:
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise UserError(f"{option} {text!r} is empty")
+    return words

@@ -1,0 +1,119 @@
+"""What a sweep found, in words, as a table and as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.plane.page import figure_part, render
+from lm_eval_ext.plane.wording import points
+from lm_eval_ext.sweep.figures import charts
+from lm_eval_ext.sweep.summary import AVERAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+HEADER = [
+    "family",
+    "plan",
+    "n",
+    "unsteered",
+    "steered",
+    "change, points",
+    "random directions",
+    "other language",
+    "sign turned",
+]
+LEGEND = (
+    "Averages over all languages but English; in brackets the paired 95% interval of the change, clustered by question. "
+    "Random directions: from the least to the most change of the controls of the same norm at the same layer. The best of "
+    "many flatters itself: evaluate a chosen plan on the test split."
+)
+
+#: Rows of the table for each family and kind.
+TOP = 3
+
+
+def top_rows(summary: pd.DataFrame, top: int = TOP) -> list[list[str]]:
+    """The plans with the largest average change, `top` of each family and kind; see `HEADER`."""
+    return [_cells(row) for row in _top(summary, top)]
+
+
+def findings(summary: pd.DataFrame) -> list[str]:
+    """For the best plan of each family and kind, what its interval and its controls allow to say."""
+    return [_sentence(row) for row in _top(summary, 1)]
+
+
+def page(summary: pd.DataFrame, description: Sequence[str]) -> str:
+    """One self-contained page."""
+    drawn = charts(summary)
+    return render(
+        "sweep.html",
+        title="Layers and strengths of steering",
+        charts=drawn,
+        folder=TEMPLATES,
+        parts_of_charts=[figure_part(chart) for chart in drawn],
+        description=description,
+        findings=findings(summary),
+        legend=LEGEND,
+        header=HEADER,
+        rows=top_rows(summary),
+    )
+
+
+def _top(summary: pd.DataFrame, top: int) -> list[dict[str, Any]]:
+    plans = summary[(summary["language"] == AVERAGE) & summary["control"].isna() & (summary["condition"] != "")]
+    groups = plans.groupby(["family", "kinds"], sort=False)
+    return [
+        row
+        for _, group in groups
+        for row in group.sort_values("change", ascending=False, kind="stable").head(top).to_dict("records")
+    ]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["family"],
+        row["condition"],
+        str(row["n"]),
+        f"{row['unsteered']:.1%}",
+        f"{row['score']:.1%}",
+        _interval(row),
+        _band(row) or "not run",
+        _control(row, "other"),
+        _control(row, "turned"),
+    ]
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    said = f"{row['family']}, {row['kinds']}: the largest change is {_interval(row)} with {row['condition']}"
+    clear = row["low"] > 0
+    band = _band(row)
+    if band is None:
+        return f"{said}. No random direction was run, so it says nothing of the vector's meaning."
+    beyond = row["change"] > row["null_high"]
+    place = f"{int(row['null_n'])} random directions of the same norm change it by {band}"
+    if clear and beyond:
+        return f"{said}; {place}, all below it."
+    if clear:
+        return f"{said}; {place}: no more than a direction without meaning does."
+    return f"{said}; {place}. The interval holds zero: no effect is shown."
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{points(row['change'])} [{points(row['low'])}, {points(row['high'])}]"
+
+
+def _band(row: Mapping[str, Any]) -> str | None:
+    if row.get("null_low") is None or row["null_low"] != row["null_low"]:
+        return None
+    return f"{points(row['null_low'])} to {points(row['null_high'])}"
+
+
+def _control(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "not run" if value is None or value != value else points(value)

@@ -1,0 +1,208 @@
+"""What a sweep found: a frame of items, and each condition's change with its interval and its place among the controls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lm_eval_ext.plane.axes import METRIC, family_of
+from lm_eval_ext.plane.stats import Interval, cluster_bootstrap, null_band, paired_difference
+from lm_eval_ext.sweep.grid import UNSTEERED, Condition
+from lm_eval_ext.sweep.questions import Question, Questions, margin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from lm_eval_ext.sweep.questions import ScoredTree
+    from lm_eval_ext.sweep.store import Store
+
+#: Resamples of each interval (our default): a grid has many.
+RESAMPLES = 2_000
+
+#: The language column of the macro average over all languages but English.
+AVERAGE = "average"
+ENGLISH = "en"
+
+#: Columns of `items.parquet`; the tasks' own metrics follow, NaN where a task lacks one.
+ITEM_COLUMNS = {
+    "condition": "the steering plan, with its positions; empty for the unsteered model",
+    "task": "name of the harness's task",
+    "family": "the task without its language",
+    "language": "code of the question's language",
+    "question_id": "the id that the question has in every language",
+    "doc_id": "number of the document in its task",
+    "margin": "log-likelihood of the right option minus that of the best other one, in nats",
+    "chosen": "index of the option of highest log-likelihood",
+}
+
+
+def items(
+    questions: Questions,
+    trees: Sequence[ScoredTree],
+    conditions: Sequence[Condition],
+    store: Store,
+    progress: Callable[[int], object] = lambda done: None,
+) -> pd.DataFrame:
+    """One row per condition and question, with the columns of `ITEM_COLUMNS` and a column for each metric (0 or 1)."""
+    asked = pd.DataFrame(
+        {
+            "task": [question.task for question in questions.questions],
+            "family": [family_of(question.task) for question in questions.questions],
+            "language": [question.language for question in questions.questions],
+            "question_id": [question.question_id for question in questions.questions],
+            "doc_id": [question.doc_id for question in questions.questions],
+        }
+    )
+    frames = []
+    for condition in conditions:
+        values = np.full(len(questions.instances), np.nan)
+        for tree in trees:
+            found = store.get(condition.name, tree.key)
+            assert found is not None  # the engine has run
+            for indices, value in zip(tree.requests, found, strict=True):
+                values[list(indices)] = value
+        scores = [
+            _scores(questions, question, values[list(question.instances)].tolist()) for question in questions.questions
+        ]
+        frames.append(pd.concat([asked, pd.DataFrame(scores)], axis=1).assign(condition=condition.name))
+        progress(1)
+    frame = pd.concat(frames, ignore_index=True)
+    metrics = [name for name in frame if name not in ITEM_COLUMNS]
+    names = ["condition", "task", "family", "language", "question_id"]
+    tidy: pd.DataFrame = frame[[*ITEM_COLUMNS, *metrics]].astype(dict.fromkeys(names, "category"))
+    return tidy
+
+
+def _scores(questions: Questions, question: Question, values: list[float]) -> dict[str, float]:
+    return {
+        "margin": margin(question, values),
+        "chosen": int(np.argmax(values[: question.n_options])),
+        **questions.score(question, values),
+    }
+
+
+def summarise(
+    frame: pd.DataFrame,
+    conditions: Iterable[Condition],
+    *,
+    metric: str = METRIC,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """One row per condition, family and language (and the average over all but English), against the unsteered model.
+
+    Columns: `condition`, `kinds`, `layer` and `gamma` (of a plan of one vector), `position`, `control`, `of` (what it is a
+    control of), `family`, `language`, `metric`, `n`, `score`, `unsteered`, `change` with `low` and `high` (shares; the
+    interval is of a bootstrap clustered by question id), `margin_change` (nats); then, where a plan has random controls,
+    `null_low`, `null_high`, `null_coverage`, `null_n` and `null_p` (see `plane.stats.null_band`), and the changes of the
+    controls `other` and `turned`.
+
+    Args:
+        frame: of `items`.
+        conditions: of the grid.
+        metric: what is compared; families that lack it are left out.
+        level, resamples: of the intervals.
+    """
+    rows: list[dict[str, Any]] = []
+    known = {condition.name: condition for condition in conditions}
+    for family, part in frame.groupby("family", observed=True, sort=False):
+        if metric not in part or part[metric].isna().all():
+            continue
+        by_condition = dict(list(part.groupby("condition", observed=True, sort=False)))
+        base = by_condition[UNSTEERED]
+        for name, found in by_condition.items():
+            rows += _changes(base, found, known[str(name)], str(family), metric, level, resamples)
+    summary = pd.DataFrame(rows)
+    return _with_controls(summary) if len(summary) else summary
+
+
+def _changes(
+    base: pd.DataFrame,
+    found: pd.DataFrame,
+    condition: Condition,
+    family: str,
+    metric: str,
+    level: float,
+    resamples: int,
+) -> list[dict[str, Any]]:
+    languages = found["language"].astype(str).to_numpy()
+    drawn = cluster_bootstrap(
+        paired_difference(base[metric], found[metric]),
+        found["question_id"].astype(str),
+        languages,
+        resamples=resamples,
+    )
+    means = pd.DataFrame(
+        {
+            "language": languages,
+            "score": found[metric].to_numpy(),
+            "unsteered": base[metric].to_numpy(),
+            "margin_change": found["margin"].to_numpy() - base["margin"].to_numpy(),
+        }
+    ).groupby("language", sort=False)
+    by_language, counts = means.mean(), means.size()
+    term = condition.plan.interventions[0] if len(condition.plan.interventions) == 1 else None
+    shared = {
+        "condition": condition.name,
+        "kinds": condition.kinds,
+        "layer": int(term.first.value) if term else None,
+        "gamma": term.gamma.value if term else None,
+        "position": "+".join(str(part.position) for part in condition.plan.interventions),
+        "control": condition.control,
+        "of": condition.of,
+        "family": family,
+        "metric": metric,
+    }
+    rows = []
+    foreign = [name for name in by_language.index if name != ENGLISH]
+    for name, chosen in [*((name, [name]) for name in by_language.index), *([(AVERAGE, foreign)] if foreign else [])]:
+        ends = drawn.interval(chosen, level) if condition.plan else Interval(0.0, 0.0, 0.0)
+        rows.append(
+            {
+                **shared,
+                "language": name,
+                "n": int(counts[chosen].sum()),
+                **by_language.loc[chosen].mean().to_dict(),  # each language weighs the same
+                **dict(zip(("change", "low", "high"), ends, strict=True)),
+            }
+        )
+    return rows
+
+
+def _with_controls(summary: pd.DataFrame) -> pd.DataFrame:
+    """The place of each plan's change among the changes of its controls."""
+    keys = ["of", "family", "language"]
+    controls = summary[summary["control"].notna()]
+    bands: dict[tuple[str, ...], list[float]] = {
+        key: group["change"].tolist() for key, group in controls[controls["control"] == "random"].groupby(keys)
+    }
+    rows: list[dict[str, float]] = []
+    for plan, family, language, change, control in zip(
+        summary["of"], summary["family"], summary["language"], summary["change"], summary["control"], strict=True
+    ):
+        values = None if isinstance(control, str) else bands.get((plan, family, language))
+        if not values:
+            rows.append({})
+            continue
+        band = null_band(values, change)
+        rows.append(
+            {
+                "null_low": band.low,
+                "null_high": band.high,
+                "null_coverage": band.coverage,
+                "null_n": band.n,
+                "null_p": band.p,
+            }
+        )
+    places = pd.DataFrame(
+        rows, index=summary.index, columns=["null_low", "null_high", "null_coverage", "null_n", "null_p"]
+    )
+    summary = pd.concat([summary, places], axis=1)
+    for name in ("other", "turned"):
+        changes = controls[controls["control"] == name].set_index(keys)["change"]
+        index = pd.MultiIndex.from_frame(summary[keys])
+        summary[name] = changes.reindex(index).to_numpy() if len(changes) else np.nan
+        summary.loc[summary["control"].notna(), name] = np.nan
+    return summary
