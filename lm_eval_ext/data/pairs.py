@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval_ext.data import sources
 from lm_eval_ext.data.prompts import PROMPTS
-from lm_eval_ext.errors import DataError
+from lm_eval_ext.errors import DataError, LanguageError
 from lm_eval_ext.languages import LANGUAGES, normalise
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def load(kind: str, source: str, languages: list[str], limit: int | None = None)
 
     Raises:
         DataError: unknown source, damaged file, or no pairs for a language.
+        LanguageError: a built-in source lacks a language.
     """
     if source.endswith(".tsv"):
         found = _from_tsv(kind, Path(source), languages)
@@ -80,18 +81,17 @@ def load(kind: str, source: str, languages: list[str], limit: int | None = None)
                 f"no pairs {source!r} for kind {kind!r}; built in: {valid}; or give a .tsv file "
                 f"with the columns {', '.join(TSV_HEADER)}"
             )
+        has = tuple(sorted(PROMPTS)) if (kind, source) == ("en", "gmmlu") else tuple(LANGUAGES)
+        if unknown := [code for code in languages if code not in has]:
+            raise LanguageError(
+                f"languages {', '.join(languages)}: unknown {', '.join(unknown)}; valid: {', '.join(has)} "
+                f"(pairs {kind}={source})"
+            )
         wanted = [code for code in languages if not (kind == "en" and code == "en")]
         if not wanted:
             raise DataError(f"there are no pairs of kind {kind!r} for English alone: name another language")
         found = [PairSet(kind, code, source, tuple(reader(code))) for code in wanted]
     return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in found]
-
-
-def languages_of(kind: str, source: str) -> tuple[str, ...] | None:
-    """Languages that a built-in source of pairs has, as far as it can be asked for them; None of a file: it may hold any."""
-    if source.endswith(".tsv"):
-        return None
-    return tuple(sorted(PROMPTS)) if (kind, source) == ("en", "gmmlu") else tuple(LANGUAGES)
 
 
 def _mini_en(language: str) -> list[Pair]:

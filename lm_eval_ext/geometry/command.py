@@ -113,8 +113,9 @@ def geometry(
     forms = _listed("images", images, tuple(form for form in FORMATS if form != "csv"))
     if position not in POOLINGS:
         raise UserError(f"--position {position!r} is unknown, valid: {', '.join(POOLINGS)}")
-    if len(pair := kinds.split(",")) != 2:
-        raise UserError(f"--kinds {kinds!r}: two kinds are compared, such as en,loc")
+    pair = kinds.split(",")
+    if len(pair) != 2 or len(set(pair)) != 2:
+        raise UserError(f"--kinds {kinds!r}: two different kinds are compared, such as en,loc")
     codes = list(dict.fromkeys(normalise(code) for code in languages.split(",") if code.strip()))
     if ("vectors" in wanted) != bool(vectors):
         raise UserError(
