@@ -238,7 +238,7 @@ def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:
         ResultsError: missing or damaged samples, no such score, or languages for some documents only.
     """
     used = [*("task", "doc_id", "doc_hash", "language", "question_id", "prompt_hash", "filter", "metric", "value")]
-    samples = pd.concat([read_samples(run, task)[used] for task in axis.tasks if task in run.tasks], ignore_index=True)
+    samples = pd.concat([read_samples(run, task, used) for task in axis.tasks if task in run.tasks], ignore_index=True)
     is_asked = samples["metric"] == axis.metric
     scored = samples if is_asked.all() else samples[is_asked]
     filters = list(scored["filter"].unique())

@@ -14,7 +14,7 @@ from lm_eval_ext.plane.columns import read_columns
 from lm_eval_ext.plane.runs import Run, TaskResults, damage, list_runs, read_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterator, Mapping
+    from collections.abc import Collection, Container, Iterator, Mapping, Sequence
     from pathlib import Path
 
 #: Where a document may keep the id that the same question has in every language.
@@ -83,8 +83,12 @@ def load(
     return tidy
 
 
-def read_samples(run: Run, task: str) -> pd.DataFrame:
-    """The scores of one task of one run; the columns are those of `load`.
+def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+    """The scores of one task of one run.
+
+    Args:
+        run, task: whose.
+        columns: of those of `load`, all by default; text that repeats in every row takes its time.
 
     Raises:
         ResultsError: the samples are missing, damaged, or fewer or more than were evaluated.
@@ -96,7 +100,7 @@ def read_samples(run: Run, task: str) -> pd.DataFrame:
             "documents cannot be paired without them: run lm_eval again with --log_samples"
         )
     large = record.samples.stat().st_size >= _LARGE
-    frame, n_documents = (_regular(run, record) if large else None) or _careful(run, record)
+    frame, n_documents = (_regular(run, record, columns) if large else None) or _careful(run, record, columns)
     if n_documents < (record.n_documents or 1):
         raise ResultsError(
             f"{record.samples} holds {n_documents} documents, {record.results.name} speaks of {record.n_documents}: "
@@ -105,7 +109,7 @@ def read_samples(run: Run, task: str) -> pd.DataFrame:
     return frame
 
 
-def _regular(run: Run, record: TaskResults) -> tuple[pd.DataFrame, int] | None:
+def _regular(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
     """The scores of a file that has the same form in every line, and the number of documents; None where it has not."""
     assert record.samples is not None
     columns = read_columns(record.samples, record.task, _QUESTION_ID)
@@ -127,14 +131,13 @@ def _regular(run: Run, record: TaskResults) -> tuple[pd.DataFrame, int] | None:
     }
     metrics = [name for name in columns if name not in {"question", *COLUMNS}]
     parts = [
-        pd.DataFrame({**shared, "metric": metric, "value": columns[metric]}, columns=list(COLUMNS))
-        for metric in metrics
+        pd.DataFrame({**shared, "metric": metric, "value": columns[metric]}, columns=list(wanted)) for metric in metrics
     ]
     frame: pd.DataFrame = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     return frame, columns["doc_id"].nunique()
 
 
-def _careful(run: Run, record: TaskResults) -> tuple[pd.DataFrame, int]:
+def _careful(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """The same line by line: whatever the harness allows, and a message that names the line where it does not."""
     assert record.samples is not None
     rows: list[tuple[Any, ...]] = []
@@ -162,7 +165,7 @@ def _careful(run: Run, record: TaskResults) -> tuple[pd.DataFrame, int]:
             if value is None or isinstance(value, (bool, int, float))
         ]
     frame: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
-    return frame, len({doc_id for doc_id, _ in seen})
+    return frame[list(wanted)], len({doc_id for doc_id, _ in seen})
 
 
 def question_id(document: Mapping[str, Any]) -> str | None:

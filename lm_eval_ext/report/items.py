@@ -94,7 +94,7 @@ def _changed(
     """The changed items of one task."""
     if task not in plane.baseline.tasks:
         return
-    hashes = read_samples(plane.baseline, task)["doc_hash"].unique()
+    hashes = read_samples(plane.baseline, task, ["doc_hash"])["doc_hash"].unique()
     wanted = {doc_hash for doc_hash in hashes if zlib.crc32(doc_hash.encode()) < share * 2**32}
     before = {sample["doc_hash"]: sample for sample in _samples(plane.baseline, axis, task, wanted)}
     items: dict[str, dict[str, Any]] = {}
