@@ -130,6 +130,16 @@ def test_everything_that_is_left_out_is_counted(tmp_path: Path) -> None:
     assert report.notes == [f"{tmp_path / 'rows.jsonl'}: ignored 'quality' of 1 rows"]
 
 
+def test_both_sides_of_tuples_are_instructions(tmp_path: Path) -> None:
+    tuples = instruct.load_tuples("mini", ["ko", "zh"], split=None)[0]
+    instruct.write(tmp_path / "tuples.jsonl", tuples)
+    said = {(row.id, row.language, row.prompt, row.response, row.split) for row in instruct.load("mini", split=None)[0]}
+    rows = instruct.load(tmp_path / "tuples.jsonl", split=None)[0]
+    found = {(row.id, row.language, row.prompt, row.response, row.split) for row in rows}
+    assert len(rows) == len(found) == 300
+    assert found == {row for row in said if row[1] in ("en", "ko", "zh")}
+
+
 def test_tuples_that_show_no_preference_are_noted(tmp_path: Path) -> None:
     _, report = instruct.load_tuples(jsonl(tmp_path, {**TUPLE, "y_xx": TUPLE["y_en"]}))
     assert report.notes == ["1 tuples have one answer for both languages: they show no preference"]

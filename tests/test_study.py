@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +23,7 @@ from lm_eval_ext.study.run import Runner
 from lm_eval_ext.study.stages import Choice, plan, under
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 STUDIES = Path(__file__).parents[1] / "studies"
 
@@ -60,9 +59,8 @@ class Commands:
         self.calls: list[list[str]] = []
         self.before: Callable[[list[str]], None] = lambda arguments: None
 
-    def run(self, command: list[str], **_: Any) -> SimpleNamespace:
-        assert command[:3] == [sys.executable, "-m", "lm_eval_ext"]
-        arguments = command[3:]
+    def run(self, given: Sequence[str], lock: int) -> int:
+        arguments = list(given)
         self.calls.append(arguments)
         out = Path(arguments[arguments.index("--out" if "--out" in arguments else "--output_path") + 1])
         self.before(arguments)
@@ -80,7 +78,7 @@ class Commands:
             file.write_text(yaml.safe_dump({"steer": PLAN}) if file.suffix == ".yaml" else content)
         if arguments[0] == "plane":
             out.with_suffix(".csv").write_text(content)
-        return SimpleNamespace(returncode=0)
+        return 0
 
     def names(self) -> list[str]:
         """Which commands ran since the last time."""
@@ -91,7 +89,7 @@ class Commands:
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     stand_in = Commands()
-    monkeypatch.setattr(running.subprocess, "run", stand_in.run)
+    monkeypatch.setattr(running, "launch", stand_in.run)
     return stand_in
 
 
@@ -271,14 +269,14 @@ def test_a_stage_that_fails_ends_the_study_and_keeps_what_is_done(
 ) -> None:
     asked = study(tmp_path)
 
-    def fail(command: list[str], **options: Any) -> Any:
-        return SimpleNamespace(returncode=2) if command[3] == "sweep" else commands.run(command, **options)
+    def fail(arguments: Sequence[str], lock: int) -> int:
+        return 2 if arguments[0] == "sweep" else commands.run(arguments, lock)
 
-    monkeypatch.setattr(running.subprocess, "run", fail)
+    monkeypatch.setattr(running, "launch", fail)
     with pytest.raises(StudyError, match=r"sweep/base failed \(status 2\)"):
         start(asked)
     commands.names()
-    monkeypatch.setattr(running.subprocess, "run", commands.run)
+    monkeypatch.setattr(running, "launch", commands.run)
     start(asked)
     assert commands.names() == [name for name in ALL if name in ("sweep", "eval", "plane")]
 
@@ -286,7 +284,7 @@ def test_a_stage_that_fails_ends_the_study_and_keeps_what_is_done(
 def test_a_stage_that_makes_nothing_is_a_failure(
     tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running.subprocess, "run", lambda *a, **b: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(running, "launch", lambda arguments, lock: 0)
     with pytest.raises(StudyError, match=r"data/mine ended well but made none of mine\.jsonl"):
         start(study(tmp_path))
 
@@ -359,6 +357,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lm_eval_ext.study.estimate._count", lambda tasks, limit: 10)  # loading tasks takes long
+    monkeypatch.setattr("lm_eval_ext.study.stages.check_tasks", lambda study: None)
     file = tmp_path / "study.yaml"
     change = {"model": str(tiny.folder("gemma3")), "sweep": "LEFT OUT", "steer": "en@42%:2+loc@58%:2"}
     asked = study(tmp_path, change)
@@ -378,6 +377,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
 
 
 def test_a_dry_run_says_what_cannot_be_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval_ext.study.stages.check_tasks", lambda study: None)
     study(tmp_path, {"model": str(tmp_path / "no-model")})
     shown = CliRunner().invoke(app, ["study", str(tmp_path / "study.yaml"), "--dry-run"])
     assert shown.exit_code == 0, shown.output
@@ -461,6 +461,16 @@ def test_mistakes_are_found_before_anything_runs(
     assert commands.names() == []
 
 
+def test_an_unknown_task_is_found_before_anything_runs(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", tiny.task_manager)
+    study(tmp_path, {"evaluate": {"tasks": ["tiny_cloze", "transfer_maxi"]}, "sweep": {"tasks": "tiny_letters"}})
+    result = CliRunner().invoke(app, ["study", str(tmp_path / "study.yaml")])
+    assert (result.exit_code, "unknown task transfer_maxi;" in result.output) == (2, True)
+    assert commands.names() == []
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"models: [", "is not YAML"), (b"\xff\xfe", "is not text in UTF-8"), (b"- a", "the study is ['a'], needed are")],
@@ -488,40 +498,34 @@ def test_a_real_study_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.Monkey
     """Every stage is the real command, run in this process to save its start."""
     pytest.importorskip("trl")
 
-    def run(command: list[str], **_: Any) -> SimpleNamespace:
-        result = CliRunner().invoke(app, command[3:])
-        assert result.exit_code == 0, (command[3:], result.output, result.exception)
-        return SimpleNamespace(returncode=result.exit_code)
+    def run(arguments: Sequence[str], lock: int) -> int:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, (arguments, result.output, result.exception)
+        return 0
 
-    monkeypatch.setattr(running.subprocess, "run", run)
-    monkeypatch.setattr(
-        "lm_eval.loggers.evaluation_tracker.EvaluationTracker.general_config_tracker", None, raising=False
-    )
+    monkeypatch.setattr(running, "launch", run)
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # takes as long as a run
     asked = study(
         tmp_path,
         {
             "model": str(tiny.folder("llama")),
-            "models": {"base": {}, "mist": {"method": "mist", "data": "mine", "dtype": "float32", "max-length": 128}},
+            "models": {"mist": {"method": "mist", "data": "mine", "dtype": "float32", "max-length": 128}},
             "train": {"steps": 1, "batch-size": 1, "device": "cpu"},
             "extract": {"pairs": ["en=mini", "loc=mini"], "max-pairs": 2, "device": "cpu", "dtype": "float32"},
             "sweep": "LEFT OUT",
             "steer": "en@1:2+loc@2:2",
             "evaluate": {
-                "tasks": ["transfer_mini_cloze_ko", "localization_mini_cloze_ko"],
+                "tasks": ["transfer_mini_ko_cloze", "localization_mini_ko_cloze"],
                 "conditions": ["unsteered", "surgical"],
                 "limit": 2,
-                "model-args": {"dtype": "float32", "device": "cpu"},
+                "device": "cpu",
+                "model-args": {"dtype": "float32"},
             },
             "plane": {"resamples": 100},
         },
     )
     start(asked)
-    rows = (asked.out / "plane.csv").read_text().splitlines()
-    assert {run for run in ("base-surgical", "mist", "mist-surgical") if any(run in row for row in rows)} == {
-        "base-surgical",
-        "mist",
-        "mist-surgical",
-    }
+    assert "mist-surgical" in (asked.out / "plane.csv").read_text()
     state = json.loads((asked.out / "study.json").read_text())["stages"]
     assert all(entry["made"] and entry["seconds"] >= 0 for entry in state.values())
     before = (asked.out / "study.json").read_bytes()

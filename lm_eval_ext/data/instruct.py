@@ -117,7 +117,7 @@ def load(
     """Instructions to train on or to hold out.
 
     Args:
-        source: `mini`, the set shipped with the package, or a JSONL file.
+        source: `mini`, the set shipped with the package, or a JSONL file; the sides of tuples are instructions too.
         wanted: languages; all there are, where none is named.
         split: one of `SPLITS`; None for all rows. A question of the held-out rows is never among the training rows.
 
@@ -244,7 +244,22 @@ def _history(value: Any) -> tuple[tuple[str, str], ...]:
 def _rows(kind: type[Row], source: str | Path) -> tuple[list[Row], Report]:
     if str(source) == MINI:
         return [parse(kind, row) for row in _mini() if (kind is Tuple) == ("x_xx" in row)], Report()
-    return read(kind, Path(source))
+    file = Path(source)
+    if kind is Instruction and "x_xx" in next(iter(sources.read_jsonl(file)), {}):
+        tuples, report = read(Tuple, file)
+        return [parse(kind, row) for row in _sides(tuples)], report
+    return read(kind, file)
+
+
+def _sides(tuples: Iterable[Tuple]) -> Iterator[dict[str, Any]]:
+    """Both sides of tuples as instructions; the English one, which the tuples of an id share, once."""
+    english: set[tuple[str, str, str]] = set()
+    for row in tuples:
+        common = {"id": row.id, "cultural": row.cultural, "source": row.source, "split": row.split}
+        if (side := (row.id, row.x_en, row.y_en)) not in english:
+            english.add(side)
+            yield {**common, "language": "en", "prompt": row.x_en, "response": row.y_en}
+        yield {**common, "language": row.language, "prompt": row.x_xx, "response": row.y_xx}
 
 
 def _mini() -> Iterator[dict[str, Any]]:

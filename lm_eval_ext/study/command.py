@@ -33,10 +33,11 @@ def study(
     from lm_eval_ext.study import config
     from lm_eval_ext.study.estimate import Guess
     from lm_eval_ext.study.run import Runner
-    from lm_eval_ext.study.stages import plan
+    from lm_eval_ext.study.stages import check_tasks, plan
 
     asked = config.read(file, out)
     runner = Runner(plan(asked), asked.out, say=typer.echo)
+    check_tasks(asked)
     picked = [word.strip() for word in stages.split(",") if word.strip()]
     if dry_run:
         for line in Guess(asked).lines(runner.steps(picked)):

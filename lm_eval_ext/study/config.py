@@ -15,7 +15,7 @@
     evaluate:
       tasks: [bmlama, blend_decon_cloze]
       conditions: [unsteered, en, loc, surgical]         # also: random, other, negative (controls of surgical)
-      batch-size: 16             # and limit, num-fewshot, model-args
+      batch-size: 16             # and limit, num-fewshot, device, model-args
     plane: {baseline: base}      # options of `lm-eval-ext plane`
     report: {}                   # options of `lm-eval-ext report`; no report where left out
 
@@ -53,7 +53,7 @@ METHODS = ("mist", "sft-en", "midalign", "clo")
 #: What each model is evaluated with; the first four are the paper's, the others controls of `surgical`.
 CONDITIONS = ("unsteered", "en", "loc", "surgical", "random", "other", "negative")
 DEFAULT_CONDITIONS = CONDITIONS[:4]
-_EVALUATE = ("tasks", "conditions", "batch-size", "limit", "num-fewshot", "model-args")
+_EVALUATE = ("tasks", "conditions", "batch-size", "limit", "num-fewshot", "device", "model-args")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 
 
@@ -64,7 +64,7 @@ class Evaluate:
     Attributes:
         tasks: of the harness.
         conditions: some of `CONDITIONS`.
-        options: further options of the harness: batch_size, limit, num_fewshot.
+        options: further options of the harness: batch_size, limit, num_fewshot, device.
         model_args: further arguments of the model.
     """
 
@@ -186,10 +186,14 @@ class _Reader:
             if not whole and not (key == "batch-size" and value == "auto"):
                 raise StudyError(f"{self.where}: evaluate: {key} is {value!r}; needed: a whole number from {lowest}")
             options[key.replace("-", "_")] = value
+        if table.get("device") is not None:
+            options["device"] = self._text(table, "device")
         model_args = self._table(table.get("model-args"), "evaluate: model-args")
-        for key in ("pretrained", "peft", "vectors", "steer"):
+        for key in ("pretrained", "peft", "vectors", "steer", "device", "batch_size"):
             if key in model_args:
-                raise StudyError(f"{self.where}: evaluate: model-args: {key} is set by the study itself; leave it out")
+                raise StudyError(
+                    f"{self.where}: evaluate: model-args: {key} is set by the study itself or beside tasks"
+                )
         return Evaluate(tasks, conditions, options, model_args)
 
     def _table(self, content: Any, what: str, valid: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import UserError
+from lm_eval_ext.study.stages import swept_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,40 +61,47 @@ class Guess:
         kind = step.stage.name.partition("/")[0]
         if kind in ("plane", "report", "data"):
             return None if arguments.get("--translate") else _START
-        if self.parameters is None:
+        try:
+            whole, body, _ = self._size
+            if kind == "train":
+                return _START + 6 * whole * self._trained(step, arguments) / (_SHARE * self.speed)
+            # Scores need the embedding's rows and the head's columns of a few tokens only.
+            return _START + 2 * body * self._read(kind, arguments) / (_SHARE * self.speed)
+        except UserError:
             return None
-        tokens: float | None
-        factor = 2
-        if kind == "train":
-            factor = 6
-            steps = int(arguments.get("--steps", 0))
-            batch = int(arguments.get("--batch-size", 8)) * int(arguments.get("--accumulation", 1))
-            rows = steps * batch if steps else float(arguments.get("--epochs", 1)) * _rows(arguments.get("--data", ""))
-            tokens = rows * _ROW
-            tokens *= 4 if step.stage.arguments[1] == "clo" else 1
-        elif kind == "extract":
-            tokens = 2 * 2 * len(self.study.languages) * int(arguments.get("--max-pairs", 100)) * _SENTENCE
-        else:
-            n = self._questions(kind)
-            tokens = None if n is None else n * _QUESTION * (self._conditions(arguments) if kind == "sweep" else 1)
-        return None if tokens is None else _START + factor * self.parameters * tokens / (_SHARE * self.speed)
 
     @cached_property
-    def parameters(self) -> int | None:
-        """Parameters of the model that are used for each token; None where its configuration cannot be read."""
+    def _size(self) -> tuple[int, int, int]:
+        """Parameters of the model, those without embeddings, and its layers."""
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
         from lm_eval_ext.models import embedded
-        from lm_eval_ext.models.loading import load_config
+        from lm_eval_ext.models.loading import load_config, loading
+        from lm_eval_ext.steering.decoder import layer_count
 
-        try:
-            config = load_config(self.study.model or str(embedded.path()))
-            with init_empty_weights():
-                model = AutoModelForCausalLM.from_config(config)
-        except (UserError, ValueError):
-            return None
-        return int(model.num_parameters())
+        name = self.study.model or str(embedded.path())
+        config = load_config(name)
+        with loading(name), init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config)
+        whole = int(model.num_parameters())
+        return whole, whole - int(model.get_input_embeddings().weight.numel()), layer_count(config)
+
+    def _trained(self, step: Step, arguments: dict[str, str]) -> float:
+        """Tokens of a training run."""
+        steps = int(arguments.get("--steps", 0))
+        batch = int(arguments.get("--batch-size", 8)) * int(arguments.get("--accumulation", 1))
+        rows = steps * batch if steps else float(arguments.get("--epochs", 1)) * _rows(arguments.get("--data", ""))
+        # CLO reads four texts of a tuple, and again without the adapter.
+        return rows * _ROW * (5 if step.stage.arguments[1] == "clo" else 1)
+
+    def _read(self, kind: str, arguments: dict[str, str]) -> float:
+        """Tokens that are read in extraction, a sweep or an evaluation."""
+        if kind == "extract":
+            return 4 * len(self.study.languages) * int(arguments.get("--max-pairs", 100)) * _SENTENCE
+        if kind == "sweep":
+            return self._swept * _QUESTION * self._conditions(arguments)
+        return self._asked * _QUESTION
 
     @cached_property
     def speed(self) -> float:
@@ -112,26 +120,20 @@ class Guess:
 
     def _conditions(self, arguments: dict[str, str]) -> float:
         """The passes that a sweep's conditions cost: each computes the layers above its own, half of them on average."""
-        layers = 18 if arguments.get("--layers", "all") == "all" else len(arguments["--layers"].split(","))
-        gammas = len(arguments.get("--gammas", "0.5,1,2,4").split(","))
-        return layers * gammas * 2 * (1 + int(arguments.get("--random", 5)) + 2) / 2
+        from lm_eval_ext.steering.extraction import parse_layers
 
-    def _questions(self, kind: str) -> int | None:
-        try:
-            return self._asked if kind == "evaluate" else self._swept
-        except UserError:
-            return None
+        layers = len(parse_layers(arguments.get("--layers", "all"), self._size[2]))
+        gammas = len(arguments.get("--gammas", "0.5,1,2,4").split(","))
+        controlled = len(arguments.get("--control-gammas", arguments.get("--gammas", "0.5,1,2,4")).split(","))
+        return layers * (gammas + controlled * (2 + int(arguments.get("--random", 5)))) * 2 / 2
 
     @cached_property
     def _asked(self) -> int:
-        evaluate = self.study.evaluate
-        return _count(evaluate.tasks, evaluate.options.get("limit"))
+        return _count(self.study.evaluate.tasks, self.study.evaluate.options.get("limit"))
 
     @cached_property
     def _swept(self) -> int:
-        assert self.study.sweep is not None
-        tasks = self.study.sweep.get("tasks", [])
-        return _count(tasks.split(",") if isinstance(tasks, str) else tasks, self.study.sweep.get("limit"))
+        return _count(swept_tasks(self.study), (self.study.sweep or {}).get("limit"))
 
 
 def _count(tasks: Sequence[str], limit: Any) -> int:

@@ -146,8 +146,7 @@ class Runner:
         self.state.record(stage.name, {"made_from": made_from})
         self.say(f"  lm-eval-ext {' '.join(arguments)}")
         started = time.monotonic()
-        # The lock is inherited: as long as a stage lives, even after the study was killed, no other study starts here.
-        status = subprocess.run([sys.executable, "-m", "lm_eval_ext", *arguments], pass_fds=[lock]).returncode  # noqa: S603
+        status = launch(arguments, lock)
         if status in (130, -2):
             raise KeyboardInterrupt
         if status:
@@ -223,6 +222,15 @@ class Runner:
             except OSError:
                 raise StudyError(f"a study, or a stage of it, is running in {self.out}: wait, or end it") from None
             yield lock.fileno()
+
+
+def launch(arguments: Sequence[str], lock: int) -> int:
+    """Run a command of this package in a process of its own, to its end; its exit status.
+
+    The process inherits the lock: while a stage lives, even if its study was killed, no other starts in the folder.
+    """
+    command = [sys.executable, "-m", "lm_eval_ext", *arguments]
+    return subprocess.run(command, pass_fds=[lock]).returncode  # noqa: S603
 
 
 def fingerprint(path: Path) -> str:

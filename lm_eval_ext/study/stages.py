@@ -133,6 +133,23 @@ def plan(study: Study) -> list[Stage]:
     return list(_Stages(study).all())
 
 
+def check_tasks(study: Study) -> None:
+    """Find out before a night of training whether there are the tasks that come after it.
+
+    Raises:
+        UserError: a name that is neither task nor group of the harness.
+    """
+    from lm_eval_ext.sweep.questions import task_manager
+
+    task_manager([*study.evaluate.tasks, *swept_tasks(study)])
+
+
+def swept_tasks(study: Study) -> list[str]:
+    """The tasks of the sweep."""
+    tasks = (study.sweep or {}).get("tasks", [])
+    return [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
+
+
 @dataclass(frozen=True)
 class _Stages:
     study: Study
