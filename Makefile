@@ -2,6 +2,7 @@
 # make test    environment, whole suite
 # make lint    ruff and mypy
 # make bench   every benchmark with a target, as one table (about ten minutes)
+# make study-smoke  a whole study at a reduced size: trains three models, steers and compares four (under 15 minutes)
 # make test-transformers4    the tests of models and steering with transformers 4, in an environment of its own
 # make clean   removes what these commands made here
 #
@@ -16,13 +17,16 @@ TORCH ?= torch==2.13.0
 TRANSFORMERS4 ?= transformers>=4.50,<5
 PYTEST ?= pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-transformers4 lint bench clean
+.PHONY: demo test test-transformers4 lint bench clean study-smoke
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m lm_eval_ext demo
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST)
+
+study-smoke: $(VENV)/.installed-study
+	$(VENV)/bin/python -m lm_eval_ext study studies/gemma3-270m-smoke.yaml
 
 test-transformers4: $(VENV4)/.installed-dev
 	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m $(PYTEST) -m transformers4
@@ -36,9 +40,10 @@ bench: $(VENV)/.installed-demo
 	$(VENV)/bin/python benchmarks/run.py
 
 clean:
-	rm -rf .venv .venv-transformers4 results/demo
+	rm -rf .venv .venv-transformers4 results/demo results/gemma3-270m-smoke
 
 $(VENV)/.installed-demo: EXTRA = model,peft
+$(VENV)/.installed-study: EXTRA = model,train
 $(VENV)/.installed-dev $(VENV4)/.installed-dev: EXTRA = dev
 $(VENV4)/.installed-dev: ALSO = '$(TRANSFORMERS4)'
 
@@ -50,6 +55,9 @@ touch $@
 endef
 
 %/.installed-demo: pyproject.toml
+	$(install)
+
+%/.installed-study: pyproject.toml
 	$(install)
 
 %/.installed-dev: pyproject.toml
