@@ -6,7 +6,7 @@ import math
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -49,6 +49,29 @@ def train(settings: Settings) -> None:
     if checkpoints.claim(settings.out, settings.identity(), resume=settings.resume):
         _say(state, f"{settings.out}: finished already")
         return
+    ready = set_up(settings, state)
+    _run(ready.trainer, settings, state)
+    if state.is_main_process:
+        _finish(ready, settings)
+        _say(state, f"{settings.out}: {settings.method}, {ready.record['steps']} steps; see its README.md")
+    state.wait_for_everyone()
+
+
+class Ready(NamedTuple):
+    """A run that can begin: its trainer, what it is trained on, and what its card will say."""
+
+    trainer: MistTrainer
+    tokenizer: Any
+    data: Trained
+    record: dict[str, Any]
+
+
+def set_up(settings: Settings, state: PartialState) -> Ready:
+    """Load and check all that a run needs, and write down what it was asked to do.
+
+    Raises:
+        UserError: data, model or layer that does not fit.
+    """
     name = settings.model or str(embedded.path())
     config = load_config(name, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     layer = _layer(settings, config)
@@ -68,19 +91,15 @@ def train(settings: Settings) -> None:
     steps, contrastive = _steps(settings, len(data.examples), state.num_processes)
     record = {"settings": settings.identity(), "base": base, "template": encoder.template, "steps": steps}
     record |= {"layer": layer, "contrastive_steps": contrastive, **data.record} if layer is not None else data.record
-    if state.is_main_process:
-        checkpoints.write(settings.out / checkpoints.BEGUN, record)
     places = _places(settings, data, steps, contrastive, state.num_processes)
     trainer = _trainer(settings, model, tokenizer, data, places, steps, layer)
     if settings.packing:
         _check_packing(trainer, data)
     if isinstance(trainer, CloTrainer) and settings.full:
         trainer.refer(settings.batch_size)
-    _run(trainer, settings, state)
     if state.is_main_process:
-        _finish(trainer, settings, tokenizer, data, record)
-        _say(state, f"{settings.out}: {settings.method}, {steps} steps; see its README.md")
-    state.wait_for_everyone()
+        checkpoints.write(settings.out / checkpoints.BEGUN, record)
+    return Ready(trainer, tokenizer, data, record)
 
 
 def _on_cpu(settings: Settings) -> bool:
@@ -271,8 +290,9 @@ def _rescue(trainer: MistTrainer, out: Path) -> str:
     return f"Kept: {found.name if found else 'no checkpoint yet'}"
 
 
-def _finish(trainer: MistTrainer, settings: Settings, tokenizer: Any, data: Trained, record: dict[str, Any]) -> None:
+def _finish(ready: Ready, settings: Settings) -> None:
     """Write the adapter (or model) and its card; `training.json`, which says that all is there, comes last."""
+    trainer, record = ready.trainer, ready.record
     out = settings.out
     trained = trainer.accelerator.unwrap_model(trainer.model)
     try:
@@ -282,13 +302,13 @@ def _finish(trainer: MistTrainer, settings: Settings, tokenizer: Any, data: Trai
                     one.base_model_name_or_path = record["base"]["name"]
                     one.revision = settings.revision if settings.model else None
             else:
-                tokenizer.save_pretrained(folder)
+                ready.tokenizer.save_pretrained(folder)
             trained.save_pretrained(folder)
             for file in Path(folder).iterdir():
                 file.replace(out / file.name)
         record |= {"log": trainer.state.log_history, "versions": card.versions(), "command": card.command(settings)}
         record |= {"processes": trainer.accelerator.num_processes}
-        (out / checkpoints.TRAINED_ON).write_text("\n".join(sorted(data.digests)) + "\n", encoding="utf-8")
+        (out / checkpoints.TRAINED_ON).write_text("\n".join(sorted(ready.data.digests)) + "\n", encoding="utf-8")
         (out / "README.md").write_text(card.text(record), encoding="utf-8")
         checkpoints.write(out / checkpoints.FINISHED, record)
     except Exception as error:  # OSError, SafetensorError, torch's RuntimeError
