@@ -12,7 +12,6 @@ import typer
 from lm_eval_ext.data.pairs import SOURCES
 from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.languages import LANGUAGES, NON_ENGLISH, get
-from lm_eval_ext.training.losses import DIRECTIONS
 
 MODES = ("alternate", "sum")
 DTYPES = ("auto", "bfloat16", "float32")
@@ -136,6 +135,8 @@ class Midalign(Mist):
     ] = False
 
     def __post_init__(self) -> None:
+        from lm_eval_ext.training.losses import DIRECTIONS  # torch, which `--help` does without
+
         super().__post_init__()
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise TrainingError(f"--temperature {self.temperature}: must be above 0, such as 0.1")

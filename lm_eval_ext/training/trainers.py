@@ -201,8 +201,9 @@ class MidalignTrainer(MistTrainer):
     """MIDALIGN: MIST's loss, and `losses.contrastive_loss` of parallel sentences at a middle layer.
 
     The paper adds the contrastive term to instruction tuning; the ancestor (mid-align) alternates optimiser steps, our
-    default. Sentences are pooled as the mean of the raw residual stream after decoder layer `layer`, gradients reach both
-    sides, and the forward ends at that layer. Negatives come from all processes of a batch.
+    default. Sentences are pooled as the mean of the raw residual stream after decoder layer `layer` over all positions that
+    are neither padding nor (our default, as in extraction) special tokens; gradients reach both sides, and the forward ends
+    at that layer. Negatives come from all processes of a batch.
 
     Args:
         pairs: makes the batches of pairs.
