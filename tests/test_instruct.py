@@ -281,6 +281,7 @@ def test_the_best_ranked_reply_of_trees_that_are_ready(tmp_path: Path, form: str
         file = packed
     rows, report = oasst.load(str(file))
     assert [(row.prompt, row.response, row.language, row.history) for row in rows] == [("Q1", "A1", "en", ())]
+    assert "in another language than the seven: others 1" in str(report)
     assert {reason: dict(counts) for reason, counts in report.left_out.items()} == {
         "no usable reply in the same language": {"en": 2},
         "in another language than the seven": {"others": 1},

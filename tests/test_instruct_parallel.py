@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 from lm_eval_ext.cli import app
 from lm_eval_ext.data import instruct, parallel
 from lm_eval_ext.data.instruct import Instruction, Report
-from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.errors import DataError, ModelError
 from lm_eval_ext.models import translation
+
+if TYPE_CHECKING:
+    from lm_eval_ext.data.pairs import PairSet
 
 ROWS = [
     Instruction("1", "en", "What is this?\n\n- one\n- two", "This is a thing."),
@@ -59,16 +61,6 @@ def test_a_users_file_is_split_the_same_in_every_language(tmp_path: Path) -> Non
     assert report.left_out.get("repeated") == {"ko": 1} or report.left_out["not in the split train"]["ko"]
     with pytest.raises(DataError, match="no parallel sentences in zh"):
         parallel.load(str(file), ["el", "zh"])
-
-
-def test_what_is_evaluated_is_taken_out_of_training_with_a_count() -> None:
-    train = [PairSet("en", "ko", "mine", (Pair("One.", "하나."), Pair("Two.", "둘."), Pair("Three.", "셋.")))]
-    evaluated = [PairSet("en", "el", "theirs", (Pair("ONE", "Ένα"), Pair("Four.", "셋")))]
-    kept, report = parallel.apart(train, evaluated)
-    assert kept[0].pairs == (Pair("Two.", "둘."),)
-    assert (report.kept["ko"], report.left_out["also evaluated"]["ko"]) == (1, 2)
-    with pytest.raises(DataError, match="all parallel sentences to train on are also evaluated"):
-        parallel.apart(train, train)
 
 
 @pytest.mark.parametrize("task", ["sib200_kor_Hang", "SIB-200", "flores_en-ko", "belebele_kor_Hang"])

@@ -67,26 +67,6 @@ def load(source: str, wanted: Sequence[str], split: str | None = "train") -> tup
     return found, report
 
 
-def apart(train: Sequence[PairSet], evaluated: Sequence[PairSet]) -> tuple[list[PairSet], Report]:
-    """The training sets without what is evaluated: a pair goes if either of its texts is in any evaluated set.
-
-    Raises:
-        DataError: nothing is left to train on.
-    """
-    texts = {normal_form(text) for s in evaluated for pair in s.pairs for text in (pair.positive, pair.negative)}
-    report = Report()
-    kept = []
-    for whole in train:
-        left = tuple(p for p in whole.pairs if not {normal_form(p.positive), normal_form(p.negative)} & texts)
-        if len(left) < len(whole.pairs):
-            report.leave_out("also evaluated", whole.language, len(whole.pairs) - len(left))
-        report.kept[whole.language] = len(left)
-        kept.append(replace(whole, pairs=left))
-    if not any(report.kept.values()):
-        raise DataError(f"all parallel sentences to train on are also evaluated:\n{report}")
-    return kept, report
-
-
 def refuse_mixing(source: str, tasks: Sequence[str]) -> None:
     """Refuse to evaluate on tasks that are made of the corpus that was trained on (SIB-200 and Belebele are FLORES).
 
