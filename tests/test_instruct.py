@@ -359,6 +359,9 @@ def test_the_command_makes_tuples_of_mini(tmp_path: Path) -> None:
     made, _ = instruct.load_tuples(out, split=None)
     wanted = [row for row in instruct.load_tuples("mini", split=None)[0] if row.language in ("ko", "zh")]
     assert sorted(map(repr, made)) == sorted(map(repr, wanted))
+    again = tmp_path / "again.jsonl"
+    code, said = run(out, "--languages", "en,zh", "--out", again)
+    assert (code, {row.language for row in instruct.load_tuples(again, split=None)[0]}) == (0, {"zh"}), said
 
 
 def test_the_command_splits_and_limits(tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def instruct(
 ) -> None:
     """Prepare instructions to train on: rows of id, language, prompt, response; or tuples for CLO.
 
-    Says how many rows are kept in each language, and why others are not. The tuples have the question x and its answer y in
-    English and in the language: id, language, x_en, y_en, x_xx, y_xx.
+    Says how many rows are kept in each language, and why others are not. The
+    tuples have the question x and its answer y in English and in the language:
+    id, language, x_en, y_en, x_xx, y_xx.
 
     Examples:
 
@@ -68,8 +69,10 @@ def instruct(
     codes = [languages.get(code).code for code in wanted.split(",") if code.strip()]
     found, report = _read(source, language, multi_turn, tree_state)
     # What is translated or paired up needs the English rows, whatever languages are wanted of the tuples.
-    of_rows = codes and ([*codes, "en"] if parallel and "en" not in codes else ["en"] if translate else codes)
-    kept: Sequence[Instruction | Tuple] = rows_of.select(found, report, source, list(of_rows), None)
+    tuples = any(isinstance(row, rows_of.Tuple) for row in found)
+    others = [code for code in codes if code != "en"]
+    of_rows = codes and (others if tuples else ["en"] if translate else ["en", *others] if parallel else codes)
+    kept: Sequence[Instruction | Tuple] = rows_of.select(found, report, source, of_rows, None)
     if max_chars is not None:
         kept = rows_of.within(kept, max_chars, _characters, "characters", report)
     if limit is not None:

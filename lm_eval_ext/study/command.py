@@ -16,11 +16,14 @@ def study(
 ) -> None:
     """Run a whole experiment from one file.
 
-    Trains the models, extracts vectors on each, chooses layers on development splits, evaluates every model unsteered and
-    steered, and draws the plane. Each stage is a command of this package. It runs where it never ran, or where its options,
-    anything that it reads or what it made has changed; else it is skipped. What was interrupted goes on where it can.
+    Trains the models, extracts vectors on each, chooses layers on development
+    splits, evaluates every model unsteered and steered, and draws the plane.
+    Each stage is a command of this package. It runs where it never ran, or
+    where its options, anything that it reads or what it made has changed; else
+    it is skipped. What was interrupted goes on where it can.
 
-    The keys of the file are described in lm_eval_ext/study/config.py and the README; two studies are in studies/.
+    The keys of the file are described in lm_eval_ext/study/config.py; the
+    folder studies/ has three studies.
 
     Examples:
 
