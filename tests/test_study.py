@@ -199,6 +199,24 @@ def test_a_changed_model_is_noticed(tmp_path: Path, commands: Commands) -> None:
     assert commands.names() == ALL[1:]
 
 
+@pytest.mark.parametrize(
+    ("what", "why"), [("_built_in", "the data or tasks of this package changed"), ("version", "is another version")]
+)
+def test_another_package_runs_everything_again(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, what: str, why: str
+) -> None:
+    asked = study(tmp_path)
+    start(asked)
+    commands.names()
+    if what == "version":
+        monkeypatch.setattr(running, "__version__", "99")
+    else:
+        monkeypatch.setattr(Runner, "_built_in", "0")
+    said = start(asked)
+    assert commands.names() == ALL
+    assert why in said[0]
+
+
 def test_a_folder_that_was_moved_is_still_done(tmp_path: Path, commands: Commands) -> None:
     asked = study(tmp_path)
     start(asked)

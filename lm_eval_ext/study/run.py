@@ -15,11 +15,13 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import __version__
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, StudyError
+from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -169,7 +171,12 @@ class Runner:
         before, now = known["made_from"], self._made_from(stage)
         if not known.get("made"):
             return "was interrupted" if before == now else "was interrupted, and has changed since"
-        for what, label in (("version", "this package is another version"), ("arguments", "its options changed")):
+        labels = {
+            "version": "this package is another version",
+            "built in": "the data or tasks of this package changed",
+            "arguments": "its options changed",
+        }
+        for what, label in labels.items():
             if before.get(what) != now[what]:
                 return label
         reads = before["reads"]
@@ -187,7 +194,13 @@ class Runner:
         reads = {self._path(path): fingerprint(path) for path in (*made, *stage.reads)}
         # The plan that a stage waits for is a file that it reads.
         arguments = [self._relative(argument) for argument in stage.arguments]
-        return {"version": __version__, "arguments": arguments, "reads": reads}
+        return {"version": __version__, "built in": self._built_in, "arguments": arguments, "reads": reads}
+
+    @cached_property
+    def _built_in(self) -> str:
+        """A hash of the data and tasks that come with the package: they may change while its version does not."""
+        folders = (sources.packaged("mini"), sources.packaged("instruct_mini"), tasks_dir())
+        return hashlib.sha256("".join(map(fingerprint, folders)).encode()).hexdigest()
 
     def _made(self, stage: Stage) -> dict[str, str]:
         return {self._path(file): fingerprint(file) for file in stage.makes.files()}
@@ -238,7 +251,7 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     for file in files:
-        if not file.is_file():
+        if not file.is_file() or file.suffix == ".pyc":
             continue
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
