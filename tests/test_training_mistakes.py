@@ -44,7 +44,7 @@ MISTAKES = [
     (f"{MIST} --data BROKEN", "misses response"),
     (f"{MIST} --data DATA --languages ko", "no row in ko"),
     (f"{MIST} --data DATA --languages en --max-length 5", "nothing is left for en"),
-    ("mist --out OUT --model NOTHERE/AT-ALL", "cannot load the model"),
+    ("mist --out OUT --model /nothere/at/all", "cannot load the model"),
     (f"mist {MODEL} --out FILE", "is a file"),
     (f"mist {MODEL} --out FULL", "no run of this command"),
     (f"{MIDALIGN} --data DATA --batch-size 1 --pairs PAIRS", "at least two pairs"),

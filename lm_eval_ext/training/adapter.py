@@ -106,8 +106,9 @@ def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise TrainingError(f"--out {out} exists: give another folder")
     name = base or record["settings"]["model"] or str(embedded.path())
-    kept = load_config(name).dtype if dtype == "auto" else getattr(torch, dtype)
-    model, tokenizer = load_model(name, dtype="float32", device="cpu")
+    options = {key: record["settings"][key] for key in ("revision", "trust_remote_code")}
+    kept = load_config(name, **options).dtype if dtype == "auto" else getattr(torch, dtype)
+    model, tokenizer = load_model(name, dtype="float32", device="cpu", **options)
     check_base(model, record["base"], name)
     merged = put_on(model, folder).merge_and_unload().to(kept)
     try:

@@ -170,6 +170,7 @@ def _load(folder: Path | None, record: dict[str, Any], base: str, dtype: str, de
     """A run's model, or the base where there is no folder."""
     if folder is not None and record["settings"]["full"]:
         return load_model(str(folder), dtype=dtype, device=device)
-    model, tokenizer = load_model(base, dtype=dtype, device=device)
+    options = {key: record["settings"][key] for key in ("revision", "trust_remote_code")}
+    model, tokenizer = load_model(base, dtype=dtype, device=device, **options)
     adapter.check_base(model, record["base"], base)
     return (model if folder is None else adapter.put_on(model, folder)), tokenizer

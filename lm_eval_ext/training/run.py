@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-import tempfile
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,6 +30,8 @@ from lm_eval_ext.training.settings import Clo, Midalign
 from lm_eval_ext.training.trainers import CloTrainer, MidalignTrainer, MistTrainer, NotFiniteError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lm_eval_ext.training.rows import Trained
     from lm_eval_ext.training.schedule import Place
     from lm_eval_ext.training.settings import Settings
@@ -51,9 +52,8 @@ def train(settings: Settings) -> None:
         return
     ready = set_up(settings, state)
     _run(ready.trainer, settings, state)
-    if state.is_main_process:
-        _finish(ready, settings)
-        _say(state, f"{settings.out}: {settings.method}, {ready.record['steps']} steps; see its README.md")
+    _finish(ready, settings)
+    _say(state, f"{settings.out}: {settings.method}, {ready.record['steps']} steps; see its README.md")
     state.wait_for_everyone()
 
 
@@ -292,20 +292,22 @@ def _rescue(trainer: MistTrainer, out: Path) -> str:
 
 def _finish(ready: Ready, settings: Settings) -> None:
     """Write the adapter (or model) and its card; `training.json`, which says that all is there, comes last."""
-    trainer, record = ready.trainer, ready.record
-    out = settings.out
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trainer, record, out = ready.trainer, ready.record, settings.out
+    unfinished = out / ".unfinished"
     try:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as folder:
-            if trainer.has_adapter:
-                for one in trained.peft_config.values():
-                    one.base_model_name_or_path = record["base"]["name"]
-                    one.revision = settings.revision if settings.model else None
-            else:
-                ready.tokenizer.save_pretrained(folder)
-            trained.save_pretrained(folder)
-            for file in Path(folder).iterdir():
-                file.replace(out / file.name)
+        trainer.save_model(str(unfinished))  # in every process: a model that is spread over them is gathered
+        if not trainer.is_world_process_zero():
+            return
+        (unfinished / "training_args.bin").unlink(missing_ok=True)
+        if trainer.has_adapter:
+            config = json.loads((unfinished / "adapter_config.json").read_text(encoding="utf-8"))
+            config |= {"base_model_name_or_path": record["base"]["name"]}  # not where it lies on this machine
+            (unfinished / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        else:
+            ready.tokenizer.save_pretrained(unfinished)
+        for file in unfinished.iterdir():
+            file.replace(out / file.name)
+        unfinished.rmdir()
         record |= {"log": trainer.state.log_history, "versions": card.versions(), "command": card.command(settings)}
         record |= {"processes": trainer.accelerator.num_processes}
         (out / checkpoints.TRAINED_ON).write_text("\n".join(sorted(ready.data.digests)) + "\n", encoding="utf-8")
