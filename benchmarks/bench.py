@@ -116,7 +116,11 @@ def ratio(over: list[Measured], under: list[Measured], key: str = "seconds") -> 
     """The median of the rounds' ratios over / under, and how they spread."""
     ratios = sorted(a[key] / b[key] for a, b in zip(over, under, strict=True))
     middle = " and ".join(f"{statistics.median(run[key] for run in runs):.2f}" for runs in (over, under))
-    return statistics.median(ratios), f"{middle} s; rounds {ratios[0]:.2f} to {ratios[-1]:.2f}"
+    detail = f"{middle} s; rounds {ratios[0]:.2f} to {ratios[-1]:.2f}"
+    if all("processor" in run for run in (*over, *under)):
+        busy = statistics.median(a["processor"] / b["processor"] for a, b in zip(over, under, strict=True))
+        detail += f"; of processor time {busy:.2f}"
+    return statistics.median(ratios), detail
 
 
 def matrix_peak(dtype: str, device: str, size: int = 2048, repeats: int = 8) -> float:

@@ -86,7 +86,7 @@ def overhead(args: argparse.Namespace) -> Row:
         found = child.measure()
     finally:
         child.close()
-    value, detail = bench.ratio(*([{"seconds": s} for s in found[name]] for name in ("steered", "unsteered")))
+    value, detail = bench.ratio(found["steered"], found["unsteered"])
     return Row.at_most(
         "letters, bfloat16: time steered / unsteered", MAX_OVERHEAD, value, f"prompt, one layer; {detail}"
     )
@@ -189,12 +189,12 @@ def instances(asked: list[list[tuple[str, str]]]) -> list[Any]:
     ]
 
 
-def timed(model: Any, asked: list[Any], device: str) -> tuple[float, list[float]]:
-    """Seconds, and the log-likelihoods."""
-    start = time.perf_counter()
+def timed(model: Any, asked: list[Any], device: str) -> tuple[bench.Measured, list[float]]:
+    """Seconds (and those of the processor, which others on the machine disturb less), and the log-likelihoods."""
+    start, used = time.perf_counter(), time.process_time()
     scores = [score for score, _ in model.loglikelihood(asked, disable_tqdm=True)]
     bench.synchronise(device)
-    return time.perf_counter() - start, scores
+    return {"seconds": time.perf_counter() - start, "processor": time.process_time() - used}, scores
 
 
 def child(args: argparse.Namespace) -> None:
@@ -209,9 +209,9 @@ def child(args: argparse.Namespace) -> None:
 
     def measure() -> bench.Measured:
         peak = bench.matrix_peak(args.dtype, args.device)
-        seconds, scores = timed(model, wanted, args.device)
+        times, scores = timed(model, wanted, args.device)
         return {
-            "seconds": seconds,
+            **times,
             "bytes": bench.peak_memory(args.device),
             "answers": chosen(scores, len(asked[0])),
             "source": source,
@@ -263,7 +263,7 @@ def overhead_child(args: argparse.Namespace) -> None:
         timed(model, wanted, args.device)
 
     def measure() -> bench.Measured:
-        found: dict[str, list[float]] = {name: [] for name in models}
+        found: dict[str, list[bench.Measured]] = {name: [] for name in models}
         for number in range(12):
             for name in sorted(models, reverse=number % 2 == 0):
                 found[name].append(timed(models[name], wanted, args.device)[0])
