@@ -172,6 +172,36 @@ def test_a_single_continuation_is_one_forward_without_a_cache() -> None:
     assert "attention_mask" not in seen[0]
 
 
+@pytest.mark.parametrize(("steer", "rows"), [("", 1), ("loc@1:2/all", 2)])
+def test_priors_are_computed_once_per_option_and_language(steer: str, rows: int) -> None:
+    """What `acc_mutual_info` asks of every document again."""
+    model = tiny.steered("llama", steer, batch_size=8)
+    counted = Costs(model.model)
+    found = ask(model, [("", " rice")] * 6, ["ko", "zh"] * 3)
+    assert counted.rows == [rows]
+    assert len(set(found)) == rows
+
+
+@pytest.mark.parametrize("kind", ["letters", "options"])
+def test_prompts_need_no_mask(kind: str) -> None:
+    model = tiny.steered("llama", batch_size=64)
+    seen: list[Any] = []
+    model.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
+    ask(model, PAIRS[kind])
+    (prompts,) = [kwargs for kwargs in seen if kwargs["input_ids"].shape[0] == len(QUESTIONS)]
+    assert not {"attention_mask", "position_ids"} & set(prompts)
+
+
+def test_half_precision() -> None:
+    """The harness's log-softmax in float32, since it rounds to the model's dtype otherwise."""
+    found, expected = (
+        ask(make("gemma3", dtype="bfloat16", softmax_dtype="float32"), PAIRS["letters"] + PAIRS["one continuation"])
+        for make in (tiny.steered, tiny.hf)
+    )
+    for (a, _), (b, _) in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, rel=0.05, abs=0.05)
+
+
 def test_normalisers_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ask(tiny.steered("llama", batch_size=64), ALL)
     largest: list[int] = []
