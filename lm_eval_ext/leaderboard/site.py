@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from lm_eval_ext.leaderboard.tables import to_csv, to_markdown
-from lm_eval_ext.plane import theme
+from lm_eval_ext.plane import labels, theme
 from lm_eval_ext.plane.figures.chart import Chart, write_whole
 from lm_eval_ext.plane.figures.panels import text
 from lm_eval_ext.plane.page import figure_part, render
@@ -122,7 +122,9 @@ def _kind(row: Mapping[Any, Any]) -> str:
 
 
 def _point_data(board: Board, frame: pd.DataFrame, view: str, kind: str, *, named: bool) -> dict[str, Any]:
-    rows = [row for row in frame[frame["language"] == view].to_dict("records") if _kind(row) == kind]
+    everyone = frame[frame["language"] == view].to_dict("records")
+    rows = [row for row in everyone if _kind(row) == kind]
+    positions = _positions(everyone) if named and everyone else {}
 
     def away(score: str, end: str) -> list[float]:
         return [100 * abs(row[f"{score}_{end}"] - row[f"{score}_score"]) for row in rows]
@@ -131,6 +133,7 @@ def _point_data(board: Board, frame: pd.DataFrame, view: str, kind: str, *, name
         "x": [100 * row["x_score"] for row in rows],
         "y": [100 * row["y_score"] for row in rows],
         "text": [text(row["run"]) if named else "" for row in rows],
+        "textposition": [positions.get(row["run"], "top right") for row in rows],
         "hovertext": [
             f"<b>{text(row['run'])}</b><br>{text(row['model'])}, {text(row['plan'] or 'unsteered')}<br>"
             f"across {row['x_score']:.1%} [{100 * row['x_low']:.1f}, {100 * row['x_high']:.1f}]<br>"
@@ -144,6 +147,21 @@ def _point_data(board: Board, frame: pd.DataFrame, view: str, kind: str, *, name
     }
 
 
+def _positions(rows: list[dict[Any, Any]]) -> dict[str, str]:
+    """Where the names of all runs of a view go."""
+    ends, whiskers = {}, []
+    for axis in "xy":
+        low, high = min(row[f"{axis}_low"] for row in rows), max(row[f"{axis}_high"] for row in rows)
+        margin = 0.08 * max(high - low, 0.01)
+        ends[f"{axis}axis"] = [low - margin, high + margin]
+    for row in rows:
+        x, y = row["x_score"], row["y_score"]
+        whiskers += [((row["x_low"], y), (row["x_high"], y)), ((x, row["y_low"]), (x, row["y_high"]))]
+    points = [(row["x_score"], row["y_score"]) for row in rows]
+    names = [str(row["run"]) for row in rows]
+    return dict(zip(names, labels.positions(points, names, ends, whiskers), strict=True))
+
+
 def _points(
     board: Board, frame: pd.DataFrame, view: str, kind: str, symbol: str, colour: str, *, named: bool
 ) -> go.Scatter:
@@ -151,7 +169,6 @@ def _points(
     trace = go.Scatter(
         name=kind,
         mode="markers+text" if named else "markers",
-        textposition="top right",
         textfont={"size": 12, "color": colour},
         marker={"symbol": symbol, "color": colour, "size": 10, "opacity": 0.9},
         error_x=whiskers,

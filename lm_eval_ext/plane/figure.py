@@ -31,9 +31,6 @@ _QUADRANTS = {
 #: With more runs than this the legend and the hover name the points, and regions are left to the hover's intervals.
 MAX_LABELS = 16
 
-#: The plotting area, in pixels, for which labels are kept apart: that of a phone. A larger one only gains room.
-_AREA = labels.Box(0, 0, 280, 330)
-
 _SIZE = 12
 _FRONT = "Pareto front"
 
@@ -183,7 +180,7 @@ def _view(plane: Plane, language: str) -> _View:
     lines += [line for row in present for line in _whiskers(row)]
     named = len(rows) <= MAX_LABELS
     positions = iter(
-        _label_positions([_at(row) for row in present], [row["run"] for row in present], ends, lines) if named else []
+        labels.positions([_at(row) for row in present], [row["run"] for row in present], ends, lines) if named else []
     )
     regions: list[dict[str, list[Any]]] = []
     arrows: list[dict[str, list[Any]]] = []
@@ -226,7 +223,7 @@ def _every_language(plane: Plane) -> _View:
     ends = ranges(*([_at(row)[axis] for row in every] for axis in (0, 1)))
     named = len(of_run) <= MAX_LABELS
     names = [row["run"] if row in of_run[0] else row["language"] for row in every] if named else []
-    positions = iter(_label_positions([_at(row) for row in every], names, ends, []) if named else [])
+    positions = iter(labels.positions([_at(row) for row in every], names, ends, []) if named else [])
     labelled = iter(names)
     points = [
         _data(
@@ -298,23 +295,6 @@ def ranges(x: list[float], y: list[float]) -> dict[str, list[float]]:
         span = max(high - low, 1.0)
         ends[axis] = [min(low - 0.08 * span, -0.35 * span), max(high + 0.08 * span, 0.35 * span)]
     return ends
-
-
-def _label_positions(
-    points: list[tuple[float, float]],
-    texts: list[str],
-    ends: dict[str, list[float]],
-    lines: list[tuple[tuple[float, float], tuple[float, float]]],
-) -> list[str]:
-    """Where labels cover least of each other, the points, the axes, and some lines (error bars, arrows)."""
-    (left, right), (bottom, top) = ends["xaxis"], ends["yaxis"]
-
-    def pixel(x: float, y: float) -> tuple[float, float]:
-        return _AREA.right * (x - left) / (right - left), _AREA.top * (y - bottom) / (top - bottom)
-
-    axes = [((left, 0.0), (right, 0.0)), ((0.0, bottom), (0.0, top))]
-    obstacles = [box for line in [*lines, *axes] for box in labels.boxes_along(pixel(*line[0]), pixel(*line[1]))]
-    return labels.place([pixel(*point) for point in points], texts, obstacles, _AREA)
 
 
 def hover(plane: Plane, row: dict[str, Any]) -> str:

@@ -39,6 +39,33 @@ class Box(NamedTuple):
         return (self.right - self.left) * (self.top - self.bottom)
 
 
+#: The plotting area for which labels are kept apart: that of a phone. A larger one only gains room.
+AREA = Box(0, 0, 280, 330)
+
+
+def positions(
+    points: list[tuple[float, float]],
+    texts: list[str],
+    ends: dict[str, list[float]],
+    lines: list[tuple[tuple[float, float], tuple[float, float]]],
+) -> list[str]:
+    """Where labels cover least of each other, the points, the axes through zero, and some lines (error bars, arrows).
+
+    Args:
+        points, lines: in the units of the axes.
+        texts: the labels.
+        ends: ranges of `xaxis` and `yaxis`.
+    """
+    (left, right), (bottom, top) = ends["xaxis"], ends["yaxis"]
+
+    def pixel(x: float, y: float) -> tuple[float, float]:
+        return AREA.right * (x - left) / (right - left), AREA.top * (y - bottom) / (top - bottom)
+
+    axes = [((left, 0.0), (right, 0.0)), ((0.0, bottom), (0.0, top))]
+    obstacles = [box for line in [*lines, *axes] for box in boxes_along(pixel(*line[0]), pixel(*line[1]))]
+    return place([pixel(*point) for point in points], texts, obstacles, AREA)
+
+
 def place(points: list[tuple[float, float]], texts: list[str], obstacles: list[Box], area: Box) -> list[str]:
     """A position for every label: one after the other, each where it covers least.
 
