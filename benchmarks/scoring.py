@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -274,6 +275,10 @@ def overhead_child(args: argparse.Namespace) -> None:
 
 def vllm_child(args: argparse.Namespace) -> None:
     """Letters by vLLM, which runs where this package need not be installed: tokens come in a file."""
+    # All cores: it keeps one to itself otherwise.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{(os.cpu_count() or 1) - 1}")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
     asked = json.loads(Path(args.tokens).read_text(encoding="utf-8"))
