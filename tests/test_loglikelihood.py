@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.models import budget, loglikelihood, prefixes
+from lm_eval_ext.models import budget, head, prefixes
 from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
 from lm_eval_ext.models.steered_hf import SteeredHFLM
 from lm_eval_ext.steering.decoder import decoder_layers
@@ -212,7 +212,7 @@ def test_normalisers_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> 
         return whole(self, *args, **kwargs)
 
     limit = 5 * tiny.config("llama").vocab_size
-    monkeypatch.setattr(loglikelihood, "MAX_LOGITS", limit)
+    monkeypatch.setattr(head, "MAX_LOGITS", limit)
     monkeypatch.setattr(torch.Tensor, "logsumexp", watched)
     assert_same(ask(tiny.steered("llama", batch_size=64), ALL), expected, 1e-6)
     assert max(largest) == limit

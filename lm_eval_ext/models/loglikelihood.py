@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -20,6 +19,7 @@ from transformers import DynamicCache
 
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.models.budget import Budget, RowCost, out_of_memory
+from lm_eval_ext.models.head import ScoredPositions, Token, log_probabilities
 from lm_eval_ext.models.keys_values import KeysValues, Span, can_be_shared
 from lm_eval_ext.models.prefixes import shared_prefixes
 from lm_eval_ext.steering.injection import Injector, OptionTokens, ScoredTokens, Tokens
@@ -27,13 +27,10 @@ from lm_eval_ext.steering.injection import Injector, OptionTokens, ScoredTokens,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 PaddingSide = Literal["left", "right"]
-
-#: Most logits in the dtype of the softmax at a time: 16 MiB in float32, which stays in a processor's cache.
-MAX_LOGITS = 4 * 1024 * 1024
 
 #: Option rows per forward for each prompt of a given batch size: options are short, their prompts' keys and values are not.
 OPTIONS_PER_PROMPT = 4
@@ -48,7 +45,7 @@ class Score(NamedTuple):
     is_greedy: bool
 
     @classmethod
-    def of(cls, tokens: list[_Token]) -> Score:
+    def of(cls, tokens: list[Token]) -> Score:
         """The score of a continuation from its tokens."""
         return cls(sum(log_probability for log_probability, _ in tokens), all(best for _, best in tokens))
 
@@ -61,11 +58,8 @@ class Request(NamedTuple):
     row: int
 
 
-#: Log-probability of a token, and whether it is the best.
-_Token = tuple[float, bool]
-
 #: Tokens found so far of each request.
-_Found = dict[Request, list[_Token]]
+_Found = dict[Request, list[Token]]
 
 
 @dataclass
@@ -130,7 +124,7 @@ class Scorer:
         self.softmax_dtype = softmax_dtype
         self._max_rows = max_rows
         self._budget = Budget()
-        self._head = _ScoredPositions(model)
+        self._head = ScoredPositions(model)
 
     def score(
         self,
@@ -323,12 +317,7 @@ class Scorer:
         return tensor if device.type == "meta" else tensor.to(device, non_blocking=True)
 
     def _tokens(self, logits: Tensor, rows: list[_Row]) -> _Found:
-        """Log-probabilities of the rows' targets from the logits of their scored positions, [positions, vocabulary].
-
-        The normaliser over slices of the positions, so that a copy in the dtype of the softmax is never held for all. A
-        token is the best if the harness's argmax would choose it, the first of equals: so does `max`, several times faster
-        than argmax in half precision.
-        """
+        """Log-probabilities of the rows' targets from the logits of their scored positions, [positions, vocabulary]."""
         place: list[int] = []
         token: list[int] = []
         base = 0
@@ -337,53 +326,5 @@ class Scorer:
                 place.extend(range(base + row.scored - len(target), base + row.scored))
                 token.extend(target)
             base += row.scored
-        if not token:
-            return {}
-        index = torch.tensor([place, token]).to(logits.device, non_blocking=True)
-        step = max(1, MAX_LOGITS // logits.shape[1])
-        slices = torch.split(logits, step)
-        normaliser = torch.cat([part.to(self.softmax_dtype).logsumexp(-1) for part in slices])
-        best = torch.cat([part.max(-1).indices for part in slices])
-        values = logits[index[0], index[1]].to(self.softmax_dtype) - normaliser[index[0]]
-        is_best = best[index[0]] == index[1]
-        log_probabilities, hits = torch.stack([values, is_best.to(values.dtype)]).tolist()
-        pairs = iter(zip(log_probabilities, map(bool, hits), strict=True))
-        return {request: list(islice(pairs, len(target))) for row in rows for request, target in row.targets}
-
-
-class _ScoredPositions:
-    """Lets the output head see only the positions that score a token.
-
-    A pre-hook on the head gathers them from [batch, length, hidden] into [1, positions, hidden], so that whatever the
-    model does to its logits afterwards (soft-capping, scaling) still happens. Where the head is no module, or is not
-    called, all logits are computed and the same positions gathered afterwards.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._index: Tensor | None = None
-        if (head := model.get_output_embeddings()) is not None:
-            head.register_forward_pre_hook(self._gather)
-
-    @contextmanager
-    def at(self, positions: list[tuple[int, int, int]], width: int) -> Iterator[None]:
-        """Inside, the head computes the last `n` positions before `end` of row `i`, for each (i, end, n)."""
-        index = [i * width + end - n + k for i, end, n in positions for k in range(n)]
-        self._index = torch.tensor(index, dtype=torch.long)
-        try:
-            yield
-        finally:
-            self._index = None
-
-    def _gather(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._index is None:
-            return None
-        return (self._take(inputs[0])[None], *inputs[1:])
-
-    def scored(self, logits: Tensor) -> Tensor:
-        """The logits [positions, vocabulary] of a forward that ran inside `at`; to be called there."""
-        return logits[0] if self._index is None else self._take(logits)
-
-    def _take(self, states: Tensor) -> Tensor:
-        index, self._index = self._index, None
-        assert index is not None
-        return states.flatten(0, 1)[index.to(states.device, non_blocking=True)]
+        found = iter(log_probabilities(logits, place, token, self.softmax_dtype))
+        return {request: list(islice(found, len(target))) for row in rows for request, target in row.targets}

@@ -5,7 +5,6 @@ Without a plan it evaluates like `hf`. With one, each request is steered with th
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from dataclasses import replace
@@ -14,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import get_max_memory
-from lm_eval.api.model import CacheHook, hash_args
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from lm_eval_ext import harness
-from lm_eval_ext.errors import LanguageError, ModelError, UserError
+from lm_eval_ext.errors import LanguageError, ModelError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.compilation import compile_layers
@@ -29,6 +27,7 @@ from lm_eval_ext.models.encoding import encode, encode_pairs
 from lm_eval_ext.models.language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.models.loading import load_config, loading
 from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
+from lm_eval_ext.models.response_cache import ResponseCache
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
 from lm_eval_ext.steering.injection import GeneratedTokens, Injector, SteeringTable
 from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan, parse_position
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -119,6 +119,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
             softmax_dtype=self.softmax_dtype or torch.float32,
             max_rows=kwargs.get("max_batch_size"),
         )
+        self._responses = ResponseCache(str(self._plan))
         self._generated_rows: list[int] = []
 
     def get_model_info(self) -> dict[str, Any]:
@@ -193,7 +194,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
         if self.backend != "causal" or self.enable_thinking:  # the second is refused there
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
         scored = self.encode(requests)
-        self._note_ambiguous("loglikelihood", requests, [request.row for request in scored])
+        self._responses.note_ambiguous("loglikelihood", requests, [request.row for request in scored])
         texts: dict[Request, list[tuple[str, str]]] = defaultdict(list)
         for instance, request in zip(requests, scored, strict=True):
             texts[request].append(instance.args)
@@ -212,7 +213,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
         if self.backend != "causal":
             return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
         rows = self._rows(requests)
-        self._note_ambiguous("loglikelihood_rolling", requests, rows)
+        self._responses.note_ambiguous("loglikelihood_rolling", requests, rows)
         owners: list[int] = []
         scored: list[Request] = []
         tokens = encode(self, (request.args[0] for request in requests))
@@ -232,7 +233,7 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated continuations."""
         rows = self._rows(requests)
-        self._note_ambiguous("generate_until", requests, rows)
+        self._responses.note_ambiguous("generate_until", requests, rows)
         prompts = [
             replace(request, arguments=(_Prompt(request.args[0], row), *request.args[1:]))
             for request, row in zip(requests, rows, strict=True)
@@ -284,29 +285,10 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Accept a `--use_cache` file only if it was made under the same steering.
 
-        The harness keys it by the request's text alone. Texts that several languages share (an option without its
-        prompt) are never reused from it, since each language has its own vector.
-
         Raises:
             UserError: the cache was made by another model type while this one is steered, or under another steering.
         """
-        store = cache_hook.dbdict
-        if store is not None:
-            identity = json.dumps(self._cache_identity(), sort_keys=True)
-            made_under = store.get(_CACHE_IDENTITY)
-            if made_under is None and len(store) and self._plan:
-                raise UserError(
-                    f"--use_cache: the cache {store.filename} holds unsteered responses of another run, and this run is "
-                    f"steered by {self._plan}. Give each steering a cache of its own"
-                )
-            if made_under is not None and made_under != identity:
-                raise UserError(
-                    f"--use_cache: the cache {store.filename} was made under another model or steering.\n"
-                    f"  cache: {made_under}\n  now:   {identity}\nGive each steering a cache of its own"
-                )
-            store[_CACHE_IDENTITY] = identity
-            for key in store.pop(_CACHE_AMBIGUOUS, []):
-                store.pop(key, None)
+        self._responses.open(cache_hook.dbdict, self._cache_identity())
         super().set_cache_hook(cache_hook)
 
     def _cache_identity(self) -> dict[str, Any]:
@@ -316,20 +298,6 @@ class SteeredHFLM(HFLM):  # type: ignore[misc]
             return {key: identity[key] for key in ("plan", "model_fingerprint", "pretrained", "peft")}
         assert self._vectors is not None  # a plan without vectors was refused
         return {**identity, "vectors": self._vectors.sha256}
-
-    def _note_ambiguous(self, kind: str, requests: list[Instance], rows: list[int]) -> None:
-        """Remember which responses must not outlive this run: their text does not say which vector steered them."""
-        store = self.cache_hook.dbdict
-        if store is None or not self._plan:
-            return
-        rows_of: dict[str, set[int]] = defaultdict(set)
-        ambiguous: set[str] = set(store.get(_CACHE_AMBIGUOUS, []))
-        for request, row in zip(requests, rows, strict=True):
-            key = hash_args(kind, request.args)
-            rows_of[key].add(row)
-            if request.args[0] == "" or len(rows_of[key]) > 1:
-                ambiguous.add(key)
-        store[_CACHE_AMBIGUOUS] = sorted(ambiguous)
 
 
 class _Prompt(str):
@@ -344,8 +312,6 @@ class _Prompt(str):
 
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-_CACHE_IDENTITY = "lm_eval_ext/steering"
-_CACHE_AMBIGUOUS = "lm_eval_ext/ambiguous"
 
 
 def _config(pretrained: str | PreTrainedModel, kwargs: dict[str, Any]) -> Any:
