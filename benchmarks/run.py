@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import Row
 
 #: Modules with `rows()`, in the order of the table.
-MODULES = ("scoring", "extraction")
+MODULES = ("scoring", "extraction", "sweep")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -221,11 +221,14 @@ def test_a_tree_holds_every_continuation(prompt: list[int], options: list[list[i
             assert bool(tree.lineage[child, parent])
 
 
-@given(sizes=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 200))
-def test_batches_keep_their_budget(sizes: list[int], budget: int):
-    found = batches(sizes, budget)
-    assert sorted(index for batch in found for index in batch) == list(range(len(sizes)))
-    assert all(len(batch) == 1 or max(sizes[i] for i in batch) * len(batch) <= budget for batch in found)
+@given(shapes=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 40)), max_size=40), budget=st.integers(1, 400))
+def test_batches_keep_their_budget(shapes: list[tuple[int, int]], budget: int):
+    trees = [Tree((2,) * prompt, (3,) * nodes, (PROMPT,) * nodes, ()) for prompt, nodes in shapes]
+    found = batches(trees, budget)
+    assert sorted(index for batch in found for index in batch) == list(range(len(trees)))
+    for batch in found:
+        held = Batch([trees[index] for index in batch])
+        assert len(batch) == 1 or (held.width + held.nodes) * len(batch) <= budget
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
@@ -274,7 +277,9 @@ def test_budgets_change_nothing_but_the_cost(tokens: int, memory: int, tmp_path:
         assert ours == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()]
+)
 def test_running_out_of_memory_halves_the_batch(error: Exception, tmp_path: Path):
     model, (trees, languages) = TreeModel(tiny.load("llama")), trees_of("llama")
     scored = [_scored(tree, language) for tree, language in zip(trees, languages, strict=True)]
@@ -355,11 +360,9 @@ def test_kill_9_loses_nothing_that_was_written(tmp_path: Path, capfd: pytest.Cap
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
-    for _ in range(3):
-        assert child.stdout.readline().strip() == b"wrote"
+    assert list(islice((line for line in child.stdout if line == b"wrote\n"), 3)), "it ended before it wrote"
     child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    child.communicate()
     kept = len(Store(tmp_path / "killed" / "cells", {})._cells)
     assert kept >= 3
     capfd.readouterr()
@@ -436,21 +439,9 @@ def test_the_fingerprint_sees_one_changed_weight():
 def test_two_processes_share_the_work(tmp_path: Path):
     script = tmp_path / "sweep.py"
     script.write_text(_two(tmp_path))
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *options, str(script)], capture_output=True, text=True, env=environment, timeout=240
-    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "two" / "cells").glob("cells-*.sqlite"))) == 2
     two = pd.read_parquet(tmp_path / "two" / "items.parquet")
@@ -474,10 +465,10 @@ def _two(folder: Path) -> str:
 def test_a_prompt_longer_than_the_context_is_cut_as_the_harness_cuts_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    short = given_settings("llama", tmp_path, model_args="dtype=float32,max_length=20")
+    short = given_settings("llama", tmp_path, model_args="dtype=float32,max_length=40")
     found = sweep(short)
     assert "prompts lose their beginning" in capfd.readouterr().err
-    results = tiny.evaluate(tiny.steered("llama", "en@1:1/prompt", max_length=20), *TASKS)
+    results = tiny.evaluate(tiny.steered("llama", "en@1:1/prompt", max_length=40), *TASKS)
     rows = found[found["condition"] == "en@1:1/prompt"].set_index(["task", "doc_id"])
     for task in TASKS:
         for sample in results["samples"][task]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 
-from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models.budget import out_of_memory
 from lm_eval_ext.models.loglikelihood import Request, Scorer
 from lm_eval_ext.steering.injection import Injector, SteeringTable
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition
@@ -90,7 +89,7 @@ class SharedEngine:
     ) -> None:
         """See `Engine.run`."""
         pending = [tree for tree in trees if _missing([tree], conditions, store)]
-        for indices in batches([len(tree.tree) for tree in pending], self._budget.tokens):
+        for indices in batches([tree.tree for tree in pending], self._budget.tokens):
             self._batch([pending[index] for index in indices], conditions, store, progress)
 
     def _batch(
@@ -108,12 +107,10 @@ class SharedEngine:
             return
         except (MemoryError, RuntimeError) as error:
             smaller = self._budget.halved()
-            if not is_out_of_memory(error) or smaller is None:
+            if not out_of_memory(error) or smaller is None:
                 raise
             self._budget = smaller
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)  # outside of `except`, whose traceback holds the tensors
         half = (len(trees) + 1) // 2
         for part in (trees[:half], trees[half:]):
             if part:
@@ -176,16 +173,12 @@ class SeparateEngine:
     Args:
         model, vectors, n_layers: as for `SharedEngine`.
         max_length: most tokens of a forward.
-        batch_size: prompts of a forward.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, vectors: VectorSet, n_layers: int, *, max_length: int, batch_size: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, vectors: VectorSet, n_layers: int, *, max_length: int) -> None:
         self._model = model
         self._table = _tables(vectors, n_layers)
         self._max_length = max_length
-        self._batch_size = batch_size
 
     def run(
         self,
@@ -201,21 +194,29 @@ class SeparateEngine:
             injector = Injector(self._model, table)
             scorer = Scorer(self._model, injector, max_length=self._max_length)
             try:
-                for at in range(0, len(pending), self._batch_size):
-                    part = pending[at : at + self._batch_size]
-                    store.write(
-                        (condition.name, tree.key, _score(scorer, tree, table, self._batch_size)) for tree in part
-                    )
+                for at in range(0, len(pending), _KEPT_TOGETHER):
+                    part = pending[at : at + _KEPT_TOGETHER]
+                    store.write(_score(scorer, part, condition.name, table))
                     progress(len(part))
             finally:
                 injector.remove()
 
 
-def _score(scorer: Scorer, tree: ScoredTree, table: SteeringTable, batch_size: int) -> Values:
-    row = table.row(tree.language)
-    paths = [tuple(target.token for target in path) for path in tree.tree.targets]
-    scores = scorer.score([Request(tree.tree.prompt, path, row) for path in paths], batch_size)
-    return [score.log_likelihood for score in scores]
+#: Trees of a transaction where conditions run one by one.
+_KEPT_TOGETHER = 64
+
+
+def _score(
+    scorer: Scorer, trees: Sequence[ScoredTree], condition: str, table: SteeringTable
+) -> Iterator[tuple[str, str, Values]]:
+    requests = [
+        Request(tree.tree.prompt, tuple(token for _, token in path), table.row(tree.language))
+        for tree in trees
+        for path in tree.tree.targets
+    ]
+    values = iter(score.log_likelihood for score in scorer.score(requests))
+    for tree in trees:
+        yield condition, tree.key, [next(values) for _ in tree.tree.targets]
 
 
 def _missing(trees: Sequence[ScoredTree], conditions: Sequence[Condition], store: Store) -> list[Condition]:
@@ -230,11 +231,3 @@ def _tables(vectors: VectorSet, n_layers: int) -> Callable[[str], SteeringTable]
         return SteeringTable.build(Plan.parse(plan), vectors, n_layers)
 
     return table
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the host or on a device."""
-    if isinstance(error, ModelError):
-        return False
-    words = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in words

@@ -212,7 +212,7 @@ class Sweep:
         trees = TreeModel(model.model)
         if reason := trees.check(tree.tree):
             console.print(f"note: {reason}; every condition is computed in full", style="yellow")
-            return SeparateEngine(model.model, self.vectors, self.n_layers, max_length=model.max_length, batch_size=8)
+            return SeparateEngine(model.model, self.vectors, self.n_layers, max_length=model.max_length)
         tokens = asked.max_tokens or MAX_TOKENS.get(model.device.type, MAX_TOKENS["cuda"])
         return SharedEngine(trees, self.vectors, self.n_layers, Budget(tokens, asked.memory))
 

@@ -187,15 +187,26 @@ class Batch:
         return [row for row, _ in found], [column for _, column in found]
 
 
-def batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of similar sizes together, the largest first; a batch holds at most `budget` tokens with its padding, or one
-    row.
+def batches(trees: Sequence[Tree], budget: int) -> list[list[int]]:
+    """Indices of trees of similar shape together, the largest first.
+
+    A batch holds at most `budget` tokens with its padding, or one tree. Prompts and nodes are padded each by themselves,
+    so that trees are sorted by nodes, roughly, and then by prompt.
     """
-    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    shapes = [(len(tree.prompt), len(tree.tokens)) for tree in trees]
+    order = sorted(range(len(trees)), key=lambda index: (-(shapes[index][1] // _ALIKE), -shapes[index][0]))
     found: list[list[int]] = []
+    widest = nodes = 0
     for index in order:
-        if found and sizes[found[-1][0]] * (len(found[-1]) + 1) <= budget:
+        prompt, own = shapes[index]
+        widest, nodes = max(widest, prompt), max(nodes, own)
+        if found and (widest + nodes) * (len(found[-1]) + 1) <= budget:
             found[-1].append(index)
         else:
             found.append([index])
+            widest, nodes = prompt, own
     return found
+
+
+#: Trees whose numbers of nodes differ by less may share a batch: what that pads costs less than small batches.
+_ALIKE = 8
