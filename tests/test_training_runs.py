@@ -310,14 +310,15 @@ def test_held_out_measures(tmp_path: Path) -> None:
         trained(method, tmp_path, steps=60)
     lines, record = comparing.compare(
         [tmp_path / "mist", tmp_path / "clo"],
-        "base",
+        ["base", "mist"],
         data=str(training_runs.instructions(tmp_path)),
         tuples=str(training_runs.tuples(tmp_path)),
         pairs=str(sentences(tmp_path, "held.tsv", first=90)),
         codes=["en", "es", "zh"],
         device="cpu",
     )
-    at = {(line.run, line.measure, line.language): line for line in lines}
+    assert {(line.run, line.baseline) for line in lines} == {("mist", "base"), ("clo", "base"), ("clo", "mist")}
+    at = {(line.run, line.measure, line.language): line for line in lines if line.baseline == "base"}
     assert at["mist", "response_loss", "average"].high < 0
     assert at["clo", "preference_en", "average"].difference > 0
     assert at["clo", "preference_xx", "average"].difference > 0
@@ -331,10 +332,10 @@ def test_what_was_trained_on_is_not_evaluated(tmp_path: Path) -> None:
     trained("midalign", tmp_path)
     common: dict[str, Any] = {"codes": ["en", "es", "zh"], "device": "cpu"}
     common |= {"data": str(training_runs.instructions(tmp_path)), "tuples": str(training_runs.tuples(tmp_path))}
-    _, record = comparing.compare([tmp_path / "midalign"], "base", pairs=str(sentences(tmp_path, "h.tsv", 2)), **common)
+    _, record = comparing.compare([tmp_path / "midalign"], pairs=str(sentences(tmp_path, "h.tsv", 2)), **common)
     assert record["left_out_as_trained_on"]["sentences"] == 16
     with pytest.raises(ValueError, match="nothing is left to measure on"):
-        comparing.compare([tmp_path / "midalign"], "base", pairs=str(sentences(tmp_path)), **common)
+        comparing.compare([tmp_path / "midalign"], pairs=str(sentences(tmp_path)), **common)
 
 
 def test_a_merge_refuses_another_base(tmp_path: Path) -> None:

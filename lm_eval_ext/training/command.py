@@ -114,7 +114,9 @@ def merge(
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, of one base.")],
     out: Annotated[Path, typer.Option(help="CSV to write; a JSON record is written beside it.")],
-    baseline: Annotated[str, typer.Option(help="base, or the name of one of the folders.")] = "base",
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="base (the default) or the name of a folder; repeatable.")
+    ] = None,
     data: Annotated[str, typer.Option(help="Held-out instructions: mini or a JSONL file.")] = "mini",
     tuples: Annotated[str, typer.Option(help="Held-out tuples: mini or a JSONL file.")] = "mini",
     pairs: Annotated[str, typer.Option(help="Held-out parallel sentences: flores, ntrex, ... or FILE.tsv.")] = "flores",
@@ -133,7 +135,7 @@ def evaluate(
 
       lm-eval-ext train eval runs/mist runs/clo --out measures.csv
 
-      lm-eval-ext train eval runs/mist runs/midalign --baseline mist --out measures.csv
+      lm-eval-ext train eval runs/mist runs/midalign --baseline base --baseline mist --out measures.csv
     """
     _check_installed()
     if out.is_dir():
@@ -143,7 +145,7 @@ def evaluate(
 
     lines, record = comparing.compare(
         runs,
-        baseline,
+        baseline or [comparing.BASE],
         data=data,
         tuples=tuples,
         pairs=pairs,
@@ -157,7 +159,7 @@ def evaluate(
     checkpoints.write(out.with_suffix(".json"), record)
     for line in lines:
         told = f"{line.value:9.3f} {line.before:9.3f} {line.difference:+8.3f} [{line.low:+.3f}, {line.high:+.3f}]"
-        typer.echo(f"{line.run:12} {line.measure:14} {line.language:8} n={line.n:<5} {told}")
+        typer.echo(f"{line.run:12} {line.baseline:8} {line.measure:14} {line.language:8} n={line.n:<5} {told}")
     typer.echo(f"left out, as trained on: {record['left_out_as_trained_on']}")
 
 

@@ -47,7 +47,7 @@ class Difference(NamedTuple):
 
 def compare(
     runs: Sequence[Path],
-    baseline: str,
+    baselines: Sequence[str] = (BASE,),
     *,
     data: str = "mini",
     tuples: str = "mini",
@@ -63,7 +63,7 @@ def compare(
 
     Args:
         runs: folders of finished runs.
-        baseline: `base`, or the name of one of the folders.
+        baselines: `base`, or names of folders; every other model is held against each.
         data, tuples, codes, pairs, max_pairs: what to measure on (`measures.held_out`).
         layer: of the retrieval; that of a MIDALIGN run among the runs, else 50 %, where empty.
         batch_size, dtype, device: as for extraction.
@@ -79,8 +79,8 @@ def compare(
     if len(records) < len(runs) or BASE in records:
         raise TrainingError(f"folders need names of their own, and none may be {BASE}: the name is what the table says")
     names = [BASE, *records]
-    if baseline not in names:
-        raise TrainingError(f"--baseline {baseline!r} is unknown, valid: {', '.join(names)}")
+    if unknown := [name for name in baselines if name not in names]:
+        raise TrainingError(f"--baseline {unknown[0]!r} is unknown, valid: {', '.join(names)}")
     first = _alike(records)
     base = first["settings"]["model"] or str(embedded.path())
     chosen = _layer(layer, records, base)
@@ -114,7 +114,8 @@ def compare(
         "left_out_as_trained_on": dict(rows.left_out),
         "commands": {name: one["command"] for name, one in records.items()},
     }
-    return [line for name in names if name != baseline for line in _differences(found, name, baseline)], record
+    against = [(name, before) for before in baselines for name in names if name not in (before, BASE)]
+    return [line for name, before in against for line in _differences(found, name, before)], record
 
 
 def table(lines: Sequence[Difference]) -> str:
