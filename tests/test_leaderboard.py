@@ -22,7 +22,7 @@ from lm_eval_ext.leaderboard.command import leaderboard as command
 from lm_eval_ext.leaderboard.records import every_eval_ever, hub_results, write_records
 from lm_eval_ext.leaderboard.site import level_chart, page, write_site
 from lm_eval_ext.leaderboard.tables import to_csv, to_markdown
-from lm_eval_ext.plane import load, measure, read_tree
+from lm_eval_ext.plane import labels, load, measure, read_tree
 
 app = typer.Typer()
 app.command()(command)
@@ -185,7 +185,8 @@ def test_levels_are_drawn_when_there_is_one_family_of_each(board, tree):
     assert {trace.name for trace in chart.figure.data[1:]} == {"unsteered", "steered", "random direction"}
     assert len({trace.marker.symbol for trace in chart.figure.data[1:]}) == 3
     steered = chart.figure.data[2]
-    assert len(steered.x) == 3
+    assert len(steered.x) == len(steered.textposition) == 3
+    assert set(steered.textposition) <= labels.POSITIONS.keys()
     assert len(chart.figure.layout.updatemenus[0].buttons) == 8
     assert level_chart(collect([tree], families=["transfer_mini_cloze"], resamples=100)) is None
 
