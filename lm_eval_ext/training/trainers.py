@@ -251,13 +251,10 @@ class MidalignTrainer(MistTrainer):
 
     def contrastive(self, inputs: dict[str, Any]) -> Tensor:
         """The contrastive loss of a batch's pairs against each other and those of the other processes."""
-        weights: Tensor = inputs["pair_weights"]
-
-        def pool(states: Tensor) -> Tensor:
-            return (states.float() * weights[..., None]).sum(1)
-
         with Capture(self.model, [self._layer]) as capture:
-            (pooled,) = capture.run(self.model, inputs["pairs"], pool)
+            # Pooled outside of the forward: inside, transformers 4 would have it in a checkpoint that ends early.
+            (states,) = capture.run(self.model, inputs["pairs"], lambda states: states)
+        pooled = (states.float() * inputs["pair_weights"][..., None]).sum(1)
         source, target = (self._of_all(side) for side in pooled.chunk(2))
         with torch.autocast(pooled.device.type, enabled=False):
             loss = contrastive_loss(source, target, self._temperature, self._direction)
@@ -388,6 +385,11 @@ class _ResponsePositions:
 
     def __init__(self, causal_model: PreTrainedModel) -> None:
         self._where: tuple[Tensor, ...] | None = None
+        if causal_model.base_model is causal_model:  # Gemma 3 in transformers 4
+            raise TrainingError(
+                f"this release of transformers does not say where {type(causal_model).__name__} has its decoder, which TRL "
+                "needs: pip install 'transformers>=5'"
+            )
         causal_model.base_model.register_forward_hook(self._gather)
 
     @contextmanager
