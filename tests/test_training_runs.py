@@ -209,7 +209,7 @@ def test_accumulated_packed_and_checkpointed_steps_are_the_same_step(tmp_path: P
             torch.testing.assert_close(tensor, first[name], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["mist", "midalign", "clo"])
+@pytest.mark.parametrize("method", ["midalign", "clo"])
 def test_resuming_after_a_kill_gives_the_same_weights(method: str, tmp_path: Path) -> None:
     straight = trained(method, tmp_path, "straight", steps=6)
     asked = settings(method, tmp_path, "killed", steps=6)

@@ -129,7 +129,9 @@ class Midalign(Mist):
     contrastive_batch_size: Annotated[
         int, typer.Option(min=0, help="Pairs per forward and process, a multiple of --batch-size; 0: as many.")
     ] = 0
-    contrastive_weight: Annotated[float, typer.Option(help="Factor of the contrastive loss.")] = 1.0
+    contrastive_weight: Annotated[
+        float, typer.Option(help="Factor of the contrastive loss; raise it where that loss does not fall.")
+    ] = 1.0
     pool_special: Annotated[
         bool, typer.Option("--pool-special", help="Special tokens count in the mean of a sentence, too.")
     ] = False
