@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models.head import normaliser
 from lm_eval_ext.steering.decoder import decoder_layers, residual, text_config
 from lm_eval_ext.steering.injection import Injector, SteeringTable, Tokens
 from lm_eval_ext.sweep.trees import Batch, Layout, Tree
@@ -79,6 +80,7 @@ class TreeModel:
         self._head = model.get_output_embeddings()
         self._text = text_config(model.config)
         self._returns_tuple = False
+        self._buffer: Tensor | None = None
 
     @property
     def _device(self) -> torch.device:
@@ -321,11 +323,15 @@ class TreeModel:
 
     def _normaliser(self, hidden: Tensor) -> Tensor:
         """[positions] float32: log of the sum of the exponentials of all logits."""
+        weight, bias = self._head.weight, self._head.bias
+        if self._buffer is None:
+            self._buffer = torch.empty(HEAD_POSITIONS, len(weight), dtype=weight.dtype, device=weight.device)
         found = []
         with torch.inference_mode():
             for at in range(0, len(hidden), HEAD_POSITIONS):
-                logits = self._head(hidden[at : at + HEAD_POSITIONS].to(self._head.weight.device))
-                found.append(self._after_head(logits).float().logsumexp(-1))
+                states = hidden[at : at + HEAD_POSITIONS].to(weight.device, weight.dtype)
+                logits = torch.mm(states, weight.T, out=self._buffer[: len(states)])  # a new one would be paged in
+                found.append(normaliser(self._after_head(logits if bias is None else logits.add_(bias))))
         return torch.cat(found)
 
     def _after_head(self, logits: Tensor) -> Tensor:
