@@ -32,9 +32,11 @@ from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.sweep import forward, questions
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.engine import Budget, SharedEngine
+from lm_eval_ext.sweep.fingerprint import weights_fingerprint
 from lm_eval_ext.sweep.forward import TreeModel
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition, Grid
-from lm_eval_ext.sweep.run import Settings, Sweep, weights_fingerprint
+from lm_eval_ext.sweep.run import Sweep
+from lm_eval_ext.sweep.settings import Settings
 from lm_eval_ext.sweep.store import Store
 from lm_eval_ext.sweep.summary import AVERAGE
 from lm_eval_ext.sweep.trees import PROMPT, Batch, Tree, batches

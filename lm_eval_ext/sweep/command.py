@@ -123,7 +123,8 @@ def sweep(
       accelerate launch -m lm_eval_ext sweep --model google/gemma-3-12b-pt \\
         --vectors v.safetensors --out sweep/ --tasks blend_decon_dev
     """
-    from lm_eval_ext.sweep.run import Settings, Sweep
+    from lm_eval_ext.sweep.run import Sweep
+    from lm_eval_ext.sweep.settings import Settings
 
     if pairs not in ("surgical", "none"):
         raise UserError(f"--pairs {pairs!r} is unknown, valid: surgical, none")

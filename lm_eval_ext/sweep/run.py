@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import __version__
 from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
+from lm_eval_ext.sweep.fingerprint import weights_fingerprint
 from lm_eval_ext.sweep.grid import Condition, Grid, problems
+from lm_eval_ext.sweep.outcome import Outcome
+from lm_eval_ext.sweep.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,40 +25,8 @@ if TYPE_CHECKING:
     from lm_eval_ext.steering.vectors import VectorSet
     from lm_eval_ext.sweep.engine import Engine
     from lm_eval_ext.sweep.questions import Questions, ScoredTree
+    from lm_eval_ext.sweep.settings import Settings
     from lm_eval_ext.sweep.store import Store
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked for; see `lm-eval-ext sweep --help`. `memory` is in bytes; 0 `pair_layers` means no pairs."""
-
-    vectors: Path
-    tasks: tuple[str, ...]
-    out: Path
-    kinds: tuple[str, ...]
-    layers: str
-    gammas: tuple[str, ...]
-    positions: tuple[str, ...]
-    pair_layers: int
-    n_random: int
-    controls: bool
-    control_gammas: tuple[str, ...]
-    languages: tuple[str, ...]
-    limit: int | None
-    num_fewshot: int | None
-    metric: str
-    prior: bool
-    lang: str | None
-    model: str
-    model_args: str
-    device: str
-    memory: int
-    max_tokens: int | None
-    likelihoods: bool
-    resamples: int
-    restart: bool
 
 
 class Sweep:
@@ -159,35 +125,31 @@ class Sweep:
         singles = self._check()
         console.print(
             f"{len(singles)} conditions on {len(self.questions.questions)} questions in "
-            f"{', '.join(self.questions.languages)}" + (", then pairs of the best" if self._has_pairs else "")
+            f"{', '.join(self.questions.languages)}" + (", then pairs of the best" if self.settings.has_pairs else "")
         )
         if dry_run:
             return
-        self._prepare_folder()
         started = time.monotonic()
-        model = self._load()
-        with _Processes() as processes:
-            found = self._compute(model, singles, processes, console)
+        with Processes() as processes:
+            self._prepare_folder(processes)
+            found = self._compute(self._load(), singles, processes, console)
         if found is None:
             return
         conditions, trees, store = found
-        self._write(conditions, trees, store, time.monotonic() - started, console)
+        frame = self._items(trees, conditions, store)
+        outcome = Outcome(
+            self.settings, self.vectors, self.questions, conditions, frame, self._summary(frame, conditions)
+        )
+        outcome.write(time.monotonic() - started, console)
 
-    @property
-    def _has_pairs(self) -> bool:
-        return self.settings.pair_layers > 0 and {"en", "loc"} <= set(self.settings.kinds)
-
-    def _prepare_folder(self) -> None:
+    def _prepare_folder(self, processes: Processes) -> None:
         try:
-            if self.settings.restart:
-                shutil.rmtree(self._cells, ignore_errors=True)
-            self._cells.mkdir(parents=True, exist_ok=True)
+            if self.settings.restart and processes.is_first:
+                shutil.rmtree(self.settings.cells, ignore_errors=True)
+            processes.wait()
+            self.settings.cells.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.settings.out}: cannot write there ({error.strerror})") from None
-
-    @property
-    def _cells(self) -> Path:
-        return self.settings.out / "cells"
 
     def _load(self) -> SteeredHFLM:
         from lm_eval.utils import simple_parse_args_string
@@ -217,7 +179,7 @@ class Sweep:
         return SharedEngine(trees, self.vectors, self.n_layers, Budget(tokens, asked.memory))
 
     def _compute(
-        self, model: SteeredHFLM, singles: list[Condition], processes: _Processes, console: Console
+        self, model: SteeredHFLM, singles: list[Condition], processes: Processes, console: Console
     ) -> tuple[list[Condition], list[ScoredTree], Store] | None:
         """All conditions and trees in the store of the first process; None in the others."""
         from lm_eval_ext.sweep.store import Store
@@ -230,18 +192,18 @@ class Sweep:
                 f"{model.max_length} tokens",
                 style="yellow",
             )
-        store = Store(self._cells, self._identity(model), processes.rank)
+        store = Store(self.settings.cells, self._identity(model), processes.rank)
         known = store.trees()
         if known and processes.is_first:
             asked = {tree.key for tree in trees}
             console.print(
-                f"{self._cells}: {len(known & asked)} of {len(asked)} prompts were begun before"
+                f"{self.settings.cells}: {len(known & asked)} of {len(asked)} prompts were begun before"
                 + (f", {len(known - asked)} others are not asked now" if known - asked else "")
             )
         engine = self._engine(model, min(trees, key=lambda tree: len(tree.tree)), console)
         conditions = singles
         self._run(engine, trees, conditions, store, processes, "Sweeping")
-        if self._has_pairs:
+        if self.settings.has_pairs:
             conditions = [*singles, *self._pairs(trees, singles, store)]
             self._run(engine, trees, conditions, store, processes, "Pairs")
         return (conditions, trees, store) if processes.is_first else None
@@ -252,7 +214,7 @@ class Sweep:
         trees: list[ScoredTree],
         conditions: Sequence[Condition],
         store: Store,
-        processes: _Processes,
+        processes: Processes,
         title: str,
     ) -> None:
         from tqdm import tqdm
@@ -268,10 +230,10 @@ class Sweep:
 
     def _pairs(self, trees: list[ScoredTree], singles: list[Condition], store: Store) -> list[Condition]:
         """The two-layer conditions: the best layers of both kinds, by the axis of each."""
-        from lm_eval_ext.sweep.choice import SURGICAL, best_by_layer
+        from lm_eval_ext.sweep.choice import SURGICAL, Axes, best_by_layer
 
         summary = self._summary(self._items(trees, [c for c in singles if c.control is None], store), singles)
-        axes = self._axes(summary)
+        axes = Axes.of(summary["family"].unique().tolist())
         families = {kind: axes[subject] or summary["family"].iloc[0] for kind, subject in SURGICAL.items()}
         best = {
             kind: best_by_layer(summary, kind, family, self.settings.pair_layers) for kind, family in families.items()
@@ -295,11 +257,6 @@ class Sweep:
             raise UserError(f"--metric {self.settings.metric!r}: the tasks score {', '.join(map(str, known))}")
         return summary
 
-    def _axes(self, summary: pd.DataFrame) -> Any:
-        from lm_eval_ext.sweep.choice import Axes
-
-        return Axes.of(summary["family"].unique().tolist())
-
     def _identity(self, model: SteeredHFLM) -> dict[str, str]:
         return {
             "model": weights_fingerprint(model.model),
@@ -307,137 +264,9 @@ class Sweep:
             "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
         }
 
-    def _write(
-        self, conditions: list[Condition], trees: list[ScoredTree], store: Store, seconds: float, console: Console
-    ) -> None:
-        from rich.table import Table
-
-        from lm_eval_ext.plane.figures import write_charts
-        from lm_eval_ext.plane.figures.chart import write_whole
-        from lm_eval_ext.sweep import page
-        from lm_eval_ext.sweep.choice import choose
-        from lm_eval_ext.sweep.figures import charts
-
-        out = self.settings.out
-        frame = self._items(trees, conditions, store)
-        summary = self._summary(frame, conditions)
-        write_whole(out / "items.parquet", frame.to_parquet(index=False, compression="zstd"))
-        write_whole(out / "summary.csv", summary.to_csv(index=False, float_format="%.5f").encode())
-        description = self._description(conditions, seconds)
-        write_whole(out / "sweep.html", page.page(summary, description).encode())
-        write_charts(charts(summary), out / "figures", ("csv",))
-        chosen = self._choose(choose, summary, console)
-        write_whole(out / "sweep.json", (json.dumps(self._record(conditions, seconds), indent=1) + "\n").encode())
-
-        table = Table(title="Largest effects (average over all languages but English)")
-        for number, column in enumerate(page.HEADER):
-            table.add_column(column, justify="left" if number < 2 else "right")
-        for row in page.top_rows(summary):
-            table.add_row(*row)
-        shown = _console()
-        shown.print(table)
-        for sentence in page.findings(summary):
-            shown.print(f"• {sentence}", soft_wrap=True)
-        shown.print(
-            f"\nwrote items.parquet, summary.csv, sweep.html, figures/{' and plan.yaml' if chosen else ''} to {out}",
-            soft_wrap=True,
-        )
-
-    def _choose(self, choose: Any, summary: pd.DataFrame, console: Console) -> bool:
-        import yaml
-
-        from lm_eval_ext.plane.figures.chart import write_whole
-
-        path = self.settings.out / "plan.yaml"
-        axes = self._axes(summary)
-        if axes.transfer is None or axes.localization is None:
-            console.print(
-                "note: no plan is chosen: that takes a development split of a transfer task and of a localization task "
-                "(bmlama_dev and blend_decon_dev_cloze, say); test questions choose nothing",
-                style="yellow",
-            )
-            path.unlink(missing_ok=True)
-            return False
-        if not self._has_pairs or (plan := choose(summary, axes)) is None:
-            console.print("note: no plan is chosen: no pair of en and loc was evaluated", style="yellow")
-            path.unlink(missing_ok=True)
-            return False
-        record = {**plan, "vectors": {"sha256": self.vectors.sha256}, "model": self.vectors.model.name}
-        write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120).encode())
-        return True
-
-    def _description(self, conditions: list[Condition], seconds: float) -> list[str]:
-        asked = self.settings
-        return [
-            f"{len(conditions)} conditions on {len(self.questions.questions)} questions of {', '.join(asked.tasks)} "
-            f"({', '.join(self.questions.languages)}); score: {asked.metric}.",
-            f"Model {self.vectors.model.name}, vectors {self.vectors.sha256[:12]}; {seconds / 60:.1f} minutes.",
-        ]
-
-    def _record(self, conditions: list[Condition], seconds: float) -> dict[str, Any]:
-        asked = {
-            name: str(value.name if isinstance(value, Path) else value)
-            for name, value in vars(self.settings).items()
-            if name not in ("out", "restart")
-        }
-        return {
-            "created_by": f"lm_eval_ext {__version__}",
-            "settings": asked,
-            "conditions": len(conditions),
-            "questions": len(self.questions.questions),
-            "vectors_sha256": self.vectors.sha256,
-            "seconds": round(seconds, 1),
-        }
-
-
-class _Processes:
-    """This process among those of `accelerate launch`; one where there was no launch."""
-
-    def __init__(self) -> None:
-        from accelerate import PartialState
-
-        self._state = PartialState()
-        self.rank: int = self._state.process_index
-        self.count: int = self._state.num_processes
-        self.is_first = self.rank == 0
-
-    def __enter__(self) -> _Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.count > 1:
-            self._state.destroy_process_group()
-
-    def wait(self) -> None:
-        """Until all have come here."""
-        self._state.wait_for_everyone()
-
-
-def weights_fingerprint(model: Any) -> str:
-    """A hash of every weight's name, shape, sum and some of its values: changes with any training step, reads all once."""
-    import torch
-
-    digest = hashlib.sha256()
-    with torch.inference_mode():
-        for name, weight in model.named_parameters():
-            flat = weight.detach().flatten()
-            some = flat[:: max(1, len(flat) // 64)][:64].float()
-            total = flat.sum(dtype=torch.float64 if flat.device.type == "cpu" else torch.float32)
-            digest.update(f"{name} {tuple(weight.shape)} {float(total)!r} {some.tolist()}".encode())
-    return digest.hexdigest()[:16]
-
 
 def _gamma(text: str) -> Gamma:
     try:
         return Plan.parse(f"x@0:{text}").interventions[0].gamma
     except PlanError:
         raise PlanError(f"gamma {text!r} is not a strength such as 2, 0.5 or 5%") from None
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # a log should not fold the table
-    return console

@@ -1,0 +1,26 @@
+"""Several processes of `accelerate launch`, each of which computes its share."""
+
+from __future__ import annotations
+
+
+class Processes:
+    """This process among those of `accelerate launch`; one where there was no launch."""
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        self._state = PartialState()
+        self.rank: int = self._state.process_index
+        self.count: int = self._state.num_processes
+        self.is_first = self.rank == 0
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.count > 1:
+            self._state.destroy_process_group()
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        self._state.wait_for_everyone()
