@@ -306,6 +306,7 @@ def _finish(ready: Ready, settings: Settings) -> None:
         else:
             ready.tokenizer.save_pretrained(unfinished)
         for file in unfinished.iterdir():
+            file.chmod(0o644)  # safetensors lets nobody else read
             file.replace(out / file.name)
         unfinished.rmdir()
         record |= {"log": trainer.state.log_history, "versions": card.versions(), "command": card.command(settings)}
