@@ -8,8 +8,9 @@ class Processes:
 
     def __init__(self) -> None:
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        self._state = PartialState()
+        self._state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator reads it
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
         self.is_first = self.rank == 0
