@@ -1,10 +1,10 @@
-"""Parallel text: sentences that never are on both sides, and tuples by machine translation, with a tiny random model."""
+"""Parallel text: corpora and the tasks made of them, and tuples by machine translation, with a tiny random model."""
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +18,6 @@ from lm_eval_ext.data.instruct import Instruction, Report
 from lm_eval_ext.errors import DataError, ModelError
 from lm_eval_ext.models import translation
 
-if TYPE_CHECKING:
-    from lm_eval_ext.data.pairs import PairSet
-
 ROWS = [
     Instruction("1", "en", "What is this?\n\n- one\n- two", "This is a thing."),
     Instruction("2", "en", "Who is it?", "It is you.", cultural=True, source="me", split="held_out"),
@@ -28,39 +25,6 @@ ROWS = [
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("source", ["mini", "flores", "ntrex"])
-def test_training_and_held_out_sentences_never_mix(
-    source: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if source != "mini":
-        monkeypatch.setenv("LM_EVAL_EXT_DATA", str(request.getfixturevalue("shared_data")))
-    languages = ["en", "es", "ko", "zh"]
-    train, held_out = (parallel.load(source, languages, split)[0] for split in instruct.SPLITS)
-    whole, report = parallel.load(source, languages, None)
-    assert [s.language for s in train] == ["es", "ko", "zh"]
-
-    def english(sets: list[PairSet]) -> set[str]:
-        return {instruct.normal_form(pair.positive) for s in sets for pair in s.pairs}
-
-    assert not english(train) & english(held_out)
-    assert english(train) | english(held_out) == english(whole)
-    assert 0.1 < len(english(held_out)) / len(english(whole)) < 0.25
-    for a, b, c in zip(train, held_out, whole, strict=True):
-        assert len(a.pairs) + len(b.pairs) == len(c.pairs) == report.kept[c.language]
-
-
-def test_a_users_file_is_split_the_same_in_every_language(tmp_path: Path) -> None:
-    rows = [f"{code}\tSentence {n}.\t{code} {n}" for code in ("ko", "el") for n in range(200) if n % 3 or code == "ko"]
-    file = tmp_path / "own.tsv"
-    file.write_text("\n".join(["language\tpositive\tnegative", *rows, rows[0]]), encoding="utf-8")
-    train, report = parallel.load(str(file), ["el", "ko"])
-    held_out, _ = parallel.load(str(file), ["el", "ko"], "held_out")
-    assert not {p.positive for s in train for p in s.pairs} & {p.positive for s in held_out for p in s.pairs}
-    assert report.left_out.get("repeated") == {"ko": 1} or report.left_out["not in the split train"]["ko"]
-    with pytest.raises(DataError, match="no parallel sentences in zh"):
-        parallel.load(str(file), ["el", "zh"])
 
 
 @pytest.mark.parametrize("task", ["sib200_kor_Hang", "SIB-200", "flores_en-ko", "belebele_kor_Hang"])
