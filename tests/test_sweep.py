@@ -599,6 +599,20 @@ def test_the_plan_is_chosen_on_development_splits(tmp_path: Path):
     Plan.parse(plan["steer"])
 
 
+def test_the_best_plans_have_controls_whatever_their_gamma(tmp_path: Path):
+    sweep(
+        given_settings(
+            "llama", tmp_path, gammas=("1", "2"), control_gammas=("9",), n_random=2, controls=True, limit=None
+        )
+    )
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    plans = summary[summary["control"].isna() & (summary["language"] == AVERAGE) & summary["condition"].notna()]
+    best = plans.loc[plans.groupby(["family", "kinds"])["change"].idxmax()]
+    assert len(best) == 4
+    assert (best["null_n"] == 2).all()
+    assert plans["null_n"].isna().any()
+
+
 def test_test_questions_choose_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     sweep(given_settings("llama", tmp_path))
     assert not (tmp_path / "plan.yaml").exists()

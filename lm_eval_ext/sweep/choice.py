@@ -61,6 +61,15 @@ def best_by_layer(summary: pd.DataFrame, kind: str, family: str, n: int = N_LAYE
     return [Plan.parse(name) for name in ordered["condition"].head(n)]
 
 
+def reported(summary: pd.DataFrame) -> list[Plan]:
+    """The plans of which something will be said: the best of each family and kind, and the chosen one."""
+    average = summary[(summary["language"] == AVERAGE) & summary["control"].isna() & (summary["condition"] != "")]
+    best = average.loc[average.groupby(["family", "kinds"], sort=False)["change"].idxmax(), "condition"].tolist()
+    axes = Axes.of(summary["family"].unique().tolist())
+    chosen = choose(summary, axes) if axes.transfer and axes.localization else None
+    return [Plan.parse(name) for name in dict.fromkeys([*best, *([chosen["steer"]] if chosen else [])])]
+
+
 def choose(summary: pd.DataFrame, axes: Axes) -> dict[str, Any] | None:
     """The pair with the largest sum of both average changes, with its numbers; None where there is no pair to choose from.
 

@@ -46,7 +46,10 @@ def sweep(
         typer.Option(help="Another language's vector and the sign turned for each plan.", rich_help_panel=_GRID),
     ] = True,
     control_gammas: Annotated[
-        str, typer.Option(help="Only plans of these strengths get controls; all if empty.", rich_help_panel=_GRID)
+        str,
+        typer.Option(
+            help="Only plans of these strengths get controls, and the best plans; all if empty.", rich_help_panel=_GRID
+        ),
     ] = "",
     languages: Annotated[
         str, typer.Option(help="Only questions in these languages, such as es,ko.", rich_help_panel=_TASKS)

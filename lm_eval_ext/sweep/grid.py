@@ -99,11 +99,20 @@ class Grid:
         return self._with_controls(plans)
 
     def _with_controls(self, plans: Iterable[Plan]) -> list[Condition]:
-        return [condition for plan in plans for condition in (Condition(plan, of=str(plan)), *self._controls(plan))]
+        return [
+            condition
+            for plan in plans
+            for condition in (
+                Condition(plan, of=str(plan)),
+                *(self.controls(plan) if self._is_controlled(plan) else []),
+            )
+        ]
 
-    def _controls(self, plan: Plan) -> list[Condition]:
-        if self.control_gammas and not all(term.gamma in self.control_gammas for term in plan.interventions):
-            return []
+    def _is_controlled(self, plan: Plan) -> bool:
+        return not self.control_gammas or all(term.gamma in self.control_gammas for term in plan.interventions)
+
+    def controls(self, plan: Plan) -> list[Condition]:
+        """What a plan is compared with."""
         found = [
             Condition(_changed(plan, control=f"random{seed}"), "random", str(plan)) for seed in range(self.n_random)
         ]

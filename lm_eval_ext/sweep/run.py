@@ -206,6 +206,9 @@ class Sweep:
         if self.settings.has_pairs:
             conditions = [*singles, *self._pairs(trees, singles, store)]
             self._run(engine, trees, conditions, store, processes, "Pairs")
+        if missing := self._missing_controls(trees, conditions, store):
+            conditions = [*conditions, *missing]
+            self._run(engine, trees, conditions, store, processes, "Controls of the best")
         return (conditions, trees, store) if processes.is_first else None
 
     def _run(
@@ -239,6 +242,16 @@ class Sweep:
             kind: best_by_layer(summary, kind, family, self.settings.pair_layers) for kind, family in families.items()
         }
         return self.grid()[0].pairs(best["en"], best["loc"])
+
+    def _missing_controls(self, trees: list[ScoredTree], conditions: list[Condition], store: Store) -> list[Condition]:
+        """The controls of the best plans that have none: what is reported is never reported alone."""
+        from lm_eval_ext.sweep.choice import reported
+
+        controlled = {condition.of for condition in conditions if condition.control}
+        plans = [condition for condition in conditions if condition.control is None]
+        summary = self._summary(self._items(trees, plans, store), plans)
+        best = [plan for plan in reported(summary) if str(plan) not in controlled]
+        return [control for plan in best for control in self.grid()[0].controls(plan)]
 
     def _items(self, trees: list[ScoredTree], conditions: Sequence[Condition], store: Store) -> pd.DataFrame:
         from tqdm import tqdm
