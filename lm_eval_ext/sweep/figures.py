@@ -45,34 +45,38 @@ def charts(summary: pd.DataFrame) -> list[Chart]:
 
 
 _BEST = (
-    "Average over all languages but English. Each kind at the {} of its largest average effect, which flatters: it was the "
-    "best of several on these questions. "
+    "Average over all languages but English. Each kind at the {} of its largest average effect (of those with controls all "
+    "along, where there are such), which flatters: it was the best of several on these questions. "
 )
 
 
 def _at_best(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows of one kind at the value of `column` with the largest change."""
-    best = rows[column].iloc[int(rows["change"].argmax())]
+    """The rows of one kind at the value of `column` with the largest change; one with controls in every row, if any has."""
+    controlled = rows.groupby(column)["null_low"].transform(lambda band: band.notna().all())
+    chosen = rows[controlled] if controlled.any() else rows
+    best = chosen[column].iloc[int(chosen["change"].argmax())]
     found: pd.DataFrame = rows[rows[column] == best]
     return found
 
 
 def _series(rows: pd.DataFrame, fixed: str) -> pd.DataFrame:
-    """Curves, and behind each the band of its random controls."""
-    names = [f"{kind}, {fixed} {value:g}" for kind, value in zip(rows["kinds"], rows[fixed], strict=True)]
-    curves = rows[["layer", "gamma", "change", "low", "high"]].assign(series=names, is_control=False)
-    banded = rows["null_low"].notna().to_numpy() if "null_low" in rows else [False] * len(rows)
+    """Curves, and behind each the band of its random controls, where all of its points have one."""
+    named = rows.assign(
+        series=[f"{kind}, {fixed} {value:g}" for kind, value in zip(rows["kinds"], rows[fixed], strict=True)]
+    )
+    curves = named[["series", "layer", "gamma", "change", "low", "high"]].assign(is_control=False)
+    banded = named[named.groupby("series")["null_low"].transform(lambda band: band.notna().all())]
     bands = pd.DataFrame(
         {
-            "layer": rows["layer"],
-            "gamma": rows["gamma"],
-            "change": (rows["null_low"] + rows["null_high"]) / 2,
-            "low": rows["null_low"],
-            "high": rows["null_high"],
-            "series": [f"random directions for {name}" for name in names],
+            "series": "random directions for " + banded["series"],
+            "layer": banded["layer"],
+            "gamma": banded["gamma"],
+            "change": (banded["null_low"] + banded["null_high"]) / 2,
+            "low": banded["null_low"],
+            "high": banded["null_high"],
             "is_control": True,
         }
-    )[banded]
+    )
     both: pd.DataFrame = pd.concat([curves, bands], ignore_index=True) if len(bands) else curves
     return both
 
