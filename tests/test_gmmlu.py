@@ -197,6 +197,23 @@ def test_dev_questions_are_pairs_for_the_en_vector_but_those_that_are_test_quest
     assert all(any("\u0600" <= letter <= "\u06ff" for letter in pair.negative) for pair in found.pairs[:20])
 
 
+def test_the_dev_task_asks_what_is_not_in_the_test_split(mirror: Path, task_manager: TaskManager) -> None:
+    task = task_manager.load(["gmmlu_dev_ar"])["tasks"]["gmmlu_dev_ar"]
+    asked, tested = task.test_docs(), gmmlu.load("ar")["test"]
+    assert 275 <= len(asked) < 285
+    assert not set(asked["id"]) & set(tested["id"])
+    english = {row["id"]: row["question"].strip() for row in gmmlu.documents("en", "dev")}
+    assert not {english[name] for name in asked["id"]} & {q.strip() for q in gmmlu.load("en")["test"]["question"]}
+
+
+def test_a_dev_question_is_no_example_of_itself(mirror: Path, task_manager: TaskManager) -> None:
+    task = task_manager.load(["gmmlu_dev_en"])["tasks"]["gmmlu_dev_en"]
+    for document in task.test_docs().select(range(0, 270, 30)):
+        assert task.fewshot_context(document, 4).count(document["question"].strip()) == 1
+    with pytest.raises(DataError, match=r"num_fewshot=5, .* has 4 other questions"):
+        task.fewshot_context(task.test_docs()[0], 5)
+
+
 def test_pairs_are_bound_by_the_sample_id(own: Path) -> None:
     write(own, row(sample_id="anatomy/dev/9"), row(sample_id="anatomy/dev/1", question="어디?"), split="dev")
     english = own / "gmmlu" / "en" / "dev.jsonl"
@@ -398,11 +415,13 @@ def test_unknown_language_and_subset_are_named_with_the_valid_ones() -> None:
         gmmlu.load("xx")
     with pytest.raises(DataError, match="'cs'; valid: all, CA, CS"):
         gmmlu.load("ko", subset="cs")
+    with pytest.raises(DataError, match="'dev2'; valid: test, dev"):
+        gmmlu.load("ko", split="dev2")
 
 
 def test_more_examples_than_the_subject_has_is_an_error(own: Path, task_manager: TaskManager) -> None:
     write(own, row())
     write(own, row(sample_id="anatomy/dev/0"), split="dev")
     task = task_manager.load(["gmmlu_ko"])["tasks"]["gmmlu_ko"]
-    with pytest.raises(DataError, match=r"num_fewshot=6, .* has 1 questions on anatomy"):
+    with pytest.raises(DataError, match=r"num_fewshot=6, .* has 1 other questions on anatomy"):
         task.fewshot_context(task.test_docs()[0], 6)

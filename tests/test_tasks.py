@@ -19,7 +19,7 @@ from lm_eval_ext.languages import LANGUAGES, NON_ENGLISH
 from lm_eval_ext.paths import tasks_dir
 
 GMMLU = ("gmmlu", "gmmlu_ca", "gmmlu_cs")
-SEVEN = (*GMMLU, "blend_decon", "blend_decon_dev", "blend_ctx")
+SEVEN = (*GMMLU, "gmmlu_dev", "blend_decon", "blend_decon_dev", "blend_ctx")
 SEVEN = (*SEVEN, "transfer_mini", "localization_mini", "localization_mini_ctx", "bmlama", "bmlama_dev")
 ABOUT = tuple(LANGUAGES[code].country for code in NON_ENGLISH)
 GROUPS = {name: tuple(LANGUAGES) for name in SEVEN} | {
@@ -110,7 +110,7 @@ def test_the_generator_repairs_and_clears_a_folder(tmp_path: Path) -> None:
 
 def test_the_harness_indexes_every_name_and_no_other(task_manager: TaskManager) -> None:
     assert sorted(task_manager.all_tasks) == sorted(NAMES)
-    assert len(NAMES) == 9 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35
+    assert len(NAMES) == 10 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35
 
 
 def lm_eval(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -38,24 +38,30 @@ COLUMNS = (
 logger = logging.getLogger(__name__)
 
 
-def load(language: str, subset: str = "all", **_: object) -> dict[str, Dataset]:
-    """The test split of a language as the harness asks for it (`custom_dataset`).
+def load(language: str, subset: str = "all", split: str = "test", **_: object) -> dict[str, Dataset]:
+    """A split of a language as the harness asks for it (`custom_dataset`, under the name `test`).
 
     All upstream columns are kept; `id`, `language`, `options` (list of four texts) and `gold` (index) are added.
 
     Args:
         language: one of the 42.
         subset: `all`, `CA` or `CS`; the last two hold annotated questions only.
+        split: `test`, or `dev` for choosing layers: without the questions that stand in the test split too.
 
     Raises:
         LanguageError: the language is not one of the 42.
-        DataError: the data is unreachable or not in the Global-MMLU schema, or the subset is unknown or empty.
+        DataError: the data is unreachable or not in the Global-MMLU schema, or the subset or split is unknown or empty.
     """
     from datasets import Dataset
 
     if subset not in SUBSETS:
         raise DataError(f"unknown Global-MMLU subset {subset!r}; valid: {', '.join(SUBSETS)}")
-    rows = documents(_code(language), "test")
+    if split not in ROWS:
+        raise DataError(f"unknown Global-MMLU split {split!r}; valid: {', '.join(ROWS)}")
+    rows = documents(_code(language), split)
+    if split == "dev":
+        untested = {row["id"] for row in _untested()}
+        rows = [row for row in rows if row["id"] in untested]
     if subset != "all":
         rows = [row for row in rows if row["is_annotated"] and row["cultural_sensitivity_label"] == subset]
         if not rows:
@@ -105,10 +111,11 @@ class SameSubject(ContextSampler):  # type: ignore[misc]  # the harness is untyp
             DataError: the subject has fewer (the release has five).
         """
         self.df = self.df or documents(eval_doc["language"], "dev")
-        examples = [row for row in self.df if row["subject"] == eval_doc["subject"]][:n]
+        others = (row for row in self.df if row["id"] != eval_doc["id"])  # a dev question is no example of itself
+        examples = [row for row in others if row["subject"] == eval_doc["subject"]][:n]
         if len(examples) < n:
             raise DataError(
-                f"num_fewshot={n}, but the Global-MMLU dev split has {len(examples)} questions "
+                f"num_fewshot={n}, but the Global-MMLU dev split has {len(examples)} other questions "
                 f"on {eval_doc['subject']} (the release: 5 per subject)"
             )
         return examples
@@ -123,13 +130,18 @@ def pairs(language: str) -> list[tuple[str, str]]:
         LanguageError: the language is not one of the 42.
         DataError: as `documents`, or the two dev splits share no question.
     """
-    evaluated = {row["question"].strip() for row in documents("en", "test")}
-    english = {row["id"]: text for row in documents("en", "dev") if (text := row["question"].strip()) not in evaluated}
+    english = {row["id"]: row["question"].strip() for row in _untested()}
     own = {row["id"]: row["question"].strip() for row in documents(_code(language), "dev")}
     shared = [(text, own[sample_id]) for sample_id, text in english.items() if sample_id in own]
     if not shared:
         raise DataError(f"the dev splits of {REPO} in en and {language} have no sample_id in common")
     return shared
+
+
+def _untested() -> list[dict[str, Any]]:
+    """The English dev questions that are not in the test split too."""
+    evaluated = {row["question"].strip() for row in documents("en", "test")}
+    return [row for row in documents("en", "dev") if row["question"].strip() not in evaluated]
 
 
 def _code(language: str) -> str:

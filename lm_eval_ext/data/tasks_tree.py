@@ -107,6 +107,7 @@ FAMILIES = (
     Family("gmmlu", "gmmlu", further=_FURTHER_GMMLU),
     Family("gmmlu_ca", "gmmlu", further=_FURTHER_GMMLU, options={"subset": "CA"}),
     Family("gmmlu_cs", "gmmlu", further=_FURTHER_GMMLU, options={"subset": "CS"}),
+    Family("gmmlu_dev", "gmmlu", options={"split": "dev"}),
     _blend("blend_decon"),
     _blend("blend_decon_dev", split="dev2"),
     _blend("blend_decon_core", per_language(*NON_ENGLISH), subset="core"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.plane.runs import Run
 
 _CLOZE = "_cloze"
-TRANSFER = ("transfer_mini", "gmmlu", "gmmlu_ca", "gmmlu_cs", "bmlama", "bmlama_dev")
+TRANSFER = ("transfer_mini", "gmmlu", "gmmlu_ca", "gmmlu_cs", "gmmlu_dev", "bmlama", "bmlama_dev")
 LOCALIZATION = (
     "localization_mini",
     "localization_mini_ctx",
