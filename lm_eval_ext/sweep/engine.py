@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lm_eval_ext.steering.vectors import VectorSet
-    from lm_eval_ext.sweep.forward import Base, TreeModel, Values
+    from lm_eval_ext.sweep.forward import TreeModel, Values
     from lm_eval_ext.sweep.questions import ScoredTree
     from lm_eval_ext.sweep.store import Store
 
@@ -31,6 +31,9 @@ MEMORY_GIB = 2.0
 
 #: Copies of a prompt's end side by side hold at most so many tokens: each of them is masked against all.
 _MAX_SIDE_BY_SIDE = 128
+
+#: Fewer tokens than these do not keep a processor busy: ends of prompts are then joined over layers.
+_ENOUGH_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -122,26 +125,24 @@ class SharedEngine:
         batch = Batch([tree.tree for tree in trees])
         normalise = [tree.normalised for tree in trees]
         languages = [tree.language for tree in trees]
-        groups: dict[int, dict[bool, list[Condition]]] = defaultdict(lambda: defaultdict(list))
+        by_layer: dict[int, list[Condition]] = defaultdict(list)
         for condition in conditions:
             if condition.name != UNSTEERED:
-                groups[condition.first_layer(self._n_layers)][condition.is_last_only].append(condition)
-        for layers in self._layers_at_a_time(batch, sorted(groups)):
-            keep_past = any(True in groups[layer] for layer in layers)
+                by_layer[condition.first_layer(self._n_layers)].append(condition)
+        for layers in self._layers_at_a_time(batch, sorted(by_layer)):
+            steered = [(layer, condition) for layer in layers for condition in by_layer[layer]]
+            keep_past = any(condition.is_last_only for _, condition in steered)
             base = self._model.base(batch, layers, keep_past=keep_past, normalise=normalise)
             yield [(UNSTEERED, tree.key, values) for tree, values in zip(trees, base.values, strict=True)]
-            for layer in layers:
-                for last_only, group in groups[layer].items():
-                    run = self._model.ends if last_only else self._model.whole
-                    for chunk in self._chunks(base, group, last_only):
-                        tables = [self._table(condition.name) for condition in chunk]
-                        found = run(base, layer, tables, languages, normalise)
-                        yield [
-                            (condition.name, tree.key, values)
-                            for condition, by_tree in zip(chunk, found, strict=True)
-                            for tree, values in zip(trees, by_tree, strict=True)
-                        ]
-                del base.streams[layer]
+            for layer, chunk in self._chunks(batch, steered):
+                run = self._model.ends if chunk[0].is_last_only else self._model.whole
+                tables = [self._table(condition.name) for condition in chunk]
+                found = run(base, layer, tables, languages, normalise)
+                yield [
+                    (condition.name, tree.key, values)
+                    for condition, by_tree in zip(chunk, found, strict=True)
+                    for tree, values in zip(trees, by_tree, strict=True)
+                ]
 
     def _layers_at_a_time(self, batch: Batch, layers: list[int]) -> Iterator[list[int]]:
         """Layers whose residual streams fit the budget together: all of them, or as many as do."""
@@ -155,16 +156,30 @@ class SharedEngine:
         for at in range(0, len(layers), room):
             yield layers[at : at + room]
 
-    def _chunks(self, base: Base, conditions: list[Condition], last_only: bool) -> Iterator[list[Condition]]:
-        rows, width = len(base.batch.trees), base.batch.width
-        block = 1 + base.batch.nodes
-        if last_only:
-            size = min(self._budget.tokens // (rows * block), max(1, _MAX_SIDE_BY_SIDE // block))
-        else:
-            size = self._budget.tokens // (rows * (width + base.batch.nodes))
-        size = max(1, size)
-        for at in range(0, len(conditions), size):
-            yield conditions[at : at + size]
+    def _chunks(self, batch: Batch, conditions: list[tuple[int, Condition]]) -> Iterator[tuple[int, list[Condition]]]:
+        """Conditions of one forward, and the layer to go on from, given each with its first steered layer, in order.
+
+        Of those that recompute whole prompts, conditions of the same layer. Ends of prompts are few tokens: conditions of
+        several layers make one forward, that of the lowest, up to which the others are what the unsteered one is.
+        """
+        rows, block = len(batch.trees), 1 + batch.nodes
+        most = {
+            False: self._budget.tokens // (rows * (batch.width + batch.nodes)),
+            True: min(self._budget.tokens // (rows * block), _MAX_SIDE_BY_SIDE // block),
+        }
+        for last_only, size in most.items():
+            start, chunk = 0, list[Condition]()
+            for layer, condition in conditions:
+                if condition.is_last_only is not last_only:
+                    continue
+                enough = not last_only or len(chunk) * rows * block >= _ENOUGH_TOKENS
+                if chunk and (len(chunk) >= size or (layer > start and enough)):
+                    yield start, chunk
+                    chunk = []
+                start = start if chunk else layer
+                chunk.append(condition)
+            if chunk:
+                yield start, chunk
 
 
 class SeparateEngine:
