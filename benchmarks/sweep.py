@@ -72,7 +72,7 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
     from lm_eval_ext.sweep.engine import MAX_TOKENS, MEMORY_GIB, Budget, SharedEngine
-    from lm_eval_ext.sweep.forward import TreeModel
+    from lm_eval_ext.sweep.forward import SweepModel
     from lm_eval_ext.sweep.grid import Condition
     from lm_eval_ext.sweep.questions import Questions
     from lm_eval_ext.sweep.store import Store
@@ -103,7 +103,7 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     def sweep() -> float:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder), {"model": "benchmark"})
-            engine = SharedEngine(TreeModel(lm.model), vector_set, n_layers, budget)
+            engine = SharedEngine(SweepModel(lm.model), vector_set, n_layers, budget)
             start = time.perf_counter()
             conditions = [Condition(Plan()), *(Condition(Plan.parse(name)) for name in names)]
             engine.run(trees, conditions, store, lambda done: None)

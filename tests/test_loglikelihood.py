@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import tiny
@@ -16,6 +17,7 @@ from lm_eval_ext.errors import ModelError
 from lm_eval_ext.models import budget, head, prefixes
 from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
 from lm_eval_ext.models.steered_hf import SteeredHFLM
+from lm_eval_ext.models.tree_model import TreeModel
 from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.steering.injection import Injector, SteeringTable
 from lm_eval_ext.steering.plan import Plan
@@ -154,13 +156,39 @@ def test_options_share_their_prompt() -> None:
     options = [
         len(tokenizer(question + option).input_ids) - len(tokenizer(question).input_ids) for question, option in pairs
     ]
-    counted = costs(pairs, 1)
-    assert counted.tokens[0] == 1  # one token, once, asks the model whether its state can be shared
+    model = tiny.steered("llama", batch_size=1)
+    ask(model, PAIRS["options"][:5])  # the model is asked once whether it can be run by trees
+    counted = Costs(model.model)
+    ask(model, pairs)
     multiple = sum(n - 1 for n in options if n > 1)
-    assert sum(counted.tokens[1:]) <= sum(prompts) + 2 * multiple + len(pairs)
-    assert sum(counted.tokens[1:]) < 0.6 * sum(p + o for p, o in zip(prompts * 5, options, strict=False))
+    assert len(counted.tokens) == len(QUESTIONS)
+    assert sum(counted.tokens) <= sum(prompts) + multiple
+    assert sum(counted.tokens) < 0.6 * sum(p + o for p, o in zip(prompts * 5, options, strict=False))
+
+
+def test_options_follow_their_prompt_where_a_model_takes_no_trees(caplog: pytest.LogCaptureFixture) -> None:
+    expected = ask(tiny.steered("llama"), PAIRS["options"])
+    model = tiny.steered("llama", batch_size=2)
+    counted = Costs(model.model)
+    with mock.patch.object(TreeModel, "check", return_value="it counts positions itself"), caplog.at_level("INFO"):
+        assert_same(ask(model, PAIRS["options"]), expected)
+    assert "scored after their prompts, not together with them: it counts positions itself" in caplog.text
+    assert counted.tokens[0] == 1  # one token, once, asks the model whether its state can be shared
     # The head: one position for each prompt, and one for each token but the first of each option.
-    assert sum(counted.positions[1:]) == len(QUESTIONS) + multiple
+    tokenizer = tiny.load_tokenizer("llama")
+    lengths = [
+        len(tokenizer(text + option).input_ids) - len(tokenizer(text).input_ids) for text, option in PAIRS["options"]
+    ]
+    assert sum(counted.positions[1:]) == len(QUESTIONS) + sum(n - 1 for n in lengths if n > 1)
+
+
+def test_many_options_become_several_rows() -> None:
+    """As those of all questions after an empty prompt."""
+    pairs = [("", f" {word} {number}") for number, word in enumerate(tiny.TEXTS["en"].split() * 3)]
+    model = tiny.steered("llama", batch_size="auto")
+    counted = Costs(model.model)
+    assert_same(ask(model, pairs), ask(tiny.hf("llama"), pairs))
+    assert len(counted.tokens) > 3
 
 
 def test_a_single_continuation_is_one_forward_without_a_cache() -> None:
@@ -182,12 +210,11 @@ def test_priors_are_computed_once_per_option_and_language(steer: str, rows: int)
     assert len(set(found)) == rows
 
 
-@pytest.mark.parametrize("kind", ["letters", "options"])
-def test_prompts_need_no_mask(kind: str) -> None:
+def test_prompts_of_letters_need_no_mask() -> None:
     model = tiny.steered("llama", batch_size=64)
     seen: list[Any] = []
     model.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
-    ask(model, PAIRS[kind])
+    ask(model, PAIRS["letters"])
     (prompts,) = [kwargs for kwargs in seen if kwargs["input_ids"].shape[0] == len(QUESTIONS)]
     assert not {"attention_mask", "position_ids"} & set(prompts)
 

@@ -27,19 +27,19 @@ from typer.testing import CliRunner
 
 from lm_eval_ext.cli import app
 from lm_eval_ext.errors import ModelError, ResultsError, UserError
+from lm_eval_ext.models.trees import PROMPT, Aligned, Batch, Packed, Tree
 from lm_eval_ext.steering.injection import SteeringTable
 from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.sweep import forward, questions
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.engine import Budget, SharedEngine
 from lm_eval_ext.sweep.fingerprint import weights_fingerprint
-from lm_eval_ext.sweep.forward import TreeModel
+from lm_eval_ext.sweep.forward import SweepModel
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition, Grid
 from lm_eval_ext.sweep.run import Sweep
 from lm_eval_ext.sweep.settings import Settings
 from lm_eval_ext.sweep.store import Store
 from lm_eval_ext.sweep.summary import AVERAGE
-from lm_eval_ext.sweep.trees import PROMPT, Batch, Tree, batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,9 +164,10 @@ def test_trees_equal_plain_forwards(family: str, position: str):
     vectors = tiny.vector_set(family)
     plans = [f"en@1:2/{position}", f"loc@1:-1/{position}+en@2:1/{position}", f"loc~other@1:1/{position}+loc@3:2/last"]
     tables = [SteeringTable.build(Plan.parse(plan), vectors, tiny.LAYERS) for plan in plans]
-    shared = TreeModel(model)
-    base = shared.base(Batch(trees), [1], keep_past=True, normalise=[True] * len(trees))
-    run = shared.ends if position == "last" else shared.whole
+    shared = SweepModel(model)
+    ends = position == "last"
+    base = shared.base((Aligned if ends else Packed)(trees), [1], keep_past=ends, normalise=[True] * len(trees))
+    run = shared.ends if ends else shared.whole
     found = run(base, 1, tables, languages, [True] * len(trees))
     for table, by_tree in zip(tables, found, strict=True):
         for tree, language, values in zip(trees, languages, by_tree, strict=True):
@@ -200,9 +201,9 @@ def _by_hand(model: Any, table: SteeringTable, language: str, prompt: tuple[int,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_letters_differ_as_log_likelihoods_do(family: str):
-    model, trees = TreeModel(tiny.load(family)), [Tree.grow((3, 4, 5, 6), [(7,), (8,), (9,)])]
-    (normalised,) = model.base(Batch(trees), [], keep_past=False, normalise=[True]).values
-    (plain,) = model.base(Batch(trees), [], keep_past=False, normalise=[False]).values
+    model, trees = SweepModel(tiny.load(family)), [Tree.grow((3, 4, 5, 6), [(7,), (8,), (9,)])]
+    (normalised,) = model.base(Packed(trees), [], keep_past=False, normalise=[True]).values
+    (plain,) = model.base(Packed(trees), [], keep_past=False, normalise=[False]).values
     assert [b - a for a, b in zip(plain, normalised, strict=True)] == pytest.approx([normalised[0] - plain[0]] * 3)
 
 
@@ -223,14 +224,41 @@ def test_a_tree_holds_every_continuation(prompt: list[int], options: list[list[i
             assert bool(tree.lineage[child, parent])
 
 
-@given(shapes=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 40)), max_size=40), budget=st.integers(1, 400))
-def test_batches_keep_their_budget(shapes: list[tuple[int, int]], budget: int):
+SHAPES = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 40)), max_size=40)
+
+
+@pytest.mark.parametrize("form", [Aligned, Packed])
+@given(shapes=SHAPES, budget=st.integers(1, 400))
+def test_batches_keep_their_budget(form: type[Batch], shapes: list[tuple[int, int]], budget: int):
     trees = [Tree((2,) * prompt, (3,) * nodes, (PROMPT,) * nodes, ()) for prompt, nodes in shapes]
-    found = batches(trees, budget)
+    found = form.divide(trees, budget)
     assert sorted(index for batch in found for index in batch) == list(range(len(trees)))
     for batch in found:
-        held = Batch([trees[index] for index in batch])
-        assert len(batch) == 1 or (held.width + held.nodes) * len(batch) <= budget
+        own = [trees[index] for index in batch]
+        tokens = Aligned(own).whole.ids.numel() if form is Aligned else sum(map(len, own))
+        assert len(batch) == 1 or tokens <= budget
+
+
+@given(shapes=SHAPES.filter(bool))
+def test_packed_trees_share_rows_and_see_only_themselves(shapes: list[tuple[int, int]]):
+    trees = [
+        Tree((2 + k,) * prompt, (2 + k,) * nodes, (PROMPT, *range(nodes - 1))[:nodes], ())
+        for k, (prompt, nodes) in enumerate(shapes)
+    ]
+    batch = Packed(trees)
+    layout, length = batch.whole, max(len(tree) for tree in trees)
+    held = layout.ids > 0
+    assert int(held.sum()) == sum(len(tree) for tree in trees)
+    assert torch.equal(layout.ids[held], 2 + batch.owner[held])
+    assert layout.ids.shape[1] <= max(128, length)
+    rows, queries, keys = layout.visible.nonzero(as_tuple=True)
+    assert torch.equal(layout.ids[rows, queries], layout.ids[rows, keys])
+    # A chain after a prompt is a text: each token sees as many as its place says.
+    assert torch.equal(layout.visible.sum(-1)[held], layout.positions[held] + 1)
+    assert int(batch.prompt.sum()) == sum(len(tree.prompt) for tree in trees)
+    assert int(batch.last.sum()) == len(trees)
+    if sum(len(tree) for tree in trees) > 4 * 128:
+        assert int(held.sum()) > 0.6 * held.numel()
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
@@ -248,10 +276,10 @@ def test_layers_below_are_not_run_again(tmp_path: Path):
     ]
     scored = [_scored(tree, language) for tree, language in zip(trees, languages, strict=True)]
     store = Store(tmp_path, {"model": "a"})
-    engine = SharedEngine(TreeModel(model), vectors, tiny.LAYERS, Budget(100_000, 2**30))
+    engine = SharedEngine(SweepModel(model), vectors, tiny.LAYERS, Budget(100_000, 2**30))
     engine.run(scored, conditions, store, lambda done: None)
-    assert calls[:3] == [1, 1, 1]
-    assert 1 < calls[3] < 5  # the conditions of a position together
+    assert calls[:3] == [2, 2, 2]  # once for each form of batch
+    assert calls[3] == 4  # the conditions of a position together
 
 
 def _scored(tree: Tree, language: str) -> questions.ScoredTree:
@@ -271,7 +299,7 @@ def test_budgets_change_nothing_but_the_cost(tokens: int, memory: int, tmp_path:
     cells = []
     for name, budget in (("asked", Budget(tokens, memory)), ("reference", Budget(4096, 2**30))):
         store = Store(tmp_path / name, {"model": "a"})
-        SharedEngine(TreeModel(model), tiny.vector_set("gemma3"), tiny.LAYERS, budget).run(
+        SharedEngine(SweepModel(model), tiny.vector_set("gemma3"), tiny.LAYERS, budget).run(
             scored, conditions, store, lambda done: None
         )
         cells.append([store.get(c.name, t.key) for c in conditions for t in scored])
@@ -283,7 +311,7 @@ def test_budgets_change_nothing_but_the_cost(tokens: int, memory: int, tmp_path:
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()]
 )
 def test_running_out_of_memory_halves_the_batch(error: Exception, tmp_path: Path):
-    model, (trees, languages) = TreeModel(tiny.load("llama")), trees_of("llama")
+    model, (trees, languages) = SweepModel(tiny.load("llama")), trees_of("llama")
     scored = [_scored(tree, language) for tree, language in zip(trees, languages, strict=True)]
     conditions = [Condition(Plan.parse(plan)) for plan in ("", "en@0:2/last", "loc@1:1/prompt")]
     run, rows = model.base, []
@@ -304,7 +332,7 @@ def test_running_out_of_memory_halves_the_batch(error: Exception, tmp_path: Path
 
 
 def test_an_error_that_is_not_about_memory_is_not_hidden(tmp_path: Path):
-    model, (trees, languages) = TreeModel(tiny.load("llama")), trees_of("llama")
+    model, (trees, languages) = SweepModel(tiny.load("llama")), trees_of("llama")
     scored = [_scored(tree, language) for tree, language in zip(trees, languages, strict=True)]
     with (
         mock.patch.object(model, "base", side_effect=RuntimeError("shapes")),
@@ -317,7 +345,7 @@ def test_an_error_that_is_not_about_memory_is_not_hidden(tmp_path: Path):
 
 def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     expected = sweep(given_settings("llama", tmp_path / "shared"))
-    with mock.patch.object(forward.TreeModel, "check", return_value="its layers are of the type mamba"):
+    with mock.patch.object(forward.SweepModel, "check", return_value="its layers are of the type mamba"):
         found = sweep(given_settings("llama", tmp_path / "separate"))
     assert "its layers are of the type mamba; every condition is computed in full" in capfd.readouterr().err
     assert found["acc"].tolist() == expected["acc"].tolist()
@@ -325,10 +353,10 @@ def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Pat
 
 
 def test_the_check_finds_a_mask_that_is_ignored():
-    model = TreeModel(tiny.load("llama"))
+    model = SweepModel(tiny.load("llama"))
     (tree,), _ = trees_of("llama", n=1)
     assert model.check(tree) is None
-    with mock.patch.object(TreeModel, "_mask", return_value=None):
+    with mock.patch.object(SweepModel, "_mask", return_value=None):
         assert "differ" in str(model.check(tree))
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: Tokens of a forward beyond which more of them are no quicker, on a CPU and on anything else (our defaults; on the CPU
 #: measured with Gemma 3 270M: twice as many cost more in padding than the matrix products gain).
-CPU_TOKENS, DEVICE_TOKENS = 768, 16384
+CPU_TOKENS, DEVICE_TOKENS = 1024, 16384
 
 #: Share of the free memory that a forward may take.
 MEMORY_SHARE = 0.4

@@ -22,18 +22,28 @@ Token = tuple[float, bool]
 
 
 def log_probabilities(logits: Tensor, places: list[int], tokens: list[int], dtype: torch.dtype) -> list[Token]:
-    """Of each token at its place among the positions of `logits` [positions, vocabulary]; waits for the device once.
+    """Of each token at its place among the positions of `logits` [positions, vocabulary]; waits for the device once."""
+    if not tokens:
+        return []
+    place, token = torch.tensor([places, tokens]).to(logits.device, non_blocking=True)
+    return as_tokens([scores(logits, place, token, dtype)])
+
+
+def scores(logits: Tensor, place: Tensor, token: Tensor, dtype: torch.dtype) -> Tensor:
+    """[2, tokens] in `dtype`: the log-probability of each token at its place, and 1 where no other is likelier.
 
     A token is the best if the harness's argmax would choose it, the first of equals: so does `max`, several times faster
     than argmax in half precision.
     """
-    if not tokens:
-        return []
-    place, token = torch.tensor([places, tokens]).to(logits.device, non_blocking=True)
     best = logits.max(-1).indices
     values = logits[place, token].to(dtype) - normaliser(logits, dtype)[place]
-    found, hits = torch.stack([values, (best[place] == token).to(dtype)]).tolist()
-    return list(zip(found, map(bool, hits), strict=True))
+    return torch.stack([values, (best[place] == token).to(dtype)])
+
+
+def as_tokens(parts: list[Tensor]) -> list[Token]:
+    """What `scores` gives, side by side; waits for the device."""
+    values, hits = torch.cat(parts, dim=1).tolist()
+    return list(zip(values, map(bool, hits), strict=True))
 
 
 def normaliser(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

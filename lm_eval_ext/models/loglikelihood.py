@@ -22,6 +22,9 @@ from lm_eval_ext.models.budget import Budget, RowCost, out_of_memory
 from lm_eval_ext.models.head import ScoredPositions, Token, log_probabilities
 from lm_eval_ext.models.keys_values import KeysValues, Span, can_be_shared
 from lm_eval_ext.models.prefixes import shared_prefixes
+from lm_eval_ext.models.products import fast_products
+from lm_eval_ext.models.tree_model import SteeredTokens, TreeModel
+from lm_eval_ext.models.trees import Packed, Tree, parts
 from lm_eval_ext.steering.injection import Injector, OptionTokens, ScoredTokens, Tokens
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ PaddingSide = Literal["left", "right"]
 
 #: Option rows per forward for each prompt of a given batch size: options are short, their prompts' keys and values are not.
 OPTIONS_PER_PROMPT = 4
+
+#: Longest prompt that is run in one row with its options: masks grow with the square of a row (our default).
+MAX_TREE_PROMPT = 512
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +100,12 @@ class _Row:
         """Positions at the end of the row whose logits are needed."""
         return max((len(target) for _, target in self.targets), default=0)
 
+    def trees(self) -> Iterator[tuple[list[Request], Tree]]:
+        """The prompt with its branches, as trees."""
+        by_continuation = {request.continuation: request for request, _ in self.targets}
+        for part in parts(self.tokens, list(by_continuation)):
+            yield [by_continuation[continuation] for continuation in part], Tree.grow(self.tokens, part)
+
 
 class Scorer:
     """Scores requests with one model.
@@ -125,6 +137,8 @@ class Scorer:
         self._max_rows = max_rows
         self._budget = Budget()
         self._head = ScoredPositions(model)
+        self._asked_for_trees = False
+        self._trees: TreeModel | None = None
 
     def score(
         self,
@@ -146,7 +160,7 @@ class Scorer:
         cost = self._cost_from_memory if batch_size is None else RowCost(batch_size)
         prompts = self._prompts(dict.fromkeys(requests))
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), fast_products(self.model.get_input_embeddings().weight):
                 for found in self._run(prompts, cost):
                     done = {request: Score.of(tokens) for request, tokens in found.items()}
                     scores.update(done)
@@ -168,6 +182,18 @@ class Scorer:
     @cached_property
     def _shares(self) -> bool:
         return can_be_shared(self.model)
+
+    def _tree_model(self, prompts: list[_Row]) -> TreeModel | None:
+        """For prompts with all their options in one row; None if the model cannot, asked once with one of `prompts`."""
+        if not self._asked_for_trees:
+            model = TreeModel(self.model, self.softmax_dtype)
+            reason = model.check(min((tree for row in prompts for _, tree in row.trees()), key=len))
+            if reason is None:
+                self._trees = model
+            else:
+                log.info("Options are scored after their prompts, not together with them: %s", reason)
+            self._asked_for_trees = True
+        return self._trees
 
     # What to run ------------------------------------------------------------------------------------------------------
 
@@ -233,6 +259,10 @@ class Scorer:
     def _run(self, prompts: list[_Row], cost: RowCost) -> Iterator[_Found]:
         """Every prompt, batch by batch."""
         alone, shared = self._prefixes(prompts)
+        together = [row for row in alone if row.branches and len(row.tokens) <= MAX_TREE_PROMPT]
+        if together and (trees := self._tree_model(together)):
+            yield from self._run_trees(trees, together, cost)
+            alone = [row for row in alone if not row.branches or len(row.tokens) > MAX_TREE_PROMPT]
 
         def prompt_cost(row: _Row) -> float:
             options = max((len(begun) for begun in row.branches), default=0)
@@ -254,6 +284,24 @@ class Scorer:
             run = partial(self._run_prompts, before=past, cost=cost)
             for _, found in self._budget.run(followers, prompt_cost, run):
                 yield found
+
+    def _run_trees(self, model: TreeModel, prompts: list[_Row], cost: RowCost) -> Iterator[_Found]:
+        """Prompts with all their options, several in a row."""
+
+        def run(items: list[tuple[int, list[Request], Tree]]) -> _Found:
+            batch = Packed([tree for *_, tree in items])
+            rows = torch.tensor([row for row, *_ in items])[batch.owner]
+            with self.injector.batch(rows, SteeredTokens(batch.prompt, batch.last)):
+                scores = model.score(batch)
+            return {
+                request: tokens
+                for (_, requests, _), by_tree in zip(items, scores, strict=True)
+                for request, tokens in zip(requests, by_tree, strict=True)
+            }
+
+        items = [(prompt.row, *tree) for prompt in prompts for tree in prompt.trees()]
+        for _, found in self._budget.run(items, lambda item: cost(len(item[-1]), 0), run):
+            yield found
 
     def _run_prompts(self, rows: list[_Row], before: KeysValues | None, cost: RowCost) -> _Found:
         """Scores of all requests of some prompts; first tokens from the prompts' forward, the others from short ones."""

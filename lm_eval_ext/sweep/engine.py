@@ -11,9 +11,9 @@ from accelerate.utils.memory import clear_device_cache
 
 from lm_eval_ext.models.budget import out_of_memory
 from lm_eval_ext.models.loglikelihood import Request, Scorer
+from lm_eval_ext.models.trees import Aligned, Batch, Packed
 from lm_eval_ext.steering.injection import Injector, SteeringTable
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition
-from lm_eval_ext.sweep.trees import Batch, batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lm_eval_ext.steering.vectors import VectorSet
-    from lm_eval_ext.sweep.forward import TreeModel, Values
+    from lm_eval_ext.sweep.forward import SweepModel, Values
     from lm_eval_ext.sweep.questions import ScoredTree
     from lm_eval_ext.sweep.store import Store
 
@@ -33,7 +33,7 @@ MEMORY_GIB = 2.0
 _MAX_SIDE_BY_SIDE = 128
 
 #: Fewer tokens than these do not keep a processor busy: ends of prompts are then joined over layers.
-_ENOUGH_TOKENS = 512
+_ENOUGH_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class SharedEngine:
         budget: halved when memory runs out.
     """
 
-    def __init__(self, model: TreeModel, vectors: VectorSet, n_layers: int, budget: Budget) -> None:
+    def __init__(self, model: SweepModel, vectors: VectorSet, n_layers: int, budget: Budget) -> None:
         self._model = model
         self._n_layers = n_layers
         self._budget = budget
@@ -91,12 +91,14 @@ class SharedEngine:
         progress: Callable[[int], object],
     ) -> None:
         """See `Engine.run`."""
-        pending = [tree for tree in trees if _missing([tree], conditions, store)]
-        for indices in batches([tree.tree for tree in pending], self._budget.tokens):
-            self._batch([pending[index] for index in indices], conditions, store, progress)
+        for form, own in _by_form(conditions).items():
+            pending = [tree for tree in trees if _missing([tree], own, store)]
+            for indices in form.divide([tree.tree for tree in pending], self._budget.tokens):
+                self._batch(form, [pending[index] for index in indices], own, store, progress)
 
     def _batch(
         self,
+        form: type[Batch],
         trees: Sequence[ScoredTree],
         conditions: Sequence[Condition],
         store: Store,
@@ -104,7 +106,7 @@ class SharedEngine:
     ) -> None:
         """One batch; in halves where memory does not suffice."""
         try:
-            for cells in self._cells(trees, _missing(trees, conditions, store)):
+            for cells in self._cells(form, trees, _missing(trees, conditions, store)):
                 progress(sum(store.get(condition, tree) is None for condition, tree, _ in cells))
                 store.write(cells)
             return
@@ -117,12 +119,12 @@ class SharedEngine:
         half = (len(trees) + 1) // 2
         for part in (trees[:half], trees[half:]):
             if part:
-                self._batch(part, conditions, store, progress)
+                self._batch(form, part, conditions, store, progress)
 
     def _cells(
-        self, trees: Sequence[ScoredTree], conditions: Sequence[Condition]
+        self, form: type[Batch], trees: Sequence[ScoredTree], conditions: Sequence[Condition]
     ) -> Iterator[list[tuple[str, str, Values]]]:
-        batch = Batch([tree.tree for tree in trees])
+        batch = form([tree.tree for tree in trees])
         normalise = [tree.normalised for tree in trees]
         languages = [tree.language for tree in trees]
         by_layer: dict[int, list[Condition]] = defaultdict(list)
@@ -130,12 +132,10 @@ class SharedEngine:
             if condition.name != UNSTEERED:
                 by_layer[condition.first_layer(self._n_layers)].append(condition)
         for layers in self._layers_at_a_time(batch, sorted(by_layer)):
-            steered = [(layer, condition) for layer in layers for condition in by_layer[layer]]
-            keep_past = any(condition.is_last_only for _, condition in steered)
-            base = self._model.base(batch, layers, keep_past=keep_past, normalise=normalise)
+            base = self._model.base(batch, layers, keep_past=isinstance(batch, Aligned), normalise=normalise)
             yield [(UNSTEERED, tree.key, values) for tree, values in zip(trees, base.values, strict=True)]
-            for layer, chunk in self._chunks(batch, steered):
-                run = self._model.ends if chunk[0].is_last_only else self._model.whole
+            run = self._model.ends if form is Aligned else self._model.whole
+            for layer, chunk in self._chunks(batch, {layer: by_layer[layer] for layer in layers}):
                 tables = [self._table(condition.name) for condition in chunk]
                 found = run(base, layer, tables, languages, normalise)
                 yield [
@@ -149,37 +149,34 @@ class SharedEngine:
         if not layers:
             yield []
             return
-        tokens = len(batch.trees) * (batch.width + batch.nodes)
+        tokens = batch.whole.ids.numel()
         for_past, for_layer = self._model.bytes_per_token(0), self._model.bytes_per_token(1)
         each = max(1, (for_layer - for_past) * tokens)
         room = max(1, (self._budget.memory - for_past * tokens) // each)
         for at in range(0, len(layers), room):
             yield layers[at : at + room]
 
-    def _chunks(self, batch: Batch, conditions: list[tuple[int, Condition]]) -> Iterator[tuple[int, list[Condition]]]:
-        """Conditions of one forward, and the layer to go on from, given each with its first steered layer, in order.
+    def _chunks(self, batch: Batch, conditions: dict[int, list[Condition]]) -> Iterator[tuple[int, list[Condition]]]:
+        """Conditions of one forward, and the layer to go on from, given those of each first steered layer, in order.
 
-        Of those that recompute whole prompts, conditions of the same layer. Ends of prompts are few tokens: conditions of
-        several layers make one forward, that of the lowest, up to which the others are what the unsteered one is.
+        Those that recompute whole prompts go with others of the same layer. Ends of prompts are few tokens: conditions of
+        several layers make one forward from the lowest on, up to their own layer the same as the unsteered one.
         """
-        rows, block = len(batch.trees), 1 + batch.nodes
-        most = {
-            False: self._budget.tokens // (rows * (batch.width + batch.nodes)),
-            True: min(self._budget.tokens // (rows * block), _MAX_SIDE_BY_SIDE // block),
-        }
-        for last_only, size in most.items():
-            start, chunk = 0, list[Condition]()
-            for layer, condition in conditions:
-                if condition.is_last_only is not last_only:
-                    continue
-                enough = not last_only or len(chunk) * rows * block >= _ENOUGH_TOKENS
-                if chunk and (len(chunk) >= size or (layer > start and enough)):
+        size, enough = self._budget.tokens // batch.whole.ids.numel(), 0
+        if isinstance(batch, Aligned):
+            block = 1 + batch.nodes
+            tokens = len(batch.trees) * block
+            size, enough = min(self._budget.tokens // tokens, _MAX_SIDE_BY_SIDE // block), _ENOUGH_TOKENS // tokens
+        start, chunk = 0, list[Condition]()
+        for layer, own in conditions.items():
+            for condition in own:
+                if chunk and (len(chunk) >= size or (layer > start and len(chunk) >= enough)):
                     yield start, chunk
                     chunk = []
                 start = start if chunk else layer
                 chunk.append(condition)
-            if chunk:
-                yield start, chunk
+        if chunk:
+            yield start, chunk
 
 
 class SeparateEngine:
@@ -232,6 +229,15 @@ def _score(
     values = iter(score.log_likelihood for score in scorer.score(requests))
     for tree in trees:
         yield condition, tree.key, [next(values) for _ in tree.tree.targets]
+
+
+def _by_form(conditions: Sequence[Condition]) -> dict[type[Batch], list[Condition]]:
+    """Conditions that steer nothing but last tokens need aligned batches; the unsteered one goes with any."""
+    found: dict[type[Batch], list[Condition]] = defaultdict(list)
+    for condition in sorted(conditions, key=lambda condition: condition.name == UNSTEERED):
+        form = Aligned if condition.is_last_only else Packed
+        found[next(iter(found), Packed) if condition.name == UNSTEERED else form].append(condition)
+    return found
 
 
 def _missing(trees: Sequence[ScoredTree], conditions: Sequence[Condition], store: Store) -> list[Condition]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext import harness
 from lm_eval_ext.errors import DataError, LanguageError, ModelError, UserError
 from lm_eval_ext.models.language import request_language
+from lm_eval_ext.models.trees import Tree, parts
 from lm_eval_ext.plane.results import question_id
 from lm_eval_ext.sweep.store import tree_key
-from lm_eval_ext.sweep.trees import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from lm_eval_ext.models.loglikelihood import Request
-
-#: Most nodes of one tree: a prompt with many continuations (the empty one, for mutual information) becomes several.
-MAX_NODES = 96
 
 #: Scores that need the options' log-likelihoods without a question.
 PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
@@ -193,7 +190,7 @@ class Questions:
                 key=tree_key(prompt, part, language, normal),
             )
             for (prompt, language, normal), continuations in by_prompt.items()
-            for part in _parts(list(continuations))
+            for part in parts(prompt, list(continuations))
         ]
 
     def _normalised(self, requests: Sequence[Request], likelihoods: bool) -> list[bool]:
@@ -214,19 +211,6 @@ def _truncate(prompt: tuple[int, ...], continuation: tuple[int, ...], max_length
     """The prompt without what does not fit before the continuation (whose last token is not fed)."""
     room = max_length - (len(continuation) - 1)
     return prompt[-room:]
-
-
-def _parts(continuations: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Continuations in groups of at most `MAX_NODES` nodes, counted without what they share."""
-    parts: list[list[tuple[int, ...]]] = []
-    nodes = MAX_NODES
-    for continuation in continuations:
-        nodes += len(continuation) - 1
-        if nodes > MAX_NODES or not parts:
-            parts.append([])
-            nodes = len(continuation) - 1
-        parts[-1].append(continuation)
-    return parts
 
 
 def task_manager(names: Sequence[str]) -> Any:

@@ -168,10 +168,10 @@ class Sweep:
 
     def _engine(self, model: SteeredHFLM, tree: ScoredTree, console: Console) -> Engine:
         from lm_eval_ext.sweep.engine import MAX_TOKENS, Budget, SeparateEngine, SharedEngine
-        from lm_eval_ext.sweep.forward import TreeModel
+        from lm_eval_ext.sweep.forward import SweepModel
 
         asked = self.settings
-        trees = TreeModel(model.model)
+        trees = SweepModel(model.model)
         if reason := trees.check(tree.tree):
             console.print(f"note: {reason}; every condition is computed in full", style="yellow")
             return SeparateEngine(model.model, self.vectors, self.n_layers, max_length=model.max_length)

@@ -1,0 +1,317 @@
+"""A prompt and all its continuations as one row of tokens: the prompt, then the trie of the continuations' tokens.
+
+Continuations that begin alike share nodes, and all of them share the prompt. In a forward every node sees the prompt and
+its own ancestors only, which a 4-dimensional attention mask says, so that one row gives the log-likelihoods of all
+continuations without a copy of any keys and values (tree attention, as in speculative decoding: Miao et al. 2024,
+SpecInfer). The last token of a continuation is only ever predicted, so it needs no node.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+
+#: Parent of the first tokens of a continuation.
+PROMPT = -1
+
+#: Columns of a row that holds several trees: wider rows have less padding, and more of them is masked (our default).
+PACKED_COLUMNS = 128
+
+#: Trees whose numbers of nodes differ by less may share a batch: what that pads costs less than small batches.
+_ALIKE = 8
+
+#: Nodes of one tree from which on it becomes several, unless its prompt is longer: a node is masked against all others.
+MAX_NODES = 96
+
+
+class Target(NamedTuple):
+    """A token to score, and where: after node `node`, or after the prompt (`PROMPT`)."""
+
+    node: int
+    token: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One prompt and some continuations.
+
+    Attributes:
+        prompt: its tokens, at least one.
+        tokens: token of each node; a parent comes before its children.
+        parents: parent of each node, `PROMPT` at the top.
+        targets: for each continuation its tokens and where they are scored.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    targets: tuple[tuple[Target, ...], ...]
+
+    @classmethod
+    def grow(cls, prompt: tuple[int, ...], continuations: Iterable[tuple[int, ...]]) -> Tree:
+        """The tree of one prompt and its continuations, in their order (neither empty)."""
+        nodes: dict[tuple[int, ...], int] = {}
+        tokens: list[int] = []
+        parents: list[int] = []
+        targets = []
+        for continuation in continuations:
+            at, path = PROMPT, []
+            for length, token in enumerate(continuation):
+                path.append(Target(at, token))
+                if length == len(continuation) - 1:
+                    break
+                begun = continuation[: length + 1]
+                if begun not in nodes:
+                    nodes[begun] = len(tokens)
+                    tokens.append(token)
+                    parents.append(at)
+                at = nodes[begun]
+            targets.append(tuple(path))
+        return cls(prompt, tuple(tokens), tuple(parents), tuple(targets))
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """Place of each node after the prompt, from 0."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent == PROMPT else depths[parent] + 1)
+        return depths
+
+    @cached_property
+    def lineage(self) -> Tensor:
+        """[nodes, nodes], true where the column is the row itself or one of its ancestors."""
+        seen = torch.eye(len(self.tokens), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent != PROMPT:
+                seen[node] |= seen[parent]
+        return seen
+
+    @cached_property
+    def scored(self) -> list[int]:
+        """Nodes (and `PROMPT`) after which some token is scored, sorted."""
+        return sorted({target.node for path in self.targets for target in path})
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a forward of some rows sees.
+
+    Attributes:
+        ids: [rows, columns] tokens; 0 at padding.
+        positions: [rows, columns] places in the text.
+        visible: [rows, columns, past + columns], true where the row's token may look.
+        past_positions: [rows, past] places of the keys and values that were computed before.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    visible: Tensor
+    past_positions: Tensor
+
+    def mask(self, dtype: torch.dtype, window: int | None = None) -> Tensor:
+        """The additive attention mask [rows, 1, columns, past + columns]; a window looks back over that many tokens."""
+        visible = self.visible
+        if window is not None:
+            keys = torch.cat([self.past_positions, self.positions], dim=1)
+            visible = visible & (self.positions[:, :, None] - keys[:, None, :] < window)
+        hidden = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+        return hidden[:, None]
+
+
+class Place(NamedTuple):
+    """Where a tree lies in a batch: its row, the column of its first token, and that of its first node."""
+
+    row: int
+    start: int
+    nodes: int
+
+
+class Batch(ABC):
+    """Trees of one forward, none of which sees another.
+
+    Args:
+        trees: at least one.
+    """
+
+    def __init__(self, trees: Sequence[Tree]) -> None:
+        self.trees = trees
+
+    @staticmethod
+    @abstractmethod
+    def divide(trees: Sequence[Tree], budget: int) -> list[list[int]]:
+        """Indices of trees of similar shape together, the largest first: at most `budget` tokens, or one tree."""
+
+    @property
+    @abstractmethod
+    def places(self) -> list[Place]:
+        """Of each tree."""
+
+    @cached_property
+    def whole(self) -> Layout:
+        """All tokens of all trees, computed from nothing."""
+        rows = 1 + max(place.row for place in self.places)
+        columns = max(place.nodes + len(tree.tokens) for place, tree in zip(self.places, self.trees, strict=True))
+        ids = torch.zeros(rows, columns, dtype=torch.long)
+        positions = torch.zeros_like(ids)
+        visible = torch.eye(columns, dtype=torch.bool).repeat(rows, 1, 1)  # padding sees itself
+        longest = max(len(tree.prompt) for tree in self.trees)
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        for (row, start, nodes), tree in zip(self.places, self.trees, strict=True):
+            length, end = len(tree.prompt), nodes + len(tree.tokens)
+            prompt = slice(start, start + length)
+            ids[row, prompt] = torch.tensor(tree.prompt)
+            positions[row, prompt] = torch.arange(length)
+            visible[row, prompt, prompt] = causal[:length, :length]
+            if tree.tokens:
+                ids[row, nodes:end] = torch.tensor(tree.tokens)
+                positions[row, nodes:end] = length + torch.tensor(tree.depths)
+                visible[row, nodes:end, prompt] = True
+                visible[row, nodes:end, nodes:end] = tree.lineage
+        return Layout(ids, positions, visible, torch.zeros(rows, 0, dtype=torch.long))
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """[rows, columns] index of the tree that a token belongs to; of padding, that of any."""
+        owner = torch.zeros_like(self.whole.ids)
+        for index, (place, tree) in enumerate(zip(self.places, self.trees, strict=True)):
+            owner[place.row, place.start : place.nodes + len(tree.tokens)] = index
+        return owner
+
+    @cached_property
+    def prompt(self) -> Tensor:
+        """[rows, columns], true at tokens of prompts."""
+        mask = torch.zeros(self.whole.ids.shape, dtype=torch.bool)
+        for place, tree in zip(self.places, self.trees, strict=True):
+            mask[place.row, place.start : place.start + len(tree.prompt)] = True
+        return mask
+
+    @cached_property
+    def last(self) -> Tensor:
+        """[rows, columns], true at the last token of each prompt."""
+        mask = torch.zeros(self.whole.ids.shape, dtype=torch.bool)
+        for place, tree in zip(self.places, self.trees, strict=True):
+            mask[place.row, place.start + len(tree.prompt) - 1] = True
+        return mask
+
+    @cached_property
+    def scored(self) -> tuple[list[int], list[int]]:
+        """Row and column of `whole` of every position that scores a token: tree by tree, as in `Tree.scored`."""
+        found = [
+            (place.row, place.start + len(tree.prompt) - 1 if node == PROMPT else place.nodes + node)
+            for place, tree in zip(self.places, self.trees, strict=True)
+            for node in tree.scored
+        ]
+        return [row for row, _ in found], [column for _, column in found]
+
+
+class Packed(Batch):
+    """Several trees in a row, so that there is little padding."""
+
+    @staticmethod
+    def divide(trees: Sequence[Tree], budget: int) -> list[list[int]]:
+        """See `Batch.divide`."""
+        found: list[list[int]] = []
+        held = 0
+        for index in sorted(range(len(trees)), key=lambda index: -len(trees[index])):
+            held += len(trees[index])
+            if not found or held > budget:
+                found.append([])
+                held = len(trees[index])
+            found[-1].append(index)
+        return found
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """First fit, the longest tree first."""
+        width = max(PACKED_COLUMNS, *(len(tree) for tree in self.trees))
+        ends: list[int] = []
+        found: dict[int, Place] = {}
+        for index in sorted(range(len(self.trees)), key=lambda index: -len(self.trees[index])):
+            tree = self.trees[index]
+            row = next((row for row, end in enumerate(ends) if end + len(tree) <= width), len(ends))
+            if row == len(ends):
+                ends.append(0)
+            found[index] = Place(row, ends[row], ends[row] + len(tree.prompt))
+            ends[row] += len(tree)
+        return [found[index] for index in range(len(self.trees))]
+
+
+class Aligned(Batch):
+    """A row for each tree; prompts end in the same column, nodes follow it: what goes on from a shared past needs."""
+
+    @staticmethod
+    def divide(trees: Sequence[Tree], budget: int) -> list[list[int]]:
+        """See `Batch.divide`; tokens are counted with their padding.
+
+        Prompts and nodes are padded each by themselves,
+        so that trees are sorted by nodes, roughly, and then by prompt.
+        """
+        shapes = [(len(tree.prompt), len(tree.tokens)) for tree in trees]
+        order = sorted(range(len(trees)), key=lambda index: (-(shapes[index][1] // _ALIKE), -shapes[index][0]))
+        found: list[list[int]] = []
+        widest = nodes = 0
+        for index in order:
+            prompt, own = shapes[index]
+            widest, nodes = max(widest, prompt), max(nodes, own)
+            if found and (widest + nodes) * (len(found[-1]) + 1) <= budget:
+                found[-1].append(index)
+            else:
+                found.append([index])
+                widest, nodes = prompt, own
+        return found
+
+    @cached_property
+    def width(self) -> int:
+        """Columns of the prompts."""
+        return max(len(tree.prompt) for tree in self.trees)
+
+    @cached_property
+    def nodes(self) -> int:
+        """Columns of the nodes."""
+        return max(len(tree.tokens) for tree in self.trees)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """Prompts at the left, ending in column `width`."""
+        return [Place(row, self.width - len(tree.prompt), self.width) for row, tree in enumerate(self.trees)]
+
+    def ends(self, copies: int) -> Layout:
+        """`copies` of each prompt's last token with its nodes, side by side; the prompts' other tokens are the past.
+
+        The copies of one row do not see each other.
+        """
+        whole, past, block = self.whole, self.width - 1, 1 + self.nodes
+        ids = whole.ids[:, past:].repeat(1, copies)
+        positions = whole.positions[:, past:].repeat(1, copies)
+        own = torch.zeros(len(self.trees), copies * block, copies * block, dtype=torch.bool)
+        for copy in range(copies):
+            at = slice(copy * block, (copy + 1) * block)
+            own[:, at, at] = whole.visible[:, past:, past:]
+        visible = torch.cat([whole.visible[:, past:, :past].repeat(1, copies, 1), own], dim=2)
+        return Layout(ids, positions, visible, whole.positions[:, :past])
+
+
+def parts(prompt: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """The continuations of one prompt in groups, each for a tree of its own: see `MAX_NODES`."""
+    most = max(MAX_NODES, len(prompt))
+    found: list[list[tuple[int, ...]]] = []
+    nodes = 0
+    for continuation in continuations:
+        nodes += len(continuation) - 1  # without what they share
+        if not found or nodes > most:
+            found.append([])
+            nodes = len(continuation) - 1
+        found[-1].append(continuation)
+    return found
