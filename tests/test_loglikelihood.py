@@ -15,7 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.models import budget, head, prefixes
-from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
+from lm_eval_ext.models.loglikelihood import Scorer
+from lm_eval_ext.models.requests import Request, Score
 from lm_eval_ext.models.steered_hf import SteeredHFLM
 from lm_eval_ext.models.tree_model import TreeModel
 from lm_eval_ext.steering.decoder import decoder_layers

@@ -26,7 +26,8 @@ from lm_eval_ext.models.compilation import compile_layers
 from lm_eval_ext.models.encoding import encode, encode_pairs
 from lm_eval_ext.models.language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.models.loading import load_config, loading
-from lm_eval_ext.models.loglikelihood import Request, Score, Scorer
+from lm_eval_ext.models.loglikelihood import Scorer
+from lm_eval_ext.models.requests import Request, Score
 from lm_eval_ext.models.response_cache import ResponseCache
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
 from lm_eval_ext.steering.injection import GeneratedTokens, Injector, SteeringTable

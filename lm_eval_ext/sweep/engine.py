@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from accelerate.utils.memory import clear_device_cache
 
 from lm_eval_ext.models.budget import out_of_memory
-from lm_eval_ext.models.loglikelihood import Request, Scorer
+from lm_eval_ext.models.loglikelihood import Scorer
+from lm_eval_ext.models.requests import Request
 from lm_eval_ext.models.trees import Aligned, Batch, Packed
 from lm_eval_ext.steering.injection import Injector, SteeringTable
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lm_eval.api.instance import Instance
 
-    from lm_eval_ext.models.loglikelihood import Request
+    from lm_eval_ext.models.requests import Request
 
 #: Scores that need the options' log-likelihoods without a question.
 PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
