@@ -29,15 +29,17 @@ def log_probabilities(logits: Tensor, places: list[int], tokens: list[int], dtyp
     return as_tokens([scores(logits, place, token, dtype)])
 
 
-def scores(logits: Tensor, place: Tensor, token: Tensor, dtype: torch.dtype) -> Tensor:
+def scores(logits: Tensor, place: Tensor, token: Tensor, dtype: torch.dtype, *, greedy: bool = True) -> Tensor:
     """[2, tokens] in `dtype`: the log-probability of each token at its place, and 1 where no other is likelier.
+
+    Without `greedy` the second is not looked for: 0.
 
     A token is the best if the harness's argmax would choose it, the first of equals: so does `max`, several times faster
     than argmax in half precision.
     """
-    best = logits.max(-1).indices
     values = logits[place, token].to(dtype) - normaliser(logits, dtype)[place]
-    return torch.stack([values, (best[place] == token).to(dtype)])
+    hits = (logits.max(-1).indices[place] == token).to(dtype) if greedy else torch.zeros_like(values)
+    return torch.stack([values, hits])
 
 
 def as_tokens(parts: list[Tensor]) -> list[Token]:

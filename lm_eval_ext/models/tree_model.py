@@ -158,12 +158,13 @@ class TreeModel:
         sliding = full if near else layout.mask(self.dtype, window).to(self._device)
         return sliding if len(types) < 2 else {"full_attention": full, "sliding_attention": sliding}
 
-    def tokens(self, trees: Sequence[Tree], hidden: Tensor) -> list[list[list[Token]]]:
+    def tokens(self, trees: Sequence[Tree], hidden: Tensor, *, greedy: bool = True) -> list[list[list[Token]]]:
         """Log-probabilities of the tokens of every continuation of every tree; waits for the device once.
 
         Args:
             trees: in the order of the positions.
             hidden: [positions, hidden] at each scored position of each tree, before the output head.
+            greedy: find out whether each token is the likeliest; else it is said that none is.
         """
         targets: list[tuple[int, int]] = []
         at = 0
@@ -180,7 +181,7 @@ class TreeModel:
             for first in range(0, len(hidden), most):
                 own = slice(bisect_left(places, first), bisect_left(places, first + most))
                 logits = self._logits(hidden[first : first + most], most)
-                parts.append(scores(logits, place[own] - first, token[own], self._softmax_dtype))
+                parts.append(scores(logits, place[own] - first, token[own], self._softmax_dtype, greedy=greedy))
         found = dict(zip(order, as_tokens(parts), strict=True))
         number = iter(range(len(targets)))
         return [[[found[next(number)] for _ in path] for path in tree.targets] for tree in trees]

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from lm_eval_ext.sweep.store import Store
 
 #: Tokens of one forward, and what a batch of unsteered prompts may keep for its conditions (our defaults).
-MAX_TOKENS = {"cpu": 2048, "cuda": 32768}
+MAX_TOKENS = {"cpu": 4096, "cuda": 32768}
 MEMORY_GIB = 2.0
+
+#: Share of a forward's tokens that a batch takes: aligned prompts are padded, and what follows is few tokens of each.
+_SHARE: dict[type[Batch], float] = {Packed: 1, Aligned: 0.25}
 
 #: Copies of a prompt's end side by side hold at most so many tokens: each of them is masked against all.
 _MAX_SIDE_BY_SIDE = 128
@@ -94,7 +97,7 @@ class SharedEngine:
         """See `Engine.run`."""
         for form, own in _by_form(conditions).items():
             pending = [tree for tree in trees if _missing([tree], own, store)]
-            for indices in form.divide([tree.tree for tree in pending], self._budget.tokens):
+            for indices in form.divide([tree.tree for tree in pending], int(self._budget.tokens * _SHARE[form])):
                 self._batch(form, [pending[index] for index in indices], own, store, progress)
 
     def _batch(

@@ -193,7 +193,8 @@ class SweepModel(TreeModel):
         return [next(found[normal]) for normal in normalise]
 
     def _likelihoods(self, trees: Sequence[Tree], hidden: Tensor) -> list[Values]:
-        return [[sum(value for value, _ in path) for path in by_tree] for by_tree in self.tokens(trees, hidden)]
+        found = self.tokens(trees, hidden, greedy=False)
+        return [[sum(value for value, _ in path) for path in by_tree] for by_tree in found]
 
     def _options(self, trees: Sequence[Tree], hidden: Tensor) -> list[Values]:
         """Logits of one-token continuations: only the columns of the head that are asked for."""
