@@ -55,6 +55,7 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
         else:
             each = statistics.median(run["each"] for run in runs)
             detail += f"; one pass {each:.2f} s (mean of {runs[0]['measured_passes']})"
+            detail += f"; of the multiplications {runs[0]['work']:.2f}"
             yield Row.at_most(f"{what}: time / {N_CONDITIONS} passes", MAX_PROMPT, value, detail)
 
 
@@ -139,10 +140,23 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
             "each": each,
             "measured_passes": len(passes),
             "questions": len(questions.questions),
+            "work": work(lm.model, trees, steered, n_layers),
         }
 
     one_pass("")
     return measure
+
+
+def work(model: Any, trees: Any, steered: list[int], n_layers: int) -> float:
+    """Share of the passes' multiplications that a sweep of whole prompts makes: the layers above, and the head again."""
+    head = model.get_output_embeddings().weight
+    ends = {table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    body = sum(p.numel() for p in model.parameters()) - sum(table.numel() for table in ends)
+    layers = body * sum(len(scored.tree) for scored in trees)
+    heads = head.numel() * sum(len(scored.tree.scored) for scored in trees)
+    above = [(n_layers - 1 - layer) / n_layers for layer in steered]
+    once = layers + heads
+    return float((once + sum(layers * share + heads for share in above) * len(GAMMAS)) / (once * N_CONDITIONS))
 
 
 def parser() -> argparse.ArgumentParser:
