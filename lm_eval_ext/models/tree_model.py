@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from lm_eval_ext.models.trees import Batch
     from lm_eval_ext.steering.plan import Position
 
-#: Scored positions whose logits over the whole vocabulary are held at a time.
-HEAD_POSITIONS = {"cpu": 128, "cuda": 512}
-
 #: How far a probe may be from the plain forward: rounding of half precision, not another mask.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _LOOSE = 0.5
@@ -59,6 +56,9 @@ class TreeModel:
         model: a causal language model of transformers whose layers attend (no recurrent state).
         softmax_dtype: dtype of the log-softmax.
     """
+
+    #: Scored positions whose logits over the whole vocabulary are held at a time, on a CPU and on anything else.
+    HEAD_POSITIONS = 128, 512
 
     def __init__(self, model: PreTrainedModel, softmax_dtype: torch.dtype = torch.float32) -> None:
         self.model = model
@@ -174,7 +174,7 @@ class TreeModel:
             at += len(tree.scored)
         order = sorted(range(len(targets)), key=targets.__getitem__)
         place, token = torch.tensor([targets[k] for k in order]).T.to(hidden.device, non_blocking=True)
-        most = HEAD_POSITIONS["cpu" if hidden.device.type == "cpu" else "cuda"]
+        most = self.HEAD_POSITIONS[hidden.device.type != "cpu"]
         places = [targets[k][0] for k in order]
         parts = []
         with torch.inference_mode():

@@ -50,6 +50,8 @@ class Base:
 class SweepModel(TreeModel):
     """Runs trees from the first layer, or goes on from a saved residual stream."""
 
+    HEAD_POSITIONS = 256, 512  # a sweep has memory to itself
+
     _returns_tuple = False
 
     def bytes_per_token(self, n_layers: int) -> int:
