@@ -1,8 +1,10 @@
 """Log-likelihoods of continuations at the least cost: what a harness model is asked for in multiple choice.
 
 What several requests have in common is computed once: the beginning that prompts share (few-shot examples, a template), a
-prompt for all its continuations, a request that is asked again. The output head is computed only at positions that score
-a token, and no log-softmax of the vocabulary is ever stored.
+prompt for all its continuations, a request that is asked again. A prompt and its options are one row (`trees`), several in
+a row of the forward; where prompts share a beginning, are long, or the model takes no masks of ours, options go on from the
+prompt's keys and values. The output head is computed only at positions that score a token, and no log-softmax of the
+vocabulary is ever stored.
 """
 
 from __future__ import annotations
