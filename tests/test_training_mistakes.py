@@ -22,8 +22,8 @@ from lm_eval_ext.errors import TrainingError, UserError
 from lm_eval_ext.training import checkpoints
 from lm_eval_ext.training.batches import PairBatcher
 from lm_eval_ext.training.encoding import TEMPLATE, Encoder
+from lm_eval_ext.training.mist import MistTrainer
 from lm_eval_ext.training.run import train
-from lm_eval_ext.training.trainers import MistTrainer
 
 MODEL = "--model TINY"
 MIST, MIDALIGN, CLO = (f"{method} {MODEL} --out OUT" for method in ("mist", "midalign", "clo"))

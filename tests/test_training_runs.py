@@ -23,6 +23,7 @@ from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.steering import decoder
 from lm_eval_ext.training import adapter, checkpoints, comparing
 from lm_eval_ext.training import run as running
+from lm_eval_ext.training.clo import CloTrainer
 from lm_eval_ext.training.losses import (
     Likelihoods,
     clo_loss,
@@ -30,8 +31,9 @@ from lm_eval_ext.training.losses import (
     preference_loss,
     preference_margins,
 )
+from lm_eval_ext.training.midalign import MidalignTrainer
+from lm_eval_ext.training.mist import MistTrainer
 from lm_eval_ext.training.schedule import order
-from lm_eval_ext.training.trainers import CloTrainer, MidalignTrainer, MistTrainer
 
 TESTS = Path(__file__).parent
 
@@ -215,7 +217,7 @@ def test_resuming_after_a_kill_gives_the_same_weights(method: str, tmp_path: Pat
     asked = settings(method, tmp_path, "killed", steps=6)
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "import training_runs; from lm_eval_ext.training.trainers import MistTrainer\n"
+        "import training_runs; from lm_eval_ext.training.mist import MistTrainer\n"
         "step = MistTrainer.log_probs\n"
         "def killed(self, *a):\n"
         "    if self.state.global_step >= 4: os.kill(os.getpid(), signal.SIGKILL)\n"
