@@ -277,6 +277,10 @@ def test_curves_have_intervals_and_stand_before_the_band_of_controls():
     assert [trace.name for trace in lines] == ["en", "loc"]
     assert np.argmax(lines[0].y) == 3
     assert len({(trace.line.dash, trace.marker.symbol) for trace in lines}) == 2
+    assert band.fillpattern.shape is None
+    two = pd.concat([conditions(), conditions().query("is_control").assign(series="random, of loc")])
+    bands = [trace for trace in effect_curves(two, "layer").figure.data if (trace.name or "").startswith("random")]
+    assert len({(trace.fillpattern.shape, trace.line.dash) for trace in bands}) == 2
     gammas = conditions().query("layer == 3").assign(gamma=2.0)
     again = pd.concat([gammas, gammas.assign(gamma=4.0)])
     assert effect_curves(again, "gamma").figure.data[-1].x == (2.0, 4.0)

@@ -29,7 +29,7 @@ def effect_curves(
         frame: one row per condition, tidy. Columns: `series` (what a curve stands for: `en`, `loc`, `en on ko`, ...),
             `layer` (0-based), `gamma`, `change` with `low` and `high` (shares: 0.01 is one point); optionally `is_control`
             (true for what random directions and vectors of other languages do: their `low` to `high`, of several controls
-            those of `stats.null_band`, is drawn as the grey null band and not as a curve).
+            those of `stats.null_band`, is drawn as a grey null band, hatched if there are several, not as a curve).
         along: the column across; for each of its values, every series needs exactly one row.
         title: of the figure.
         score: what changes, for the axis.
@@ -50,8 +50,10 @@ def effect_curves(
     ordered = frame.sort_values(along)
     is_control = ordered["is_control"].astype(bool) if "is_control" in ordered else ordered["change"].isna() & False
     names = list(dict.fromkeys(frame["series"]))
+    banded = [name for name in names if name in set(ordered.loc[is_control, "series"])]
     traces = [
-        trace for name in names for trace in _band(ordered[is_control & (ordered["series"] == name)], along, name)
+        _band(ordered[is_control & (ordered["series"] == name)], along, name, number if len(banded) > 1 else None)
+        for number, name in enumerate(banded)
     ]
     drawn = [name for name in names if name in set(ordered.loc[~is_control, "series"])]
     for number, name in enumerate(drawn):
@@ -68,7 +70,7 @@ def effect_curves(
     return Chart(
         f"{along}_curves",
         title or f"Effect along {'the layers' if along == 'layer' else 'gamma'}",
-        "Change against the unsteered model; shaded: the interval of each curve. The grey band is where random directions "
+        "Change against the unsteered model; shaded: the interval of each curve. A grey band is where random directions "
         "of the same norm fall: an effect inside it needs no meaning of the vector.",
         figure,
         ordered,
@@ -109,20 +111,23 @@ def _curve(rows: pd.DataFrame, along: str, name: str, number: int) -> list[go.Sc
     ]
 
 
-def _band(rows: pd.DataFrame, along: str, name: str) -> list[go.Scatter]:
-    if rows.empty:
-        return []
+def _band(rows: pd.DataFrame, along: str, name: str, number: int | None) -> go.Scatter:
+    """A grey band; one of several is hatched, and its edge dashed, in the way of its `number`."""
     across = rows[along].tolist()
-    return [
-        go.Scatter(
-            name=text(name),
-            x=across + across[::-1],
-            y=(100 * rows["high"]).tolist() + (100 * rows["low"]).tolist()[::-1],
-            fill="toself",
-            fillcolor=theme.QUIET,
-            line={"width": 1, "color": theme.QUIET, "dash": "dot"},
-            opacity=0.25,
-            mode="lines",
-            hoverinfo="skip",
-        )
-    ]
+    lines = {"fillmode": "replace", "fgcolor": theme.QUIET, "bgcolor": "rgba(0,0,0,0)", "size": 9, "solidity": 0.15}
+    hatched = {} if number is None else {"fillpattern": {**lines, "shape": theme.cycle(_HATCHES, number)}}
+    return go.Scatter(
+        name=text(name),
+        x=across + across[::-1],
+        y=(100 * rows["high"]).tolist() + (100 * rows["low"]).tolist()[::-1],
+        fill="toself",
+        fillcolor=theme.QUIET,
+        line={"width": 1, "color": theme.QUIET, "dash": "dot" if number is None else theme.cycle(theme.DASHES, number)},
+        opacity=0.25 if number is None else 0.6,
+        mode="lines",
+        hoverinfo="skip",
+        **hatched,
+    )
+
+
+_HATCHES = ("/", "\\", "|", "-")
