@@ -3,6 +3,7 @@
     python benchmarks/scoring.py                          # all cases on the embedded model, as in `make bench`
     python benchmarks/scoring.py --case letters --dtype float32 --rounds 5
     python benchmarks/scoring.py --model NAME_OR_FOLDER --device cuda
+    python benchmarks/scoring.py --case letters --compile    # steered-hf with torch_compile=True
     python benchmarks/scoring.py --vllm-python VENV/bin/python    # also vLLM, installed in an environment of its own
 
 The questions are our own; those of the 5-shot case are MMLU's where a mirror of the data is at hand (LM_EVAL_EXT_DATA).
@@ -65,7 +66,7 @@ def against_hf(args: argparse.Namespace, case: str, dtype: str) -> Iterator[Row]
         args.rounds,
     )
     hf, ours = runs["hf"], runs["steered-hf"]
-    what = f"{CASES[case][0]}, {dtype}"
+    what = f"{CASES[case][0]}, {dtype}{', compiled' if args.compile else ''}"
     value, detail = bench.ratio(hf, ours)
     same = sum(a == b for a, b in zip(hf[0]["answers"], ours[0]["answers"], strict=True))
     detail += f"; answers equal {same} of {len(hf[0]['answers'])}; {ours[0]['source']} questions"
@@ -109,7 +110,8 @@ def against_vllm(args: argparse.Namespace) -> Row:
     value, detail = bench.ratio(runs["vllm"], runs["steered-hf"])
     same = [a == b for a, b in zip(runs["vllm"][0]["answers"], runs["steered-hf"][0]["answers"], strict=True)]
     detail += f"; answers equal {sum(same)} of {len(same)}"
-    return Row.at_least("letters, bfloat16: throughput / vLLM", MIN_VLLM, value, detail)
+    what = f"letters, bfloat16{', compiled' if args.compile else ''}: throughput / vLLM"
+    return Row.at_least(what, MIN_VLLM, value, detail)
 
 
 def vllm_tokens(args: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def vllm_tokens(args: argparse.Namespace) -> dict[str, Any]:
 
 def passed_on(args: argparse.Namespace) -> list[str]:
     """Arguments of a child."""
-    found = ["--device", args.device, "--batch-size", args.batch_size]
+    found = ["--device", args.device, "--batch-size", args.batch_size, *(["--compile"] if args.compile else [])]
     return [*found, "--model", args.model] if args.model else found
 
 
@@ -205,7 +207,8 @@ def child(args: argparse.Namespace) -> None:
     if args.child == "overhead":
         return overhead_child(args)
     source, asked = pairs(args.case)
-    model, wanted = load(args.child, args), instances(asked)
+    compiled = {"torch_compile": True} if args.compile and args.child == "steered-hf" else {}
+    model, wanted = load(args.child, args, **compiled), instances(asked)
     timed(model, wanted[: len(wanted) // 4], args.device)
 
     def measure() -> bench.Measured:
@@ -313,6 +316,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", default="auto", help="prompts per forward, or auto (default)")
     made.add_argument("--device", default="cpu")
     made.add_argument("--rounds", type=int, default=3, help="measurements of each model (default 3)")
+    made.add_argument("--compile", action="store_true", help="steered-hf with torch_compile=True")
     made.add_argument("--vllm-python", help="interpreter of an environment with vLLM")
     made.add_argument("--child", help=argparse.SUPPRESS)
     made.add_argument("--tokens", help=argparse.SUPPRESS)
