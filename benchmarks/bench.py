@@ -141,6 +141,13 @@ def matrix_peak(dtype: str, device: str, size: int = 2048, repeats: int = 8) -> 
     return 2 * size**3 / best / 1e9
 
 
+def weights(model: Any) -> tuple[int, int]:
+    """Weights that a token is multiplied with: those of the layers, and those of the head where it is scored."""
+    head = model.get_output_embeddings().weight
+    ends = {table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return sum(p.numel() for p in model.parameters()) - sum(table.numel() for table in ends), head.numel()
+
+
 def synchronise(device: str) -> None:
     """Wait for the device."""
     import torch

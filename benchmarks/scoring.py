@@ -237,12 +237,9 @@ def chosen(scores: list[float], n: int) -> list[int]:
 
 def work(model: Any, asked: list[list[tuple[str, str]]]) -> float:
     """GFLOP of letters: 2 per weight and prompt token, the head once per question."""
-    inner = model.model
-    head = inner.get_output_embeddings().weight
-    ends = {table.weight for table in (inner.get_input_embeddings(), inner.get_output_embeddings())}
-    body = sum(p.numel() for p in inner.parameters()) - sum(table.numel() for table in ends)
+    body, head = bench.weights(model.model)
     tokens = sum(len(model.tok_encode(group[0][0])) for group in asked)
-    return float(2 * (body * tokens + head.numel() * len(asked)) / 1e9)
+    return float(2 * (body * tokens + head * len(asked)) / 1e9)
 
 
 def overhead_child(args: argparse.Namespace) -> None:

@@ -149,11 +149,9 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
 
 def work(model: Any, trees: Any, steered: list[int], n_layers: int) -> float:
     """Share of the passes' multiplications that a sweep of whole prompts makes: the layers above, and the head again."""
-    head = model.get_output_embeddings().weight
-    ends = {table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
-    body = sum(p.numel() for p in model.parameters()) - sum(table.numel() for table in ends)
+    body, head = bench.weights(model)
     layers = body * sum(len(scored.tree) for scored in trees)
-    heads = head.numel() * sum(len(scored.tree.scored) for scored in trees)
+    heads = head * sum(len(scored.tree.scored) for scored in trees)
     above = [(n_layers - 1 - layer) / n_layers for layer in steered]
     once = layers + heads
     return float((once + sum(layers * share + heads for share in above) * len(GAMMAS)) / (once * N_CONDITIONS))

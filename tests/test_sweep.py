@@ -166,7 +166,7 @@ def test_trees_equal_plain_forwards(family: str, position: str):
     tables = [SteeringTable.build(Plan.parse(plan), vectors, tiny.LAYERS) for plan in plans]
     shared = SweepModel(model)
     ends = position == "last"
-    base = shared.base((Aligned if ends else Packed)(trees), [1], keep_past=ends, normalise=[True] * len(trees))
+    base = shared.base((Aligned if ends else Packed)(trees), [1], [True] * len(trees))
     run = shared.ends if ends else shared.whole
     found = run(base, 1, tables, languages, [True] * len(trees))
     for table, by_tree in zip(tables, found, strict=True):
@@ -202,8 +202,8 @@ def _by_hand(model: Any, table: SteeringTable, language: str, prompt: tuple[int,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_letters_differ_as_log_likelihoods_do(family: str):
     model, trees = SweepModel(tiny.load(family)), [Tree.grow((3, 4, 5, 6), [(7,), (8,), (9,)])]
-    (normalised,) = model.base(Packed(trees), [], keep_past=False, normalise=[True]).values
-    (plain,) = model.base(Packed(trees), [], keep_past=False, normalise=[False]).values
+    (normalised,) = model.base(Packed(trees), [], [True]).values
+    (plain,) = model.base(Packed(trees), [], [False]).values
     assert [b - a for a, b in zip(plain, normalised, strict=True)] == pytest.approx([normalised[0] - plain[0]] * 3)
 
 

@@ -10,7 +10,7 @@ vocabulary is ever stored.
 from __future__ import annotations
 
 import logging
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +78,7 @@ class Scorer:
         self._max_rows = max_rows
         self._budget = Budget()
         self._head = ScoredPositions(model)
+        self._shares = cache(partial(can_be_shared, model))
         self._asked_for_trees = False
         self._trees: TreeModel | None = None
 
@@ -101,7 +102,7 @@ class Scorer:
         cost = self._cost_from_memory if batch_size is None else RowCost(batch_size)
         prompts = rows_of(dict.fromkeys(requests), self.max_length, self._shares)
         try:
-            with torch.inference_mode(), fast_products(self.model.get_input_embeddings().weight):
+            with torch.inference_mode():
                 for found in self._run(prompts, cost):
                     done = {request: Score.of(tokens) for request, tokens in found.items()}
                     scores.update(done)
@@ -120,18 +121,12 @@ class Scorer:
     def _cost_from_memory(self) -> RowCost:
         return RowCost.from_memory(self.model, self._max_rows)
 
-    @cached_property
-    def _can_be_shared(self) -> bool:
-        return can_be_shared(self.model)
-
-    def _shares(self) -> bool:
-        return self._can_be_shared
-
     def _tree_model(self, prompts: list[Row]) -> TreeModel | None:
         """For prompts with all their options in one row; None if the model cannot, asked once with one of `prompts`."""
         if not self._asked_for_trees:
             model = TreeModel(self.model, self.softmax_dtype)
-            reason = model.check(min((tree for row in prompts for _, tree in row.trees()), key=len))
+            _, sample = next(min(prompts, key=lambda row: len(row.tokens)).trees())
+            reason = model.check(sample)
             if reason is None:
                 self._trees = model
             else:
@@ -144,10 +139,12 @@ class Scorer:
     def _run(self, prompts: list[Row], cost: RowCost) -> Iterator[_Found]:
         """Every prompt, batch by batch."""
         alone, shared = shared_beginnings(prompts, self._shares)
-        together = [row for row in alone if row.branches and len(row.tokens) <= MAX_TREE_PROMPT]
+        together, apart = list[Row](), list[Row]()
+        for row in alone:
+            (together if row.branches and len(row.tokens) <= MAX_TREE_PROMPT else apart).append(row)
         if together and (trees := self._tree_model(together)):
             yield from self._run_trees(trees, together, cost)
-            alone = [row for row in alone if not row.branches or len(row.tokens) > MAX_TREE_PROMPT]
+            alone = apart
 
         def prompt_cost(row: Row) -> float:
             options = max((len(begun) for begun in row.branches), default=0)
@@ -234,7 +231,8 @@ class Scorer:
         tokens: Tokens = ScoredTokens(start, prompt_end) if int(prompt_end.max()) > 0 else OptionTokens()
         steering = self.injector.batch([row.row for row in rows], tokens)
         scored = [(i, int(start[i]) + row.length, row.scored) for i, row in enumerate(rows)]
-        with steering, self._head.at(scored, width):
+        products = fast_products(self.model.get_input_embeddings().weight)
+        with steering, products, self._head.at(scored, width):
             output = self.model(input_ids=self._to_device(ids), **arguments)
             logits = self._head.scored(output.logits)
         kept = None

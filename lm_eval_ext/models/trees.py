@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
@@ -104,8 +104,7 @@ class Tree:
         return len(self.prompt) + len(self.tokens)
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """What a forward of some rows sees.
 
     Attributes:
@@ -131,7 +130,10 @@ class Layout:
 
 
 class Place(NamedTuple):
-    """Where a tree lies in a batch: its row, the column of its first token, and that of its first node."""
+    """Where a tree lies in a batch: its row, the column of its first token, and that of its first node.
+
+    Nodes follow their prompt at once, so that its last token is in the column before, where `PROMPT` leads too.
+    """
 
     row: int
     start: int
@@ -170,7 +172,7 @@ class Batch(ABC):
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
         for (row, start, nodes), tree in zip(self.places, self.trees, strict=True):
             length, end = len(tree.prompt), nodes + len(tree.tokens)
-            prompt = slice(start, start + length)
+            prompt = slice(start, nodes)
             ids[row, prompt] = torch.tensor(tree.prompt)
             positions[row, prompt] = torch.arange(length)
             visible[row, prompt, prompt] = causal[:length, :length]
@@ -192,24 +194,24 @@ class Batch(ABC):
     @cached_property
     def prompt(self) -> Tensor:
         """[rows, columns], true at tokens of prompts."""
-        mask = torch.zeros(self.whole.ids.shape, dtype=torch.bool)
-        for place, tree in zip(self.places, self.trees, strict=True):
-            mask[place.row, place.start : place.start + len(tree.prompt)] = True
-        return mask
+        return self._marked(lambda place: slice(place.start, place.nodes))
 
     @cached_property
     def last(self) -> Tensor:
         """[rows, columns], true at the last token of each prompt."""
+        return self._marked(lambda place: slice(place.nodes - 1, place.nodes))
+
+    def _marked(self, columns: Callable[[Place], slice]) -> Tensor:
         mask = torch.zeros(self.whole.ids.shape, dtype=torch.bool)
-        for place, tree in zip(self.places, self.trees, strict=True):
-            mask[place.row, place.start + len(tree.prompt) - 1] = True
+        for place in self.places:
+            mask[place.row, columns(place)] = True
         return mask
 
     @cached_property
     def scored(self) -> tuple[list[int], list[int]]:
         """Row and column of `whole` of every position that scores a token: tree by tree, as in `Tree.scored`."""
         found = [
-            (place.row, place.start + len(tree.prompt) - 1 if node == PROMPT else place.nodes + node)
+            (place.row, place.nodes + node)
             for place, tree in zip(self.places, self.trees, strict=True)
             for node in tree.scored
         ]
@@ -255,8 +257,7 @@ class Aligned(Batch):
     def divide(trees: Sequence[Tree], budget: int) -> list[list[int]]:
         """See `Batch.divide`; tokens are counted with their padding.
 
-        Prompts and nodes are padded each by themselves,
-        so that trees are sorted by nodes, roughly, and then by prompt.
+        Prompts and nodes are padded each by themselves, so that trees are sorted by nodes, roughly, and then by prompt.
         """
         shapes = [(len(tree.prompt), len(tree.tokens)) for tree in trees]
         order = sorted(range(len(trees)), key=lambda index: (-(shapes[index][1] // _ALIKE), -shapes[index][0]))

@@ -136,7 +136,7 @@ class SharedEngine:
             if condition.name != UNSTEERED:
                 by_layer[condition.first_layer(self._n_layers)].append(condition)
         for layers in self._layers_at_a_time(batch, sorted(by_layer)):
-            base = self._model.base(batch, layers, keep_past=isinstance(batch, Aligned), normalise=normalise)
+            base = self._model.base(batch, layers, normalise)
             yield [(UNSTEERED, tree.key, values) for tree, values in zip(trees, base.values, strict=True)]
             run = self._model.ends if form is Aligned else self._model.whole
             for layer, chunk in self._chunks(batch, {layer: by_layer[layer] for layer in layers}):

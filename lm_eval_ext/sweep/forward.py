@@ -37,7 +37,7 @@ class Base:
     Attributes:
         batch: the trees.
         streams: residual stream [rows, columns, hidden] after each layer asked for.
-        keys_values: keys and values of each layer over all prompt columns but the last, where asked for.
+        keys_values: keys and values of each layer over all prompt columns but the last, of aligned trees.
         values: the unsteered scores, tree by tree.
     """
 
@@ -62,13 +62,12 @@ class SweepModel(TreeModel):
         numbers = n_layers * text.hidden_size + 2 * len(self._layers) * heads * width
         return int(numbers * self.dtype.itemsize)
 
-    def base(self, batch: Batch, layers: Sequence[int], *, keep_past: bool, normalise: Sequence[bool]) -> Base:
+    def base(self, batch: Batch, layers: Sequence[int], normalise: Sequence[bool]) -> Base:
         """The unsteered forward.
 
         Args:
-            batch: trees; aligned if `keep_past`.
+            batch: trees; of aligned ones keys and values are kept too, for `ends`.
             layers: after which the residual stream is kept.
-            keep_past: keep keys and values, for `ends`.
             normalise: for each tree, whether its values are log-likelihoods, or logits of one-token continuations.
         """
         streams: dict[int, Tensor] = {}
@@ -80,7 +79,8 @@ class SweepModel(TreeModel):
 
             return hook
 
-        cache = DynamicCache() if keep_past else None
+        past = batch.width - 1 if isinstance(batch, Aligned) else None
+        cache = None if past is None else DynamicCache()
         handles = [self._layers[layer].register_forward_hook(keep(layer)) for layer in layers]
         try:
             hidden = self.hidden(batch.whole, cache)
@@ -89,8 +89,6 @@ class SweepModel(TreeModel):
                 handle.remove()
         keys_values = []
         if cache is not None:
-            assert isinstance(batch, Aligned)
-            past = batch.width - 1
             keys_values = [(layer.keys[:, :, :past], layer.values[:, :, :past]) for layer in cache.layers]
         rows, columns = batch.scored
         return Base(batch, streams, keys_values, self.values(batch.trees, hidden[rows, columns], normalise))
@@ -116,7 +114,7 @@ class SweepModel(TreeModel):
             Values by condition and tree.
         """
         copies, batch = len(tables), base.batch
-        repeated = Layout(*(_stack(part, copies) for part in _parts(batch.whole)))
+        repeated = Layout(*(_stack(part, copies) for part in batch.whole))
         steered = SteeredTokens(_stack(batch.prompt, copies), _stack(batch.last, copies))
         stream = _stack(base.streams[layer], copies)
         table, rows = _stacked(tables, languages)
@@ -211,10 +209,6 @@ class SweepModel(TreeModel):
                 logits = logits + bias[distinct].float()
             found = iter(self._after_head(logits)[row, column].tolist())
         return [[next(found) for _ in tree.targets] for tree in trees]
-
-
-def _parts(layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return layout.ids, layout.positions, layout.visible, layout.past_positions
 
 
 def _stack(tensor: Tensor, copies: int) -> Tensor:
