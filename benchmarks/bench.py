@@ -127,7 +127,7 @@ def matrix_peak(dtype: str, device: str, size: int = 2048, repeats: int = 8) -> 
     """GFLOP/s of a square matrix product on this machine, now: the best of `repeats`."""
     import torch
 
-    from lm_eval_ext.models.products import fast_products
+    from lm_eval_ext.scoring.products import fast_products
 
     a = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
     best = float("inf")

@@ -21,15 +21,8 @@ import pandas as pd
 from lm_eval_ext.gate.config import AVERAGE, Gate, Rule
 from lm_eval_ext.gate.measuring import measure_pair
 from lm_eval_ext.gate.rules import judge
-from lm_eval_ext.plane.pairing import Paired
-from lm_eval_ext.plane.stats import (
-    JointShift,
-    cluster_bootstrap,
-    null_band,
-    recovery,
-    resample_together,
-    smallest_difference,
-)
+from lm_eval_ext.results.pairing import Paired
+from lm_eval_ext.stats import JointShift, cluster_bootstrap, null_band, recovery, resample_together, smallest_difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

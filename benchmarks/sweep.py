@@ -66,14 +66,14 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     """The measurement, after loading and warming up."""
     import torch
 
-    from lm_eval_ext.models.loglikelihood import Scorer
-    from lm_eval_ext.models.steered_hf import SteeredHFLM
+    from lm_eval_ext.backends.hf.model import SteeredHFLM
+    from lm_eval_ext.scoring.scorer import Scorer
+    from lm_eval_ext.scoring.shared_forward import SweepModel
     from lm_eval_ext.steering.decoder import layer_count
     from lm_eval_ext.steering.injection import Injector, SteeringTable
     from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
     from lm_eval_ext.sweep.engine import MAX_TOKENS, MEMORY_GIB, Budget, SharedEngine
-    from lm_eval_ext.sweep.forward import SweepModel
     from lm_eval_ext.sweep.grid import Condition
     from lm_eval_ext.sweep.questions import Questions
     from lm_eval_ext.sweep.store import Store

@@ -17,26 +17,32 @@ if TYPE_CHECKING:
 
 #: Subcommand: its function, or a group of them; what it does.
 COMMANDS = {
-    "extract": ("lm_eval_ext.models.command:extract", "Extract steering vectors from pairs of prompts into a file."),
+    "extract": ("lm_eval_ext.commands.extract:extract", "Extract steering vectors from pairs of prompts into a file."),
     "sweep": (
-        "lm_eval_ext.sweep.command:sweep",
+        "lm_eval_ext.commands.sweep:sweep",
         "Evaluate a grid of layers and strengths for little more than one evaluation.",
     ),
-    "geometry": ("lm_eval_ext.geometry.command:geometry", "Measure how languages lie in a model, layer by layer."),
-    "plane": ("lm_eval_ext.plane.command:plane", "Draw the transfer-localization plane from result files."),
+    "geometry": ("lm_eval_ext.commands.geometry:geometry", "Measure how languages lie in a model, layer by layer."),
+    "plane": ("lm_eval_ext.commands.plane:plane", "Draw the transfer-localization plane from result files."),
     "breakdown": (
-        "lm_eval_ext.plane.breakdown:breakdown",
+        "lm_eval_ext.commands.breakdown:breakdown",
         "Break a score down by subject, category, topic or language.",
     ),
-    "report": ("lm_eval_ext.report.command:report", "Report what results show, and what not, as one page."),
-    "study": ("lm_eval_ext.study.command:study", "Run a whole experiment from one file: train, steer, evaluate, draw."),
-    "leaderboard": ("lm_eval_ext.leaderboard.command:leaderboard", "Make a static leaderboard of result trees."),
-    "data": ("lm_eval_ext.data.command:app", "Check, count, show, export and import what is asked."),
-    "train": ("lm_eval_ext.training.command:app", "Train aligned models: MIST, MIDALIGN, CLO."),
-    "gate": ("lm_eval_ext.gate.command:gate", "Pass or fail a candidate against a baseline, item by item."),
-    "demo": ("lm_eval_ext.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
-    "model": ("lm_eval_ext.models.command:model", "Prepare the embedded model and print where it is."),
-    "doctor": ("lm_eval_ext.doctor:doctor", "Check the installation and say what to do about what is missing."),
+    "report": ("lm_eval_ext.commands.report:report", "Report what results show, and what not, as one page."),
+    "study": (
+        "lm_eval_ext.commands.study:study",
+        "Run a whole experiment from one file: train, steer, evaluate, draw.",
+    ),
+    "leaderboard": ("lm_eval_ext.commands.leaderboard:leaderboard", "Make a static leaderboard of result trees."),
+    "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import what is asked."),
+    "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
+    "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
+    "demo": ("lm_eval_ext.commands.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
+    "model": ("lm_eval_ext.commands.model:model", "Prepare the embedded model and print where it is."),
+    "doctor": (
+        "lm_eval_ext.commands.doctor:doctor",
+        "Check the installation and say what to do about what is missing.",
+    ),
 }
 
 VERBATIM = {"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True}

@@ -17,7 +17,7 @@ import lm_eval_ext_autoload
 from lm_eval_ext.paths import tasks_dir
 
 #: Model types, by the name given to `--model`; the same as the entry points in pyproject.toml.
-MODELS = {"steered-hf": "lm_eval_ext.models.steered_hf:SteeredHFLM"}
+MODELS = {"steered-hf": "lm_eval_ext.backends.hf.model:SteeredHFLM"}
 
 _EXTENDED = "_extended_by_lm_eval_ext"
 _task_metadata: dict[str, dict[str, Any]] = {}

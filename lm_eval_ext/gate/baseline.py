@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm_eval_ext import __version__
 from lm_eval_ext.errors import GateError, ResultsError
-from lm_eval_ext.plane.axes import Axis, find_axis
-from lm_eval_ext.plane.pairing import Paired
-from lm_eval_ext.plane.results import read_samples
-from lm_eval_ext.plane.runs import COMMITTED, read_tree, short_model
+from lm_eval_ext.results.axes import Axis, find_axis
+from lm_eval_ext.results.pairing import Paired
+from lm_eval_ext.results.runs import COMMITTED, read_tree, short_model
+from lm_eval_ext.results.samples import read_samples
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lm_eval_ext.gate.config import Gate
     from lm_eval_ext.gate.measuring import Side
-    from lm_eval_ext.plane.runs import Run
+    from lm_eval_ext.results.runs import Run
 
 
 class Move(NamedTuple):

@@ -25,8 +25,8 @@ import yaml
 
 from lm_eval_ext.errors import GateError
 from lm_eval_ext.languages import normalise
-from lm_eval_ext.plane.stats.bootstrap import RESAMPLES
-from lm_eval_ext.plane.stats.power import POWER
+from lm_eval_ext.stats.bootstrap import RESAMPLES
+from lm_eval_ext.stats.power import POWER
 
 Kind = Literal["non-inferiority", "floor", "chance", "unchanged"]
 

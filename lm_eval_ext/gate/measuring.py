@@ -12,10 +12,10 @@ from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate.config import AVERAGE
 from lm_eval_ext.gate.rules import Measured
 from lm_eval_ext.languages import LANGUAGES
-from lm_eval_ext.plane.axes import find_axis
-from lm_eval_ext.plane.pairing import NO_LANGUAGE, Paired, differences, read_axis
-from lm_eval_ext.plane.runs import find_run, list_runs, read_tree, short_model
-from lm_eval_ext.plane.stats import (
+from lm_eval_ext.results.axes import find_axis
+from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, read_axis
+from lm_eval_ext.results.runs import find_run, list_runs, read_tree, short_model
+from lm_eval_ext.stats import (
     ClusterBootstrap,
     cluster_bootstrap,
     share_test,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lm_eval_ext.gate.config import Gate, Rule
-    from lm_eval_ext.plane.axes import Axis
-    from lm_eval_ext.plane.runs import Run
+    from lm_eval_ext.results.axes import Axis
+    from lm_eval_ext.results.runs import Run
 
 _SEEDS = ("few-shot seed", "random seed")
 

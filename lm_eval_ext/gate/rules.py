@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lm_eval_ext.plane.stats.significance import holm
+from lm_eval_ext.stats.significance import holm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

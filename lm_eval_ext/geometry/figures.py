@@ -11,10 +11,10 @@ from plotly.subplots import make_subplots
 from lm_eval_ext.geometry.measures import random_cosine
 from lm_eval_ext.geometry.tables import AVERAGE, MINUS, SHARE, SILHOUETTE
 from lm_eval_ext.languages import LANGUAGES
-from lm_eval_ext.plane import theme
-from lm_eval_ext.plane.figures.chart import Chart
-from lm_eval_ext.plane.figures.panels import language_style, panel_title, text
-from lm_eval_ext.plane.figures.pca import layer_pca
+from lm_eval_ext.viz import theme
+from lm_eval_ext.viz.chart import Chart
+from lm_eval_ext.viz.panels import language_style, panel_title, text
+from lm_eval_ext.viz.pca import layer_pca
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

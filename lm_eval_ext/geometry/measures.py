@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import special
 
-from lm_eval_ext.plane.stats.bootstrap import Interval, expanded_tail
+from lm_eval_ext.stats.bootstrap import Interval, expanded_tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

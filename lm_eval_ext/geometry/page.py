@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.geometry.tables import AVERAGE, CHANGE, MINUS
-from lm_eval_ext.plane.page import figure_part, render
 from lm_eval_ext.steering.vectors import ranges
+from lm_eval_ext.viz.page import figure_part, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import rich.table
 
-    from lm_eval_ext.plane.figures.chart import Chart
+    from lm_eval_ext.viz.chart import Chart
 
 TEMPLATES = Path(__file__).parent / "templates"
 

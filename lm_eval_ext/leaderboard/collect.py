@@ -16,11 +16,11 @@ import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import LANGUAGES
-from lm_eval_ext.plane.axes import LOCALIZATION, METRIC, TRANSFER, Axis, family_of, find_axis
-from lm_eval_ext.plane.pairing import NO_LANGUAGE, Paired, read_axis
-from lm_eval_ext.plane.runs import Run, read_tree, short_model
 from lm_eval_ext.plane.shifts import AVERAGE
-from lm_eval_ext.plane.stats import LEVEL, cluster_bootstrap
+from lm_eval_ext.results.axes import LOCALIZATION, METRIC, TRANSFER, Axis, family_of, find_axis
+from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, read_axis
+from lm_eval_ext.results.runs import Run, read_tree, short_model
+from lm_eval_ext.stats import LEVEL, cluster_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lm_eval_ext import __version__
-from lm_eval_ext.plane.axes import family_of
-from lm_eval_ext.plane.runs import short_model
 from lm_eval_ext.plane.shifts import AVERAGE
+from lm_eval_ext.results.axes import family_of
+from lm_eval_ext.results.runs import short_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lm_eval_ext.leaderboard.collect import Board
-    from lm_eval_ext.plane.runs import Run
+    from lm_eval_ext.results.runs import Run
 
 SCHEMA_VERSION = "0.2.2"
 COLLECTION = "lm_eval_ext"
@@ -100,7 +100,7 @@ def hub_results(board: Board) -> Iterator[tuple[PurePosixPath, str]]:
 
 def write_records(board: Board, folder: Path, *, organization: str, relationship: str) -> list[Path]:
     """Write both kinds under a folder: `every_eval_ever/data/...` and `eval_results/MODEL/.eval_results/...`."""
-    from lm_eval_ext.plane.figures.chart import write_whole
+    from lm_eval_ext.viz.chart import write_whole
 
     written = []
     for path, record in every_eval_ever(board, organization=organization, relationship=relationship):

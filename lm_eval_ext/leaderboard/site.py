@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from lm_eval_ext.leaderboard.tables import to_csv, to_markdown
-from lm_eval_ext.plane import labels, theme
-from lm_eval_ext.plane.figures.chart import Chart, write_whole
-from lm_eval_ext.plane.figures.panels import text
-from lm_eval_ext.plane.page import figure_part, render
-from lm_eval_ext.plane.runs import short_model
 from lm_eval_ext.plane.shifts import AVERAGE
+from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.viz import labels, theme
+from lm_eval_ext.viz.chart import Chart, write_whole
+from lm_eval_ext.viz.page import figure_part, render
+from lm_eval_ext.viz.panels import text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lm_eval_ext.leaderboard.collect import Board
-    from lm_eval_ext.plane.axes import Axis
+    from lm_eval_ext.results.axes import Axis
 
 _HERE = Path(__file__).parent / "templates"
 

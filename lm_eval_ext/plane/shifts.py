@@ -9,10 +9,10 @@ import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import LANGUAGES
-from lm_eval_ext.plane.axes import LOCALIZATION, METRIC, TRANSFER, Axis, default_axis, find_axis, list_tasks
-from lm_eval_ext.plane.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
-from lm_eval_ext.plane.runs import Run, Tree, find_run, short_model
-from lm_eval_ext.plane.stats import LEVEL, QUADRANTS, RESAMPLES, holm
+from lm_eval_ext.results.axes import LOCALIZATION, METRIC, TRANSFER, Axis, default_axis, find_axis, list_tasks
+from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
+from lm_eval_ext.results.runs import Run, Tree, find_run, short_model
+from lm_eval_ext.stats import LEVEL, QUADRANTS, RESAMPLES, holm
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lm_eval_ext.plane.runs import short_model
 from lm_eval_ext.plane.shifts import AVERAGE
-from lm_eval_ext.plane.stats import (
-    Interval,
-    front_distance,
-    hypervolume,
-    null_band,
-    on_front,
-    recovery,
-    resample_together,
-)
+from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.stats import Interval, front_distance, hypervolume, null_band, on_front, recovery, resample_together
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lm_eval_ext.plane.runs import Run
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.results.runs import Run
 
 #: Resamples in which every run is drawn at once: fewer than for a single interval, since each costs every question.
 RESAMPLES = 2_000

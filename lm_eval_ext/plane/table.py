@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_ext.plane.stats import MIN_CHANGED
 from lm_eval_ext.plane.wording import GLYPHS, interval, is_missing, verdict
+from lm_eval_ext.stats import MIN_CHANGED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.plane.shifts import AVERAGE, Plane
-from lm_eval_ext.plane.stats import MIN_CHANGED
+from lm_eval_ext.stats import MIN_CHANGED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lm_eval_ext.plane.runs import Run
+    from lm_eval_ext.results.runs import Run
 
 Verdict = Literal["up", "down", "undecided"]
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from lm_eval_ext.plane.figures import charts
 from lm_eval_ext.plane.figures.context import context_gaps
-from lm_eval_ext.plane.page import figure_part, render, sentence
-from lm_eval_ext.plane.runs import short_model
 from lm_eval_ext.plane.shifts import AVERAGE, Plane
-from lm_eval_ext.plane.stats import RESAMPLES
 from lm_eval_ext.plane.table import LEGEND, describe, header, rows
 from lm_eval_ext.report import provenance
 from lm_eval_ext.report.findings import findings, open_questions
 from lm_eval_ext.report.items import changed_items
+from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.stats import RESAMPLES
+from lm_eval_ext.viz.page import figure_part, render, sentence
 
 if TYPE_CHECKING:
-    from lm_eval_ext.plane.figures import Chart
+    from lm_eval_ext.viz.chart import Chart
 
 #: Of more runs each has fewer resamples: our default, so that 200 runs are reported in a minute.
 MANY_RUNS, RESAMPLES_OF_MANY = 40, 1_000

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.plane.shifts import AVERAGE, Plane
 from lm_eval_ext.plane.standing import null_bands, pareto, recoveries
-from lm_eval_ext.plane.stats import smallest_difference
 from lm_eval_ext.plane.wording import (
     conclusions,
     interval,
@@ -17,6 +16,7 @@ from lm_eval_ext.plane.wording import (
     verdict,
     view_name,
 )
+from lm_eval_ext.stats import smallest_difference
 
 if TYPE_CHECKING:
     import pandas as pd

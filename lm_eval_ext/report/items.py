@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.plane.figures.panels import ranked_runs
-from lm_eval_ext.plane.results import read_documents, read_samples
 from lm_eval_ext.plane.shifts import AVERAGE
+from lm_eval_ext.results.samples import read_documents, read_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
-    from lm_eval_ext.plane.axes import Axis
-    from lm_eval_ext.plane.runs import Run
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.results.axes import Axis
+    from lm_eval_ext.results.runs import Run
 
 #: Runs in the browser; of more, those with the largest sum of both average changes.
 MAX_RUNS = 24

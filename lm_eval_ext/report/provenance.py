@@ -8,14 +8,14 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.plane.axes import family_of
-from lm_eval_ext.plane.runs import short_model
+from lm_eval_ext.results.axes import family_of
+from lm_eval_ext.results.runs import short_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lm_eval_ext.plane.runs import Run
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.results.runs import Run
 
 RUN_TITLES = ("run", "model", "plan", "evaluated", "software", "settings")
 DATA_TITLES = ("task", "version", "documents", "data", "hash of documents and prompts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.plane.axes import LOCALIZATION, TRANSFER
+from lm_eval_ext.results.axes import LOCALIZATION, TRANSFER
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.sweep.summary import AVERAGE
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from accelerate.utils.memory import clear_device_cache
 
-from lm_eval_ext.models.budget import out_of_memory
-from lm_eval_ext.models.loglikelihood import Scorer
-from lm_eval_ext.models.requests import Request
-from lm_eval_ext.models.trees import Aligned, Batch, Packed
+from lm_eval_ext.scoring.batching import out_of_memory
+from lm_eval_ext.scoring.requests import Request
+from lm_eval_ext.scoring.scorer import Scorer
+from lm_eval_ext.scoring.token_trees import Aligned, Batch, Packed
 from lm_eval_ext.steering.injection import Injector, SteeringTable
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from lm_eval_ext.scoring.shared_forward import SweepModel, Values
     from lm_eval_ext.steering.vectors import VectorSet
-    from lm_eval_ext.sweep.forward import SweepModel, Values
     from lm_eval_ext.sweep.questions import ScoredTree
     from lm_eval_ext.sweep.store import Store
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lm_eval_ext.plane.figures.curves import effect_curves
-from lm_eval_ext.plane.figures.heatmap import two_layer_heatmap
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.sweep.summary import AVERAGE
+from lm_eval_ext.viz.curves import effect_curves
+from lm_eval_ext.viz.heatmap import two_layer_heatmap
 
 if TYPE_CHECKING:
-    from lm_eval_ext.plane.figures.chart import Chart
+    from lm_eval_ext.viz.chart import Chart
 
 
 def charts(summary: pd.DataFrame) -> list[Chart]:

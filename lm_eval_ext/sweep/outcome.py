@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import __version__
-from lm_eval_ext.plane.figures import write_charts
-from lm_eval_ext.plane.figures.chart import write_whole
 from lm_eval_ext.sweep import page
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.figures import charts
+from lm_eval_ext.viz.chart import write_charts, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

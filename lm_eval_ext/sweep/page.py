@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.plane.page import figure_part, render
 from lm_eval_ext.plane.wording import points
 from lm_eval_ext.sweep.figures import charts
 from lm_eval_ext.sweep.summary import AVERAGE
+from lm_eval_ext.viz.page import figure_part, render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

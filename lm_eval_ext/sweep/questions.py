@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import harness
+from lm_eval_ext.backends.language import request_language
 from lm_eval_ext.errors import DataError, LanguageError, ModelError, UserError
-from lm_eval_ext.models.language import request_language
-from lm_eval_ext.models.trees import Tree, parts
-from lm_eval_ext.plane.results import question_id
+from lm_eval_ext.results.samples import question_id
+from lm_eval_ext.scoring.token_trees import Tree, parts
 from lm_eval_ext.sweep.store import tree_key
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lm_eval.api.instance import Instance
 
-    from lm_eval_ext.models.requests import Request
+    from lm_eval_ext.scoring.requests import Request
 
 #: Scores that need the options' log-likelihoods without a question.
 PRIOR_METRICS = ("acc_mutual_info", "acc_prior")

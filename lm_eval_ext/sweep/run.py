@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import PlanError, UserError
+from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
-from lm_eval_ext.sweep.fingerprint import weights_fingerprint
 from lm_eval_ext.sweep.grid import Condition, Grid, problems
 from lm_eval_ext.sweep.outcome import Outcome
 from lm_eval_ext.sweep.processes import Processes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from lm_eval_ext.models.steered_hf import SteeredHFLM
+    from lm_eval_ext.backends.hf.model import SteeredHFLM
     from lm_eval_ext.steering.vectors import VectorSet
     from lm_eval_ext.sweep.engine import Engine
     from lm_eval_ext.sweep.questions import Questions, ScoredTree
@@ -154,7 +154,7 @@ class Sweep:
     def _load(self) -> SteeredHFLM:
         from lm_eval.utils import simple_parse_args_string
 
-        from lm_eval_ext.models.steered_hf import SteeredHFLM
+        from lm_eval_ext.backends.hf.model import SteeredHFLM
 
         asked = self.settings
         arguments = dict(simple_parse_args_string(asked.model_args))
@@ -167,8 +167,8 @@ class Sweep:
         return SteeredHFLM(asked.model or None, vectors=str(asked.vectors), lang=asked.lang, **arguments)
 
     def _engine(self, model: SteeredHFLM, tree: ScoredTree, console: Console) -> Engine:
+        from lm_eval_ext.scoring.shared_forward import SweepModel
         from lm_eval_ext.sweep.engine import MAX_TOKENS, Budget, SeparateEngine, SharedEngine
-        from lm_eval_ext.sweep.forward import SweepModel
 
         asked = self.settings
         trees = SweepModel(model.model)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lm_eval_ext.plane.axes import METRIC, family_of
-from lm_eval_ext.plane.stats import Interval, cluster_bootstrap, null_band, paired_difference
+from lm_eval_ext.results.axes import METRIC, family_of
+from lm_eval_ext.stats import Interval, cluster_bootstrap, null_band, paired_difference
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition
 from lm_eval_ext.sweep.questions import Question, Questions, margin
 
@@ -96,7 +96,7 @@ def summarise(
     Columns: `condition`, `kinds`, `layer` and `gamma` (of a plan of one vector), `position`, `control`, `of` (what it is a
     control of), `family`, `language`, `metric`, `n`, `score`, `unsteered`, `change` with `low` and `high` (shares; the
     interval is of a bootstrap clustered by question id), `margin_change` (nats); then, where a plan has random controls,
-    `null_low`, `null_high`, `null_coverage`, `null_n` and `null_p` (see `plane.stats.null_band`), and the changes of the
+    `null_low`, `null_high`, `null_coverage`, `null_n` and `null_p` (see `stats.nulls.null_band`), and the changes of the
     controls `other` and `turned`.
 
     Args:

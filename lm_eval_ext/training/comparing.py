@@ -14,7 +14,7 @@ from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
-from lm_eval_ext.plane.stats import cluster_bootstrap
+from lm_eval_ext.stats import cluster_bootstrap
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.extraction import parse_layers
 from lm_eval_ext.training import adapter, checkpoints, measures

@@ -14,8 +14,8 @@ import torch
 from lm_eval_ext.data import instruct
 from lm_eval_ext.data import pairs as parallel
 from lm_eval_ext.errors import DataError
-from lm_eval_ext.models.loglikelihood import Scorer
-from lm_eval_ext.models.requests import Request
+from lm_eval_ext.scoring.requests import Request
+from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.steering.decoder import layer_count, text_config
 from lm_eval_ext.steering.extraction import pooled_states
 from lm_eval_ext.steering.injection import Injector, SteeringTable

@@ -22,11 +22,11 @@ from lm_eval_ext.steering.decoder import layer_count, text_config
 from lm_eval_ext.steering.extraction import parse_layers
 from lm_eval_ext.training import adapter, card, checkpoints
 from lm_eval_ext.training.batches import packed, padded
-from lm_eval_ext.training.clo import CloTrainer
 from lm_eval_ext.training.encoding import Encoder
 from lm_eval_ext.training.losses import DIRECTIONS
-from lm_eval_ext.training.midalign import MidalignTrainer
-from lm_eval_ext.training.mist import MistTrainer, NotFiniteError
+from lm_eval_ext.training.methods.clo import CloTrainer
+from lm_eval_ext.training.methods.midalign import MidalignTrainer
+from lm_eval_ext.training.methods.mist import MistTrainer, NotFiniteError
 from lm_eval_ext.training.rows import prepare
 from lm_eval_ext.training.schedule import order
 from lm_eval_ext.training.settings import Clo, Midalign

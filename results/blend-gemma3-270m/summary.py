@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from lm_eval_ext.languages import LANGUAGES, NON_ENGLISH
-from lm_eval_ext.plane import load
-from lm_eval_ext.plane.stats import cluster_bootstrap
+from lm_eval_ext.results.samples import load
+from lm_eval_ext.stats import cluster_bootstrap
 
 RULES = {
     "acc": "sum",

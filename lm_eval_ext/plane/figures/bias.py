@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from lm_eval_ext.plane import theme
-from lm_eval_ext.plane.figures.chart import Chart
-from lm_eval_ext.plane.figures.panels import run_style, short, shown_runs, text
+from lm_eval_ext.plane.figures.panels import run_style, shown_runs
 from lm_eval_ext.plane.shifts import AVERAGE
 from lm_eval_ext.plane.wording import GLYPHS, interval, is_missing, levels, verdict, view_name
+from lm_eval_ext.viz import theme
+from lm_eval_ext.viz.chart import Chart
+from lm_eval_ext.viz.panels import short, text
 
 if TYPE_CHECKING:
-    from lm_eval_ext.plane.runs import Run
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.results.runs import Run
 
 
 def bias_bars(plane: Plane) -> Chart | None:

@@ -13,18 +13,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.plane import theme
-from lm_eval_ext.plane.axes import Axis, find_axis
-from lm_eval_ext.plane.figures.chart import Chart
-from lm_eval_ext.plane.figures.panels import panel_title, run_style, short, shown_runs, text
-from lm_eval_ext.plane.pairing import Scores
+from lm_eval_ext.plane.figures.panels import run_style, shown_runs
 from lm_eval_ext.plane.shifts import AVERAGE
-from lm_eval_ext.plane.stats import cluster_bootstrap
 from lm_eval_ext.plane.wording import points, view_name
+from lm_eval_ext.results.axes import Axis, find_axis
+from lm_eval_ext.results.pairing import Scores
+from lm_eval_ext.stats import cluster_bootstrap
+from lm_eval_ext.viz import theme
+from lm_eval_ext.viz.chart import Chart
+from lm_eval_ext.viz.panels import panel_title, short, text
 
 if TYPE_CHECKING:
-    from lm_eval_ext.plane.runs import Run
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.results.runs import Run
 
 #: Family without the country: the same questions with it.
 CONTEXT_OF = {"localization_mini": "localization_mini_ctx", "blend_decon": "blend_ctx"}

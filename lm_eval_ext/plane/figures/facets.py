@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lm_eval_ext.plane import theme
-from lm_eval_ext.plane.figure import hover, quadrants, ranges
-from lm_eval_ext.plane.figures.chart import Chart
-from lm_eval_ext.plane.figures.panels import panel_title, run_style, short, shown_runs, text
+from lm_eval_ext.plane.figures.panels import run_style, shown_runs
+from lm_eval_ext.plane.figures.plane import hover, quadrants, ranges
 from lm_eval_ext.plane.wording import view_name
+from lm_eval_ext.viz import theme
+from lm_eval_ext.viz.chart import Chart
+from lm_eval_ext.viz.panels import panel_title, short, text
 
 if TYPE_CHECKING:
-    from lm_eval_ext.plane.runs import Run
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.results.runs import Run
 
 _COLUMNS = 4
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lm_eval_ext.plane import theme
-from lm_eval_ext.plane.figures.chart import Chart
-from lm_eval_ext.plane.figures.panels import language_style, panel_title, short, shown_runs, spread, text
+from lm_eval_ext.plane.figures.panels import shown_runs
 from lm_eval_ext.plane.wording import interval, levels, verdict, view_name
+from lm_eval_ext.viz import theme
+from lm_eval_ext.viz.chart import Chart
+from lm_eval_ext.viz.panels import language_style, panel_title, short, spread, text
 
 if TYPE_CHECKING:
-    from lm_eval_ext.plane.runs import Run
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.results.runs import Run
 
 _LABEL_GAP = 0.052  # of a panel's height: one line of text
 

@@ -1,0 +1,62 @@
+"""The command `lm-eval-ext breakdown`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def breakdown(
+    results: Annotated[Path, typer.Argument(help="Folder of result files, as lm_eval --log_samples wrote it.")],
+    task: Annotated[str, typer.Option(help="Task, group or family; its documents are taken together.")],
+    by: Annotated[list[str], typer.Option(help="Column of the documents; repeatable.")],
+    metric: Annotated[str, typer.Option(help="A score of 0 or 1 per document.")] = "acc",
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+) -> None:
+    """Break a score down by a column of the documents, with 95% intervals (Wilson).
+
+    Examples:
+
+      lm-eval-ext breakdown results/ --task gmmlu_ko --by subject
+
+      lm-eval-ext breakdown results/ --task gmmlu --by language --by subject_category
+
+      lm-eval-ext breakdown results/ --task blend_decon_cloze --by topic --metric english_bias
+    """
+    from lm_eval_ext.results.breakdown import shares
+
+    rows = [
+        [share.run, *share.values, str(share.n), *(f"{100 * x:.1f}" for x in (share.score, share.low, share.high))]
+        for share in shares(results, task, by, metric)
+    ]
+    titles = ["run", *by, "n", f"{metric} %", "low", "high"]
+    if csv:
+        _print_csv([titles, *rows])
+    else:
+        _print_table(titles, rows)
+
+
+def _print_csv(rows: list[list[str]]) -> None:
+    import csv
+    import sys
+
+    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+
+
+def _print_table(titles: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    for number, title in enumerate(titles):
+        table.add_column(Text(title), justify="left" if number < len(titles) - 4 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a log should not fold the table
+    console.print(table)

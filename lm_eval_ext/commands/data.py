@@ -1,0 +1,194 @@
+"""The commands of `lm-eval-ext data`: check, audit, count, show, export and import what is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lm_eval_ext.commands.data_instruct import instruct
+from lm_eval_ext.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    help="Check, count, show, export and import what is asked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.command()(instruct)
+
+_DataSet = Annotated[str, typer.Argument(help="The data set: blend.", metavar="blend")]
+_Language = Annotated[str, typer.Option("--lang", help="Language code, such as el.")]
+
+
+@app.command()
+def check(data: _DataSet = "blend") -> None:
+    """Say how the tables fit the data at hand: ids that apply, drop or fail, and what is built of them.
+
+    Ends with status 1 where an edit fails.
+    """
+    from rich.console import Console
+
+    from lm_eval_ext.data import blend
+
+    _known(data)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a log should not fold the table
+    checks, counts = blend.check(), {count.language: count for count in blend.counts()}
+    edits = _table("Edits that take the country out of a question", [check.language for check in checks])
+    edits.add_row("apply", *(str(check.applied) for check in checks))
+    edits.add_row("drop", *(str(len(check.dropped)) for check in checks))
+    edits.add_row("fail", *(str(len(check.failed)) for check in checks))
+    edits.add_row("malformed in the data", *(str(len(check.malformed)) for check in checks))
+    built = _table("Questions that yield an item, and why the others do not", list(counts))
+    built.add_row("items", *(str(count.items) for count in counts.values()))
+    built.add_row("of them in the parallel core", *(str(count.core) for count in counts.values()), end_section=True)
+    for reason in dict.fromkeys(reason for count in counts.values() for reason in count.reasons):
+        built.add_row(reason, *(str(count.reasons[reason]) for count in counts.values()))
+    console.print(edits)
+    console.print(built)
+    problems = [
+        f"{check.language} {question_id}: {why}" for check in checks for question_id, why in check.failed.items()
+    ]
+    problems += [f"{check.language} {problem.id}: {problem.message}" for check in checks for problem in check.malformed]
+    for problem in problems:
+        console.print(problem, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def audit(data: _DataSet = "blend") -> None:
+    """Look for words that name a country, nationality, currency or national institution, in all that is built.
+
+    Ends with status 1 where there are any beyond the allow-list.
+    """
+    from lm_eval_ext.data import blend
+    from lm_eval_ext.data.blend import leaks
+
+    _known(data)
+    findings = blend.audit()
+    for found in findings:
+        typer.echo(f"{found.language} {found.id}, {found.where}: {found.text!r} ({found.category})")
+    typer.echo(f"{len(findings)} found beyond the allow-list, which lets pass:")
+    for allowed in sorted(leaks.allow_list(), key=lambda entry: (entry.language, entry.id, entry.text)):
+        typer.echo(f"  {allowed.language} {allowed.id} {allowed.text!r}: {allowed.reason}")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def card(
+    data: _DataSet = "blend",
+    write: Annotated[
+        Path | None, typer.Option(help="Data card whose numbers to replace, instead of printing them.")
+    ] = None,
+) -> None:
+    """Print the built numbers of the data card, as Markdown."""
+    from lm_eval_ext.data import card
+
+    _known(data)
+    if write is None:
+        typer.echo(card.numbers())
+    else:
+        card.update(write)
+
+
+@app.command()
+def show(
+    data: Annotated[
+        str, typer.Argument(help="A family of tasks, such as blend_ctx or gmmlu; blend is blend_decon.")
+    ] = "blend",
+    language: _Language = "en",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many items.")] = 5,
+    cloze: Annotated[bool, typer.Option("--cloze", help="As the cloze tasks ask, not with letters.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with all items of the language, to search (blend only).")
+    ] = None,
+) -> None:
+    """Print items as a model sees them.
+
+    Examples:
+
+      lm-eval-ext data show blend --lang el --n 5
+
+      lm-eval-ext data show blend --lang el --html el.html
+    """
+    import logging
+
+    from lm_eval_ext.data import browse, sources
+
+    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it explains --metadata at every task
+    if html is not None:
+        _known(data)
+        sources.write(html, browse.page(language).encode("utf-8"))
+        typer.echo(f"wrote {html}")
+        return
+    family = "blend_decon" if data == "blend" else data
+    for text in browse.as_seen(f"{family}_{language}{'_cloze' if cloze else ''}", n):
+        typer.echo(text)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
+    data: _DataSet = "blend",
+    form: Annotated[str, typer.Option("--format", help="parquet, jsonl, or hub: a folder to upload.")] = "parquet",
+) -> None:
+    """Write the built set as files that `datasets` loads, with a README."""
+    from lm_eval_ext.data import blend
+    from lm_eval_ext.data.export import export
+
+    _known(data)
+    written = export(form, out)
+    typer.echo(f"wrote {len(written)} files to {out}; SHA-256 of all items: {blend.fingerprint()}")
+    if form == "hub":
+        typer.echo(f"upload it with: hf upload ORGANISATION/NAME {out} --repo-type dataset")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Questions, one JSON object per line.")],
+    name: Annotated[str, typer.Option(help="What the tasks are called.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of task files, for --include_path of the harness.")],
+    language: Annotated[str, typer.Option("--lang", help="Language of the lines that name none.")] = "",
+) -> None:
+    """Make tasks of your own multiple-choice questions: with letters and as cloze.
+
+    Each line has question (text), options (2 to 10 texts) and answer (number from 0, letter, or text of the right option);
+    language (code), where --lang does not give it; and may have countries (of each option, one or a list; US and UK are the
+    English ones), id (the same in every language) and topic. With countries the tasks report english_bias too.
+
+    Examples:
+
+      lm-eval-ext data import my.jsonl --name mytask --out tasks/
+
+      lm_eval --model steered-hf --include_path tasks/ --tasks mytask_cloze
+    """
+    from lm_eval_ext.data import own
+
+    family = own.write(file, name, out, language)
+    typer.echo(f"wrote {', '.join(family.groups)} to {out}; run them with")
+    typer.echo(f"  lm_eval --include_path {out} --tasks {','.join(family.groups)} --model ...")
+
+
+def _known(data: str) -> None:
+    if data != "blend":
+        raise DataError(f"unknown data set {data!r}; valid: blend")
+
+
+def _table(title: str, codes: list[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table.add_column("", overflow="fold")
+    for code in codes:
+        table.add_column(code, justify="right")
+    return table

@@ -1,0 +1,1 @@
+"""Reading the harness's result files: runs, samples, axes, pairing of documents, breakdowns."""

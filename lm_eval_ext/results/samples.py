@@ -1,0 +1,211 @@
+"""What each run scored on every document: the harness's samples as a tidy frame."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.languages import normalise
+from lm_eval_ext.results.columns import read_columns
+from lm_eval_ext.results.runs import Run, TaskResults, damage, list_runs, read_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+#: Where a document may keep the id that the same question has in every language.
+_QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
+
+#: Bytes from which a file is first read as columns, ten times as fast as line by line.
+_LARGE = 50_000
+
+COLUMNS = (
+    "run",
+    "model",
+    "plan",
+    "task",
+    "version",
+    "language",
+    "question_id",
+    "doc_id",
+    "doc_hash",
+    "prompt_hash",
+    "filter",
+    "metric",
+    "value",
+)
+
+
+def load(
+    root: Path | str,
+    *,
+    runs: Collection[str] | None = None,
+    tasks: Collection[str] | None = None,
+    metrics: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Every document's scores as a tidy frame: one row per run, task, document, filter and metric.
+
+    Columns:
+        run, model, plan: name of the run, its model, its steering plan ("" if unsteered).
+        task, version: name and version of the task.
+        language: code from the document, else the task's metadata or name; missing where none says.
+        question_id: the id that a question shares over languages, else the document's hash.
+        doc_id, doc_hash, prompt_hash: as the harness saved them.
+        filter, metric: names, "none" being the harness's word for no filter.
+        value: the score of this document (0 or 1 for accuracies); NaN where the harness saved none.
+
+    Args:
+        root: a folder of result files.
+        runs, tasks, metrics: read only these.
+
+    Raises:
+        ResultsError: no results, a damaged file, or a task without samples.
+    """
+    tree = read_tree(root)
+    frames = [
+        read_samples(run, task)
+        for run in tree.runs
+        if runs is None or run.name in runs
+        for task in run.tasks
+        if tasks is None or task in tasks
+    ]
+    if not frames:
+        raise ResultsError(f"nothing in {tree.root} matches; its runs are:\n{list_runs(tree.runs)}")
+    frame = pd.concat(frames, ignore_index=True)
+    if metrics is not None:
+        frame = frame[frame["metric"].isin(list(metrics))].reset_index(drop=True)
+    names = ["run", "model", "plan", "task", "version", "language", "filter", "metric"]
+    tidy: pd.DataFrame = frame.astype(dict.fromkeys(names, "category"))
+    return tidy
+
+
+def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+    """The scores of one task of one run.
+
+    Args:
+        run, task: whose.
+        columns: of those of `load`, all by default; text that repeats in every row takes its time.
+
+    Raises:
+        ResultsError: the samples are missing, damaged, or fewer or more than were evaluated.
+    """
+    record = run.tasks[task]
+    if record.samples is None:
+        raise ResultsError(
+            f"run {run.name!r} has no samples of {task} beside {record.results}; "
+            "documents cannot be paired without them: run lm_eval again with --log_samples"
+        )
+    large = record.samples.stat().st_size >= _LARGE
+    frame, n_documents = (_regular(run, record, columns) if large else None) or _careful(run, record, columns)
+    if n_documents < (record.n_documents or 1):
+        raise ResultsError(
+            f"{record.samples} holds {n_documents} documents, {record.results.name} speaks of {record.n_documents}: "
+            "the file was cut off; run lm_eval again with --log_samples"
+        )
+    return frame
+
+
+def _regular(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
+    """The scores of a file that has the same form in every line, and the number of documents; None where it has not."""
+    assert record.samples is not None
+    columns = read_columns(record.samples, record.task, _QUESTION_ID)
+    if columns is None:
+        return None
+    if not columns["doc_id"].is_unique and columns.duplicated(["doc_id", "filter"]).any():
+        return None
+    language: Any = record.language
+    codes = columns["language"].unique().tolist()
+    if any(codes):
+        language = columns["language"]
+        if any(not code or code != normalise(code) for code in codes):
+            language = language.map({code: normalise(code) if code else record.language for code in codes})
+    shared = {
+        **{"run": run.name, "model": run.model, "plan": run.plan, "task": record.task, "version": record.version},
+        **{name: columns[name] for name in ("doc_id", "doc_hash", "prompt_hash", "filter")},
+        "language": language,
+        "question_id": columns["doc_hash"] if columns["question"].isna().all() else columns["question"],
+    }
+    metrics = [name for name in columns if name not in {"question", *COLUMNS}]
+    parts = [
+        pd.DataFrame({**shared, "metric": metric, "value": columns[metric]}, columns=list(wanted)) for metric in metrics
+    ]
+    frame: pd.DataFrame = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    return frame, columns["doc_id"].nunique()
+
+
+def _careful(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:
+    """The same line by line: whatever the harness allows, and a message that names the line where it does not."""
+    assert record.samples is not None
+    rows: list[tuple[Any, ...]] = []
+    seen: set[tuple[int, str]] = set()
+    for line, sample in _read_lines(record.samples):
+        try:
+            key = int(sample["doc_id"]), str(sample["filter"])
+            document = sample["doc"] if isinstance(sample["doc"], dict) else {}
+            language = normalise(str(document["language"])) if document.get("language") else record.language
+            doc_hash = str(sample["doc_hash"])
+            question = question_id(document) or doc_hash
+            scores = [(metric, sample[metric]) for metric in sample["metrics"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResultsError(
+                f"{record.samples}, line {line}: not a sample of the harness ({type(error).__name__}: {error}); "
+                "run lm_eval 0.4.13 or newer with --log_samples"
+            ) from None
+        if key in seen:
+            raise ResultsError(f"{record.samples}, line {line}: document {key[0]} stands here twice; evaluate again")
+        seen.add(key)
+        identity = (record.version, language, question, key[0], doc_hash, str(sample.get("prompt_hash", "")), key[1])
+        rows += [
+            (run.name, run.model, run.plan, record.task, *identity, metric, value)
+            for metric, value in scores
+            if value is None or isinstance(value, (bool, int, float))
+        ]
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
+    return frame[list(wanted)], len({doc_id for doc_id, _ in seen})
+
+
+def question_id(document: Mapping[str, Any]) -> str | None:
+    """The id that a document shares with the same question in other languages, None where no column has one."""
+    return next((str(document[name]) for name in _QUESTION_ID if document.get(name) is not None), None)
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered samples of a JSON-lines file."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ResultsError(
+                    f"{path}{damage(error, number)}; damaged or cut off: run lm_eval again with --log_samples"
+                ) from None
+
+
+_HASH = re.compile(rb'"doc_hash": *"([^"\\]*)"')
+
+
+def read_documents(run: Run, task: str, wanted: Container[str]) -> Iterator[dict[str, Any]]:
+    """Whole samples (question, options, answers) of the documents with these hashes, as the harness saved them.
+
+    Raises:
+        ResultsError: a damaged line.
+    """
+    record = run.tasks[task]
+    if record.samples is None:
+        return
+    with record.samples.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            # Most lines of a large file are not wanted: those are not parsed.
+            found = _HASH.search(line)
+            if found and found[1].decode("ascii", "replace") not in wanted:
+                continue
+            try:
+                sample = json.loads(line)
+                if str(sample["doc_hash"]) in wanted:
+                    yield sample
+            except (ValueError, KeyError, TypeError) as error:
+                raise ResultsError(f"{record.samples}, line {number}: not a sample of the harness ({error})") from None

@@ -1,0 +1,150 @@
+"""What is asked of a model, and the rows of tokens that answer it."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from lm_eval_ext.errors import ModelError
+from lm_eval_ext.scoring.prefixes import shared_prefixes
+from lm_eval_ext.scoring.token_trees import Tree, parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from lm_eval_ext.scoring.lm_head import Token
+
+log = logging.getLogger(__name__)
+
+
+class Score(NamedTuple):
+    """Of one continuation: the sum of its tokens' log-probabilities (natural logarithm), and whether each was the best."""
+
+    log_likelihood: float
+    is_greedy: bool
+
+    @classmethod
+    def of(cls, tokens: list[Token]) -> Score:
+        """The score of a continuation from its tokens."""
+        return cls(sum(log_probability for log_probability, _ in tokens), all(best for _, best in tokens))
+
+
+class Request(NamedTuple):
+    """Tokens of a prompt and of a continuation (both not empty), and the row of the steering table."""
+
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...]
+    row: int
+
+
+@dataclass
+class Row:
+    """One row of a forward.
+
+    Attributes:
+        row: of the steering table.
+        tokens: all of them, those of a past included.
+        prompt_length: how many of the tokens are the prompt.
+        targets: the next tokens to score at the row's end, and for whom.
+        past: how many of the tokens were run before.
+        parent: in which row of the forward before.
+        branches: what goes on from this row: tokens, and the requests whose remaining tokens they lead to.
+    """
+
+    row: int
+    tokens: tuple[int, ...]
+    prompt_length: int
+    targets: list[tuple[Request, tuple[int, ...]]] = field(default_factory=list)
+    past: int = 0
+    parent: int = 0
+    branches: dict[tuple[int, ...], list[Request]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens to run."""
+        return len(self.tokens) - self.past
+
+    @property
+    def scored(self) -> int:
+        """Positions at the end of the row whose logits are needed."""
+        return max((len(target) for _, target in self.targets), default=0)
+
+    def trees(self) -> Iterator[tuple[list[Request], Tree]]:
+        """The prompt with its branches, as trees."""
+        by_continuation = {request.continuation: request for request, _ in self.targets}
+        for part in parts(self.tokens, list(by_continuation)):
+            yield [by_continuation[continuation] for continuation in part], Tree.grow(self.tokens, part)
+
+
+def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], bool]) -> list[Row]:
+    """A row for each distinct prompt and what its continuations begin with, or for the prompt if they differ there.
+
+    Args:
+        requests: distinct ones.
+        max_length: most tokens of a forward; longer prompts lose their beginning, as in the harness.
+        shares: whether rows can go on from what others computed; asked only where that would help.
+
+    Raises:
+        ModelError: a continuation longer than that.
+    """
+    by_prompt: dict[tuple[tuple[int, ...], int], list[Request]] = defaultdict(list)
+    for request in requests:
+        by_prompt[request.prompt, request.row].append(request)
+    n_requests = sum(map(len, by_prompt.values()))
+    rows: list[Row] = []
+    for (prompt, row), group in by_prompt.items():
+        fits = len(prompt) + max(len(request.continuation) for request in group) - 1 <= max_length
+        if len({request.continuation[:-1] for request in group}) > 1 and fits and shares():
+            branches: dict[tuple[int, ...], list[Request]] = defaultdict(list)
+            for request in group:
+                if len(request.continuation) > 1:
+                    branches[request.continuation[:-1]].append(request)
+            first = [(request, request.continuation[:1]) for request in group]
+            rows.append(Row(row, prompt, len(prompt), first, branches=branches))
+        else:
+            rows.extend(_whole(group, max_length))
+    if cut := sum(len(row.tokens) < len(r.prompt) + len(c) - 1 for row in rows for r, c in row.targets):
+        log.warning(
+            "%d of %d requests are longer than the model's %d tokens: their prompts lose their beginning",
+            *(cut, n_requests, max_length),
+        )
+    return rows
+
+
+def _whole(group: list[Request], max_length: int) -> list[Row]:
+    """A row for each distinct prompt plus continuation but its last token; too long, it loses its beginning."""
+    rows: dict[tuple[int, ...], Row] = {}
+    for request in group:
+        begun = request.continuation[:-1]
+        if len(begun) >= max_length:
+            raise ModelError(
+                f"a continuation of {len(request.continuation)} tokens does not fit the model's {max_length}; "
+                "raise max_length= or drop the document"
+            )
+        if begun not in rows:
+            tokens = (request.prompt + begun)[-max_length:]
+            rows[begun] = Row(request.row, tokens, len(tokens) - len(begun))
+        rows[begun].targets.append((request, request.continuation))
+    return list(rows.values())
+
+
+def shared_beginnings(
+    prompts: Iterable[Row], shares: Callable[[], bool]
+) -> tuple[list[Row], list[tuple[Row, list[Row]]]]:
+    """The prompts that share no beginning worth while, and shared beginnings with their prompts."""
+    alone: list[Row] = []
+    shared: list[tuple[Row, list[Row]]] = []
+    by_row: dict[int, list[Row]] = defaultdict(list)
+    for prompt in prompts:
+        by_row[prompt.row].append(prompt)
+    for row, group in by_row.items():
+        # Never a prompt's last token: it is scored, and steered by `last`.
+        for members, length in shared_prefixes([prompt.tokens[: prompt.prompt_length - 1] for prompt in group]):
+            found = [group[index] for index in members]
+            if length and shares():
+                shared.append((Row(row, found[0].tokens[:length], length + 1), found))
+            else:
+                alone.extend(found)
+    return alone, shared

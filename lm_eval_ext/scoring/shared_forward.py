@@ -1,0 +1,257 @@
+"""Forwards that share what steering leaves as it is: the layers below it, and with `last` all of the prompt but one token.
+
+Nothing below a steered layer depends on the vector, so the residual stream is saved there once and each condition goes on
+from it; with `last` the keys and values of the prompt's other tokens are shared above it too.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from lm_eval_ext.scoring.token_trees import Aligned, Batch, Layout, Tree
+from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
+from lm_eval_ext.steering.decoder import residual
+from lm_eval_ext.steering.injection import Injector, SteeringTable, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from lm_eval_ext.steering.plan import Position
+
+#: For each continuation of a tree, its log-likelihood; or, without the normaliser, its logit.
+Values = list[float]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What one unsteered forward leaves for the conditions.
+
+    Attributes:
+        batch: the trees.
+        streams: residual stream [rows, columns, hidden] after each layer asked for.
+        keys_values: keys and values of each layer over all prompt columns but the last, of aligned trees.
+        values: the unsteered scores, tree by tree.
+    """
+
+    batch: Batch
+    streams: dict[int, Tensor]
+    keys_values: list[tuple[Tensor, Tensor]]
+    values: list[Values]
+
+
+class SweepModel(TreeModel):
+    """Runs trees from the first layer, or goes on from a saved residual stream."""
+
+    HEAD_POSITIONS = 256, 512  # a sweep has memory to itself
+
+    _returns_tuple = False
+
+    def bytes_per_token(self, n_layers: int) -> int:
+        """Memory that a token of a base forward keeps: its residual at `n_layers` layers, its keys and values at all."""
+        text = self._text
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        numbers = n_layers * text.hidden_size + 2 * len(self._layers) * heads * width
+        return int(numbers * self.dtype.itemsize)
+
+    def base(self, batch: Batch, layers: Sequence[int], normalise: Sequence[bool]) -> Base:
+        """The unsteered forward.
+
+        Args:
+            batch: trees; of aligned ones keys and values are kept too, for `ends`.
+            layers: after which the residual stream is kept.
+            normalise: for each tree, whether its values are log-likelihoods, or logits of one-token continuations.
+        """
+        streams: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Any:
+            def hook(module: Any, inputs: Any, output: Any) -> None:
+                self._returns_tuple = isinstance(output, tuple)
+                streams[layer] = residual(output)
+
+            return hook
+
+        past = batch.width - 1 if isinstance(batch, Aligned) else None
+        cache = None if past is None else DynamicCache()
+        handles = [self._layers[layer].register_forward_hook(keep(layer)) for layer in layers]
+        try:
+            hidden = self.hidden(batch.whole, cache)
+        finally:
+            for handle in handles:
+                handle.remove()
+        keys_values = []
+        if cache is not None:
+            keys_values = [(layer.keys[:, :, :past], layer.values[:, :, :past]) for layer in cache.layers]
+        rows, columns = batch.scored
+        return Base(batch, streams, keys_values, self.values(batch.trees, hidden[rows, columns], normalise))
+
+    def whole(
+        self,
+        base: Base,
+        layer: int,
+        tables: Sequence[SteeringTable],
+        languages: Sequence[str],
+        normalise: Sequence[bool],
+    ) -> list[list[Values]]:
+        """Every token again above `layer`: for positions `prompt` and `all`.
+
+        Args:
+            base: with the residual stream after `layer`.
+            layer: first steered layer.
+            tables: one for each condition.
+            languages: of the trees.
+            normalise: as in `base`.
+
+        Returns:
+            Values by condition and tree.
+        """
+        copies, batch = len(tables), base.batch
+        repeated = Layout(*(_stack(part, copies) for part in batch.whole))
+        steered = SteeredTokens(_stack(batch.prompt, copies), _stack(batch.last, copies))
+        stream = _stack(base.streams[layer], copies)
+        table, rows = _stacked(tables, languages)
+        by_token = rows[:, batch.owner].flatten(0, 1)
+        with _injecting(self.model, table, by_token, steered), self._resumed(layer, stream):
+            hidden = self.hidden(repeated)
+        row, column = (torch.tensor(index) for index in batch.scored)
+        at = torch.arange(copies)[:, None] * len(batch.whole.ids) + row
+        taken = hidden[at.flatten(), column.repeat(copies)]
+        return _by_condition(self.values([*batch.trees] * copies, taken, [*normalise] * copies), copies)
+
+    def ends(
+        self,
+        base: Base,
+        layer: int,
+        tables: Sequence[SteeringTable],
+        languages: Sequence[str],
+        normalise: Sequence[bool],
+    ) -> list[list[Values]]:
+        """The prompts' last tokens and the nodes again above `layer`: for position `last`. See `whole`."""
+        batch = base.batch
+        assert isinstance(batch, Aligned)
+        copies, block = len(tables), 1 + batch.nodes
+        layout = batch.ends(copies)
+        last = (torch.arange(copies * block) % block == 0)[None]
+        stream = base.streams[layer][:, batch.width - 1 :].repeat(1, copies, 1)
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(base.keys_values):
+            width = keys.shape[2] if index > layer else 0  # not asked for below
+            cache.update(keys[:, :, :width], values[:, :, :width], index)
+        table, rows = _stacked(tables, languages)
+        by_token = rows.T.repeat_interleave(block, dim=1)
+        with _injecting(self.model, table, by_token, SteeredTokens(last, last)), self._resumed(layer, stream):
+            hidden = self.hidden(layout, cache)
+        row, column = (torch.tensor(index) for index in batch.scored)
+        columns = torch.arange(copies)[:, None] * block + (column - batch.width + 1)
+        taken = hidden[row.repeat(copies), columns.flatten()]
+        return _by_condition(self.values([*batch.trees] * copies, taken, [*normalise] * copies), copies)
+
+    @contextmanager
+    def _resumed(self, layer: int, stream: Tensor) -> Iterator[None]:
+        """Inside, the layers up to `layer` do nothing, and `layer` hands on `stream`."""
+
+        def hand_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (hidden, None) if self._returns_tuple else hidden
+
+        def resume(*args: Any, **kwargs: Any) -> Any:
+            return hand_on(stream)
+
+        before = [module.__dict__.get("forward") for module in self._layers[: layer + 1]]
+        for module in self._layers[:layer]:
+            module.forward = hand_on
+        self._layers[layer].forward = resume
+        try:
+            yield
+        finally:
+            for module, forward in zip(self._layers, before, strict=False):
+                del module.forward
+                if forward is not None:  # accelerate sets one of its own
+                    module.forward = forward
+
+    def values(self, trees: Sequence[Tree], hidden: Tensor, normalise: Sequence[bool]) -> list[Values]:
+        """Scores of the continuations of every tree.
+
+        Args:
+            trees: in the order of the positions.
+            hidden: [positions, hidden] at each scored position of each tree, before the output head.
+            normalise: as in `base`.
+        """
+        wanted = torch.tensor([normal for tree, normal in zip(trees, normalise, strict=True) for _ in tree.scored])
+        found: dict[bool, Iterator[Values]] = {}
+        for normal in set(normalise):
+            own = [tree for tree, is_normal in zip(trees, normalise, strict=True) if is_normal is normal]
+            states = hidden[(wanted == normal).to(hidden.device)]
+            found[normal] = iter(self._likelihoods(own, states) if normal else self._options(own, states))
+        return [next(found[normal]) for normal in normalise]
+
+    def _likelihoods(self, trees: Sequence[Tree], hidden: Tensor) -> list[Values]:
+        found = self.tokens(trees, hidden, greedy=False)
+        return [[sum(value for value, _ in path) for path in by_tree] for by_tree in found]
+
+    def _options(self, trees: Sequence[Tree], hidden: Tensor) -> list[Values]:
+        """Logits of one-token continuations: only the columns of the head that are asked for."""
+        weight, bias = self._head.weight, self._head.bias
+        tokens = [path[0].token for tree in trees for path in tree.targets]
+        distinct, column = torch.unique(torch.tensor(tokens, device=weight.device), return_inverse=True)
+        row = torch.tensor([at for at, tree in enumerate(trees) for _ in tree.targets], device=weight.device)
+        with torch.inference_mode():
+            states = hidden.to(weight.device).float()
+            logits = states @ weight[distinct].float().T
+            if bias is not None:
+                logits = logits + bias[distinct].float()
+            found = iter(self._after_head(logits)[row, column].tolist())
+        return [[next(found) for _ in tree.targets] for tree in trees]
+
+
+def _stack(tensor: Tensor, copies: int) -> Tensor:
+    """Conditions below each other: [copies x rows, ...]."""
+    return tensor.repeat(copies, *[1] * (tensor.dim() - 1))
+
+
+def _stacked(tables: Sequence[SteeringTable], languages: Sequence[str]) -> tuple[SteeringTable, Tensor]:
+    """The tables of several conditions as one, and its rows [conditions, languages]."""
+    places = dict.fromkeys(
+        (layer, position) for table in tables for layer, at in table.additions.items() for position in at
+    )
+    rows, base = [], 1
+    for table in tables:
+        own = [table.row(language) for language in languages]
+        rows.append([base + row - 1 if row else 0 for row in own])
+        base += _height(table) - 1
+    additions: dict[int, dict[Position, Tensor]] = {}
+    for layer, position in places:
+        parts = [table.additions.get(layer, {}).get(position) for table in tables]
+        width = next(part.shape[1] for part in parts if part is not None)
+        filled = [
+            torch.zeros(_height(table) - 1, width) if part is None else part[1:]
+            for table, part in zip(tables, parts, strict=True)
+        ]
+        additions.setdefault(layer, {})[position] = torch.cat([torch.zeros(1, width), *filled])
+    return SteeringTable(additions=additions), torch.tensor(rows)
+
+
+def _height(table: SteeringTable) -> int:
+    return next(len(matrix) for at in table.additions.values() for matrix in at.values())
+
+
+@contextmanager
+def _injecting(model: PreTrainedModel, table: SteeringTable, rows: Tensor, tokens: Tokens) -> Iterator[None]:
+    injector = Injector(model, table)
+    try:
+        with injector.batch(rows, tokens):
+            yield
+    finally:
+        injector.remove()
+
+
+def _by_condition(values: list[Values], copies: int) -> list[list[Values]]:
+    each = len(values) // copies
+    return [values[copy * each : (copy + 1) * each] for copy in range(copies)]

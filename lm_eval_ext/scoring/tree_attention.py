@@ -1,0 +1,216 @@
+"""Trees of continuations through one model: hidden states by a forward of its own layout, scores by the head in slices."""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_left
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lm_eval_ext.errors import ModelError
+from lm_eval_ext.scoring.batching import out_of_memory
+from lm_eval_ext.scoring.lm_head import Token, as_tokens, scores
+from lm_eval_ext.scoring.products import fast_products, linear
+from lm_eval_ext.scoring.token_trees import Aligned, Layout, Packed, Tree
+from lm_eval_ext.steering.decoder import decoder_layers, text_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from lm_eval_ext.scoring.token_trees import Batch
+    from lm_eval_ext.steering.plan import Position
+
+#: How far a probe may be from the plain forward: rounding of half precision, not another mask.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_LOOSE = 0.5
+
+#: Most tokens of a probe's prompt.
+_PROBE = 32
+
+
+class SteeredTokens:
+    """Which tokens of a batch are steered; see `injection.Tokens`.
+
+    Args:
+        prompt: [rows or 1, columns], true at tokens of prompts.
+        last: the same at the last token of each prompt.
+    """
+
+    def __init__(self, prompt: Tensor, last: Tensor) -> None:
+        self._masks: dict[Position, Tensor | bool] = {"all": True, "prompt": prompt, "last": last}
+
+    def mask(self, position: Position, offset: int, length: int) -> Tensor | bool:
+        """See `injection.Tokens.mask`."""
+        return self._masks[position]
+
+
+class TreeModel:
+    """Runs trees through one model.
+
+    Args:
+        model: a causal language model of transformers whose layers attend (no recurrent state).
+        softmax_dtype: dtype of the log-softmax.
+    """
+
+    #: Scored positions whose logits over the whole vocabulary are held at a time, on a CPU and on anything else.
+    HEAD_POSITIONS = 128, 512
+
+    def __init__(self, model: PreTrainedModel, softmax_dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self._softmax_dtype = softmax_dtype
+        self._layers = list(decoder_layers(model))
+        self._head = model.get_output_embeddings()
+        self._text = text_config(model.config)
+        self._buffer: Tensor | None = None
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    def check(self, sample: Tree) -> str | None:
+        """Why this model cannot be run by trees, found by comparing one with plain forwards; None if it can.
+
+        Args:
+            sample: any; its tokens make the tree that is tried, since its own may be too simple to show anything.
+        """
+        types = set(getattr(self._text, "layer_types", None) or ["full_attention"])
+        if other := types - {"full_attention", "sliding_attention"}:
+            return f"its layers are of the types {', '.join(sorted(other))}"
+        if not isinstance(self._head, torch.nn.Linear):
+            return "its output head is not one linear layer"
+        base = getattr(self.model, "get_base_model", lambda: self.model)()  # of PEFT
+        if "position_ids" not in inspect.signature(base.forward).parameters or getattr(self._text, "alibi", False):
+            return "it counts positions itself"
+        tree = _probe(sample)
+        expected = [self._plain(tree.prompt, [token for _, token in path]) for path in tree.targets]
+        try:
+            # Beside itself, so that what a tree sees of its neighbour would show.
+            both = [self.score(batch) for batch in (Packed([tree, tree]), Aligned([tree]))]
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            if out_of_memory(error):
+                raise
+            return f"a forward with an attention mask of our own failed ({error})"
+        found = [sum(value for value, _ in tokens) for by_tree in both for values in by_tree for tokens in values]
+        worst = max(abs(a - b) for a, b in zip(found, expected * 3, strict=True))
+        if not worst <= _TOLERANCE.get(self.dtype, _LOOSE):
+            return f"its log-likelihoods differ by {worst:.2g} from those of plain forwards"
+        return None
+
+    def _plain(self, prompt: tuple[int, ...], continuation: list[int]) -> float:
+        ids = torch.tensor([[*prompt, *continuation]], device=self._device)
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        wanted = torch.tensor(continuation, device=logits.device)
+        return float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum())
+
+    def score(self, batch: Batch) -> list[list[list[Token]]]:
+        """The tokens of every continuation of every tree."""
+        rows, columns = batch.scored
+        return self.tokens(batch.trees, self.hidden(batch.whole)[rows, columns])
+
+    def hidden(self, layout: Layout, cache: Any = None) -> Tensor:
+        """The residual stream that the output head would see, [rows, columns, hidden]."""
+        found: list[Tensor] = []
+
+        def stop(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            found.append(inputs[0])
+            raise _Stop
+
+        handle = self._head.register_forward_pre_hook(stop, prepend=True)
+        try:
+            with torch.inference_mode(), fast_products(self.model.get_input_embeddings().weight):
+                self.model(
+                    input_ids=layout.ids.to(self._device, non_blocking=True),
+                    position_ids=layout.positions.to(self._device, non_blocking=True),
+                    attention_mask=self._mask(layout),
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                )
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+        if not found:
+            raise ModelError("the model's output head was not reached")
+        return found[0]
+
+    def _mask(self, layout: Layout) -> Any:
+        """One mask, or one for each kind of attention where the layers differ."""
+        types = set(getattr(self._text, "layer_types", None) or [])
+        window = getattr(self._text, "sliding_window", None)
+        full = layout.mask(self.dtype).to(self._device)
+        if "sliding_attention" not in types and (types or window is None):
+            return full
+        # A window that nothing leaves hides nothing.
+        near = window is None or int(layout.positions.max()) < window
+        sliding = full if near else layout.mask(self.dtype, window).to(self._device)
+        return sliding if len(types) < 2 else {"full_attention": full, "sliding_attention": sliding}
+
+    def tokens(self, trees: Sequence[Tree], hidden: Tensor, *, greedy: bool = True) -> list[list[list[Token]]]:
+        """Log-probabilities of the tokens of every continuation of every tree; waits for the device once.
+
+        Args:
+            trees: in the order of the positions.
+            hidden: [positions, hidden] at each scored position of each tree, before the output head.
+            greedy: find out whether each token is the likeliest; else it is said that none is.
+        """
+        targets: list[tuple[int, int]] = []
+        at = 0
+        for tree in trees:
+            where = {node: at + k for k, node in enumerate(tree.scored)}
+            targets.extend((where[node], wanted) for path in tree.targets for node, wanted in path)
+            at += len(tree.scored)
+        order = sorted(range(len(targets)), key=targets.__getitem__)
+        place, token = torch.tensor([targets[k] for k in order]).T.to(hidden.device, non_blocking=True)
+        most = self.HEAD_POSITIONS[hidden.device.type != "cpu"]
+        places = [targets[k][0] for k in order]
+        parts = []
+        with torch.inference_mode():
+            for first in range(0, len(hidden), most):
+                own = slice(bisect_left(places, first), bisect_left(places, first + most))
+                logits = self._logits(hidden[first : first + most], most)
+                parts.append(scores(logits, place[own] - first, token[own], self._softmax_dtype, greedy=greedy))
+        found = dict(zip(order, as_tokens(parts), strict=True))
+        number = iter(range(len(targets)))
+        return [[[found[next(number)] for _ in path] for path in tree.targets] for tree in trees]
+
+    def _logits(self, hidden: Tensor, most: int) -> Tensor:
+        """[positions, vocabulary] of at most `most` states, in a buffer of its own."""
+        weight, bias = self._head.weight, self._head.bias
+        if self._buffer is None:
+            self._buffer = torch.empty(most, len(weight), dtype=weight.dtype, device=weight.device)
+        states = hidden.to(weight.device, weight.dtype)
+        return self._after_head(linear(states, weight, bias, self._buffer[: len(states)]))
+
+    def _after_head(self, logits: Tensor) -> Tensor:
+        """What some families do to their logits; `check` finds those that do something else."""
+        if scale := getattr(self._text, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if divisor := getattr(self._text, "logits_scaling", None):  # Granite
+            logits = logits / divisor
+        if cap := getattr(self._text, "final_logit_softcapping", None):  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+
+def _probe(sample: Tree) -> Tree:
+    """A prompt with continuations that branch, made of the sample's tokens."""
+    tokens = [*sample.prompt, *sample.tokens, *(target.token for path in sample.targets for target in path)]
+    a, b, c, d, e, f = islice(cycle(tokens), 6)
+    return Tree.grow(sample.prompt[-_PROBE:], [(a, b, c), (a, d), (e, f, b, a), (e, f, d), (c,)])
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward before the output head
+    """Raised before the output head."""

@@ -1,0 +1,1 @@
+"""The alignment methods, a module each."""

@@ -1,0 +1,154 @@
+"""`lm-eval-ext doctor`: what it finds, what it advises, when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lm_eval_ext import cli
+from lm_eval_ext.commands import doctor
+from lm_eval_ext.commands.doctor import ABSENT, BROKEN, OK, Finding
+
+ALL_SEEN = {"models": {"steered-hf": None}, "tasks": 126, "unseen": []}
+NONE_SEEN = {
+    "models": {"steered-hf": "ValueError: Attempted to load model 'steered-hf', but no model for this name found!"},
+    "tasks": 126,
+    "unseen": ["gmmlu", "gmmlu_ar", "gmmlu_el", "gmmlu_en"],
+}
+
+
+def probe_sees(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any], warning: str = "") -> list[Finding]:
+    monkeypatch.setattr(doctor, "_probe", lambda: (seen, warning))
+    return list(doctor.discovery())
+
+
+def test_a_real_examination_with_discovery_switched_off() -> None:
+    command = [sys.executable, "-m", "lm_eval_ext", "doctor", "--json"]
+    env = {**os.environ, "LM_EVAL_EXT_AUTOLOAD": "0", "LM_EVAL_EXT_DATA": ""}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    findings = {item["subject"]: item for item in json.loads(process.stdout)}
+    assert {"python", "lm_eval", "torch", "transformers", "mirror", "embedded model", "cpu"} <= findings.keys()
+    for subject in ("tasks", "model steered-hf"):
+        assert findings[subject]["status"] == ABSENT
+        assert "LM_EVAL_EXT_AUTOLOAD=0" in findings[subject]["detail"]
+        assert "lm-eval-ext eval" in findings[subject]["remedy"]
+    broken = [item for item in findings.values() if item["status"] == BROKEN]
+    assert process.returncode == bool(broken)
+
+
+def test_discovery_that_works_names_its_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tasks = probe_sees(monkeypatch, ALL_SEEN)
+    assert (model.status, tasks.status) == (OK, OK)
+    assert doctor.PTH in model.detail
+    assert "126 names" in tasks.detail
+    monkeypatch.setattr("lm_eval.api.registry.load_plugins", print, raising=False)
+    model, tasks = probe_sees(monkeypatch, ALL_SEEN)
+    assert "entry point" in model.detail
+    assert doctor.PTH in tasks.detail
+
+
+def test_discovery_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LM_EVAL_EXT_AUTOLOAD", raising=False)
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
+    monkeypatch.setattr("site.getusersitepackages", lambda: str(tmp_path))
+    for finding in probe_sees(monkeypatch, NONE_SEEN):
+        assert finding.status == BROKEN
+        assert "not in site-packages" in finding.detail
+        assert "pip install" in finding.remedy
+    (tmp_path / doctor.PTH).touch()
+    for finding in probe_sees(monkeypatch, NONE_SEEN, "lm_eval_ext: (ImportError: boom)"):
+        assert finding.status == BROKEN
+        assert "boom" in finding.detail
+
+
+def test_model_that_is_found_but_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = probe_sees(monkeypatch, {**ALL_SEEN, "models": {"steered-hf": "ImportError: no torch"}})
+    assert model.status == BROKEN
+    assert "no torch" in model.detail
+
+
+def test_a_harness_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_PROBE", "import sys; sys.exit('no such module')")
+    (finding,) = doctor.discovery()
+    assert finding.status == BROKEN
+    assert "no such module" in finding.detail
+
+
+def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "pooch":
+            raise metadata.PackageNotFoundError(name)
+        return "4.0" if name == "transformers" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    broken = {finding.subject: finding for finding in doctor.versions() if finding.status == BROKEN}
+    assert broken.keys() >= {"pooch", "transformers"}
+    assert broken["pooch"].detail == "not installed"
+    assert "needed: >=" in broken["transformers"].detail
+    assert "pip install 'transformers" in broken["transformers"].remedy
+    # Nothing that would import them is tried.
+    assert "discovery" not in {finding.subject for finding in doctor.examine()}
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LM_EVAL_EXT_CACHE", str(tmp_path / "new" / "cache"))
+    assert doctor.cache().status == OK
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LM_EVAL_EXT_CACHE", str(tmp_path / "file" / "cache"))
+    assert doctor.cache().status == BROKEN
+
+
+def test_data_in_a_mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LM_EVAL_EXT_CACHE", str(tmp_path / "cache"))
+    for name in ("gmmlu/ko/test.jsonl", "blend/annotations/UK_data.json"):
+        file = tmp_path / "mirror" / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(tmp_path / "mirror"))
+    findings = {finding.subject: finding for finding in doctor.data()}
+    assert findings["mini data"].status == OK
+    assert findings["mirror"].status == OK
+    assert findings["BLEnD"].status == ABSENT
+    assert findings["BLEnD"].detail.startswith("1 of ")
+    assert "mirror: ko" in findings["Global-MMLU"].detail
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(tmp_path / "no mirror"))
+    assert {finding.subject: finding.status for finding in doctor.data()}["mirror"] == BROKEN
+
+
+def test_the_real_mirror_is_complete(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
+    findings = {finding.subject: finding.status for finding in doctor.data()}
+    assert (findings["BLEnD"], findings["FLORES-200"], findings["NTREX-128"]) == (OK, OK, OK)
+
+
+@pytest.mark.parametrize(
+    ("converted", "installed", "status", "words"),
+    [(True, True, OK, "ready in"), (False, True, OK, "not yet converted"), (False, False, ABSENT, "not installed")],
+)
+def test_embedded_model(
+    converted: bool, installed: bool, status: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lm_eval_ext.models.embedded.is_converted", lambda: converted)
+    monkeypatch.setattr("lm_eval_ext.models.embedded.is_installed", lambda: installed)
+    monkeypatch.setattr("lm_eval_ext.models.embedded.path", lambda: tmp_path)
+    (finding,) = doctor.models()
+    assert finding.status == status
+    assert words in finding.detail
+
+
+@pytest.mark.parametrize(("status", "code"), [(OK, 0), (ABSENT, 0), (BROKEN, 1)])
+def test_printed_findings_and_exit_status(status: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: iter([Finding("thing", status, "its state", "do this")]))
+    result = CliRunner().invoke(cli.app, ["doctor"])
+    assert result.exit_code == code
+    assert result.output.split() == [status, "thing", "its", "state", "->", "do", "this"]

@@ -1,0 +1,422 @@
+"""The plain `lm_eval` command sees this package, from a wheel and from a checkout, and never breaks because of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm_eval_ext import harness
+from lm_eval_ext.data import tasks_tree
+from lm_eval_ext.paths import tasks_dir
+
+ROOT = Path(__file__).parents[2]
+LM_EVAL = Path(sys.executable).with_name("lm_eval")
+
+#: Every task and group; `test_tasks` spells them out.
+NAMES = {Path(name).stem.removeprefix("_") for name in tasks_tree.files()}
+
+# Which names a fresh interpreter sees that imports the harness only; the scan of its 14,000 own tasks is left out.
+SEEN = """
+import json
+import lm_eval.models
+import lm_eval.tasks.manager as manager
+manager.__file__ = "/nowhere/manager.py"
+from lm_eval.api.registry import model_registry
+from lm_eval.tasks import TaskManager
+print(json.dumps({"models": list(model_registry), "tasks": TaskManager().all_tasks}))
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment that sees the packages of this one, and of ours only what a test installs."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def site_packages(self) -> Path:
+        return Path(sysconfig.get_path("purelib", "venv", {"base": str(self.folder)}))
+
+    def run(self, *command: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "LM_EVAL_EXT_"))}
+        process = subprocess.run(
+            [str(self.python), *map(str, command)],
+            cwd=self.folder,
+            env={**kept, "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hf"), "NO_COLOR": "1", **env},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not check or process.returncode == 0, process.stderr
+        return process
+
+    def seen(self, **env: str) -> tuple[dict[str, Any], str]:
+        """Models and tasks the harness knows, and what stood on standard error."""
+        process = self.run("-c", SEEN, **env)
+        return json.loads(process.stdout), process.stderr
+
+
+def new_environment(folder: Path) -> Environment:
+    venv.create(folder, with_pip=False, symlinks=True)
+    environment = Environment(folder)
+    # Plain paths: what stands in .pth files over there (our own editable install, for one) is not run.
+    shared = [path for path in sys.path if path.endswith("site-packages")]
+    (environment.site_packages / "shared.pth").write_text("\n".join(shared))
+    return environment
+
+
+def install(environment: Environment, *arguments: str | Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", environment.python, "install", "--no-index", "--no-deps"]
+    subprocess.run([*map(str, pip), *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = new_environment(tmp_path_factory.mktemp("installed"))
+    install(environment, wheel)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = new_environment(tmp_path_factory.mktemp("editable"))
+    install(environment, "--no-build-isolation", "--editable", ROOT)
+    return environment
+
+
+@pytest.fixture
+def damaged(wheel: Path, tmp_path: Path) -> Environment:
+    """An installation for a test to damage."""
+    environment = new_environment(tmp_path / "damaged")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(environment.site_packages)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = {word: index for index, word in enumerate(("<end>", "one", "two", "three", "?"))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    config = GPT2Config(vocab_size=5, n_positions=32, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_task(folder: Path, name: str, **config: Any) -> Path:
+    """A task on one local question, as a user has it on `--include_path`."""
+    folder.mkdir(exist_ok=True)
+    question = folder / "question.json"
+    question.write_text(json.dumps({"question": "one two ?", "options": ["one", "three"], "gold": 1}) + "\n")
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(question)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "question",
+        "doc_to_choice": "options",
+        "doc_to_target": "gold",
+        "metadata": {"version": 1.0},
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps({**task, **config}))  # JSON is YAML
+    return folder
+
+
+# --- What is installed ------------------------------------------------------------------------------------------------
+
+
+def test_wheel_holds_code_tasks_data_and_the_hook(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    assert {"lm_eval_ext/py.typed", "lm_eval_ext_autoload.py", "lm_eval_ext_autoload.pth"} <= names
+    for folder in (tasks_dir(), ROOT / "lm_eval_ext" / "data"):
+        files = {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in {".yaml", ".jsonl", ".tsv"}}
+        assert files
+        assert {f"lm_eval_ext/{folder.name}/{file.as_posix()}" for file in files} <= names
+    assert not [name for name in names if name.startswith(("tests/", "tasks/", "results/", "benchmarks/"))]
+    for name, target in harness.MODELS.items():
+        assert f"[lm_eval.models]\n{name} = {target}\n" in metadata
+
+
+def test_source_distribution_holds_what_its_tests_need(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = [path for folder in ("tests", "results/baselines") for path in (ROOT / folder).rglob("*.[jpy]*")]
+    needed += [ROOT / name for name in ("Makefile", "action.yml", ".github/workflows/ci.yml", "examples/gate.yaml")]
+    assert {path.relative_to(ROOT).as_posix() for path in needed if "__pycache__" not in path.parts} <= names
+    assert {name.split("/")[1] for name in names if name.startswith("results/")} == {"baselines"}
+
+
+def test_plain_lm_eval_lists_every_task(installed: Environment) -> None:
+    listed = installed.run(LM_EVAL, "ls", "tasks")
+    names = {match[1] for match in re.finditer(r"^\|([^|\s]+)", listed.stdout, re.MULTILINE)}
+    assert names >= NAMES
+    assert "arc_easy" in names
+    assert str(installed.site_packages / "lm_eval_ext" / "tasks") in listed.stdout
+    assert "lm_eval_ext:" not in listed.stderr
+
+
+@pytest.mark.parametrize("kind", ["installed", "editable"])
+def test_harness_sees_models_and_tasks(kind: str, request: pytest.FixtureRequest) -> None:
+    seen, errors = request.getfixturevalue(kind).seen()
+    assert set(seen["tasks"]) == NAMES
+    assert {"steered-hf", "hf", "dummy"} <= set(seen["models"])
+    assert errors == ""
+
+
+def test_autoload_0_switches_it_off(installed: Environment) -> None:
+    seen, errors = installed.seen(LM_EVAL_EXT_AUTOLOAD="0")
+    assert seen["tasks"] == []
+    assert "hf" in seen["models"]
+    assert "steered-hf" not in seen["models"]
+    assert errors == ""
+
+
+def test_interpreter_start_costs_less_than_a_millisecond_and_imports_one_module(installed: Environment) -> None:
+    def microseconds() -> int:
+        report = installed.run("-X", "importtime", "-c", "pass").stderr
+        (line,) = (line for line in report.splitlines() if "lm_eval" in line)
+        own, cumulative = re.findall(r"\d+", line)[:2]
+        assert own == cumulative
+        return int(cumulative)
+
+    assert min(microseconds() for _ in range(5)) < 1000
+
+
+def test_without_site_there_is_no_hook(installed: Environment) -> None:
+    assert installed.run("-S", "-c", "import sys; print('lm_eval_ext_autoload' in sys.modules)").stdout == "False\n"
+
+
+# --- Damage: the harness runs, and one line says why ------------------------------------------------------------------
+
+
+def assert_one_warning(errors: str, *reasons: str) -> None:
+    (line,) = (line for line in errors.splitlines() if "lm_eval_ext" in line)
+    assert all(reason in line for reason in reasons)
+    assert "Traceback" not in errors
+
+
+def test_lm_eval_runs_hf_with_a_plugin_that_cannot_be_imported(
+    damaged: Environment, tiny_model: Path, tmp_path: Path
+) -> None:
+    (damaged.site_packages / "lm_eval_ext" / "__init__.py").write_text("raise ImportError('out of order')")
+    task = write_task(tmp_path / "task", "one_question")
+    command = ["--model", "hf", "--model_args", f"pretrained={tiny_model}", "--device", "cpu"]
+    process = damaged.run(LM_EVAL, *command, "--tasks", "one_question", "--include_path", task)
+    assert "|one_question|" in process.stdout
+    assert_one_warning(process.stderr, "out of order")
+
+
+def test_package_deleted_but_hook_left(damaged: Environment) -> None:
+    shutil.rmtree(damaged.site_packages / "lm_eval_ext")
+    seen, errors = damaged.seen()
+    assert "hf" in seen["models"]
+    assert_one_warning(errors, "No module named 'lm_eval_ext'")
+
+
+def test_tasks_deleted(damaged: Environment) -> None:
+    shutil.rmtree(damaged.site_packages / "lm_eval_ext" / "tasks")
+    seen, errors = damaged.seen()
+    assert "steered-hf" in seen["models"]
+    assert_one_warning(errors, "tasks is missing")
+
+
+def test_pth_left_alone_warns_only_where_the_harness_is_called(damaged: Environment) -> None:
+    (damaged.site_packages / "lm_eval_ext_autoload.py").unlink()
+    assert_one_warning(damaged.run(LM_EVAL, "--help").stderr, "No module named 'lm_eval_ext_autoload'")
+    assert damaged.run("-c", "pass").stderr == ""
+
+
+# --- Other releases of the harness, by a stand-in ---------------------------------------------------------------------
+
+REGISTRY = """
+class Registry(dict):
+    def register(self, name, target):
+        self[name] = target
+model_registry = Registry()
+"""
+MANAGER = """
+class TaskManager:
+    def __init__(self, include_path=None, include_defaults=True):
+        self.paths, self.include_path = include_path, include_path
+    def load(self, tasks):
+        return {"tasks": {}}
+"""
+
+
+def stand_in(folder: Path, registry: str = REGISTRY, manager: str = MANAGER) -> None:
+    files = {"__init__": "", "models/__init__": "", "api/__init__": "", "api/registry": registry}
+    files |= {"tasks/__init__": "from lm_eval.tasks.manager import TaskManager", "tasks/manager": manager}
+    for name, text in files.items():
+        file = folder / "lm_eval" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+LOOK = """
+import lm_eval.models, lm_eval.tasks
+from lm_eval.api.registry import model_registry
+print(list(model_registry), lm_eval.tasks.TaskManager().paths)
+"""
+
+
+def test_stands_aside_where_the_harness_loads_entry_points(installed: Environment, tmp_path: Path) -> None:
+    stand_in(tmp_path, registry=f"{REGISTRY}\ndef load_plugins(group, registry): ...")
+    process = installed.run("-c", LOOK, PYTHONPATH=str(tmp_path))
+    assert process.stdout.startswith("[] [")
+    assert "lm_eval_ext" in process.stdout
+    assert process.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"registry": "model_registry = {}"}, "has no attribute 'register'"),
+        ({"registry": ""}, "has no attribute 'model_registry'"),
+        ({"manager": MANAGER.replace("include_path=None", "search=None, include_path=None")}, None),
+        ({"manager": MANAGER.replace("load", "load_tasks")}, "has no attribute 'load'"),
+        ({"manager": MANAGER.replace("include_path", "search")}, "does not take include_path"),
+    ],
+)
+def test_changed_seams_do_not_break_the_harness(
+    change: dict[str, str], reason: str | None, installed: Environment, tmp_path: Path
+) -> None:
+    stand_in(tmp_path, **change)
+    look = LOOK if change.get("registry") != "" else "import lm_eval.models, lm_eval.tasks"
+    errors = installed.run("-c", look, PYTHONPATH=str(tmp_path)).stderr
+    if reason:
+        assert_one_warning(errors, reason)
+    else:
+        assert errors == ""
+
+
+def test_reloads_and_threads(installed: Environment, tmp_path: Path) -> None:
+    stand_in(tmp_path)
+    code = """
+import importlib, threading
+# Not also a submodule: a package and its submodule imported at once may meet Python's own deadlock avoidance.
+modules = ["lm_eval.models", "lm_eval.tasks"]
+threads = [threading.Thread(target=importlib.import_module, args=[name]) for name in modules * 4]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+import lm_eval_ext_autoload, lm_eval.tasks.manager, sys
+for module in (lm_eval_ext_autoload, lm_eval.tasks.manager, lm_eval.tasks, lm_eval.models):
+    importlib.reload(module)
+print(len(lm_eval.tasks.TaskManager().paths), len(lm_eval.tasks.manager.TaskManager().paths), type(
+    lm_eval.models.__loader__).__name__, sum(f.__module__ == "lm_eval_ext_autoload" for f in sys.meta_path))
+"""
+    process = installed.run("-c", code, PYTHONPATH=str(tmp_path))
+    assert process.stdout == "1 1 SourceFileLoader 1\n"
+    assert process.stderr == ""
+
+
+def test_no_effect_without_the_harness(installed: Environment) -> None:
+    code = "import sys; sys.modules['lm_eval'] = None; import json; print('lm_eval_ext.harness' in sys.modules)"
+    process = installed.run("-c", code)
+    assert (process.stdout, process.stderr) == ("False\n", "")
+
+
+# --- The seams, in this process ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The harness's own TaskManager, extended, its built-in tasks being none."""
+    from lm_eval.tasks import manager
+
+    class TaskManager(manager.TaskManager):
+        """So that the harness's own class stays as it is."""
+
+    (tmp_path / "builtin").mkdir()
+    monkeypatch.setattr(manager, "__file__", str(tmp_path / "builtin" / "manager.py"))
+    if not hasattr(manager.TaskManager, harness._EXTENDED):
+        harness.extend_task_manager(TaskManager)
+    return TaskManager
+
+
+def test_users_own_tasks_win(task_manager: Any, tmp_path: Path) -> None:
+    mine = write_task(tmp_path / "mine", "transfer_mini_ko")
+    for given in (mine, str(mine), [mine], (str(mine),)):
+        manager = task_manager(include_path=given)
+        assert manager.task_index["transfer_mini_ko"].yaml_path.parent == mine
+        assert manager.include_path == given
+        assert set(manager.all_tasks) == NAMES
+
+
+def test_our_folder_is_searched_once(task_manager: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for given in (None, "", tasks_dir(), str(tasks_dir()), [tasks_dir().parent / "tasks"], [str(tasks_dir().parent)]):
+        assert set(task_manager(include_path=given).all_tasks) >= NAMES
+    assert "overrides" not in caplog.text
+
+
+def test_not_without_the_harness_s_own_tasks(task_manager: Any, tmp_path: Path) -> None:
+    mine = write_task(tmp_path / "mine", "mine")
+    assert task_manager(include_path=mine, include_defaults=False).all_tasks == ["mine"]
+
+
+def test_extending_twice_changes_nothing(task_manager: Any) -> None:
+    init, load = task_manager.__init__, task_manager.load
+    harness.extend_task_manager(task_manager)
+    assert (task_manager.__init__, task_manager.load) == (init, load)
+
+
+def test_task_metadata_is_the_task_s_own_where_the_run_s_has_the_same_key(task_manager: Any, tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "mine", "mine", metadata={"version": 1.0, "language": "ko"})
+    write_task(folder, "bare")
+    manager = task_manager(include_path=folder, metadata={"language": "xx", "pretrained": "m", "version": 9})
+    manager.load(["mine", "bare"])
+    mine, bare = harness.task_metadata("mine"), harness.task_metadata("bare")
+    assert mine is not None
+    assert bare is not None
+    assert (mine["language"], mine["version"], mine["pretrained"]) == ("ko", 1.0, "m")
+    assert (bare["language"], bare["version"]) == ("xx", 1.0)
+    assert harness.task_metadata("never loaded") is None
+
+
+def test_lm_eval_reports_a_user_s_mistake_without_a_traceback(installed: Environment, tmp_path: Path) -> None:
+    task = write_task(tmp_path / "task", "unreachable", custom_dataset="PLACEHOLDER")
+    build = "def build(**_):\n    raise DataError('no such file: x.json\\ntry y')\n"
+    (task / "build.py").write_text(f"from lm_eval_ext.errors import DataError\n{build}")
+    yaml = task / "unreachable.yaml"
+    yaml.write_text(yaml.read_text().replace('"PLACEHOLDER"', "!function build.build"))
+    command = ["--model", "dummy", "--tasks", "unreachable", "--include_path", task]
+    process = installed.run(LM_EVAL, *command, check=False)
+    assert process.returncode == 2
+    assert process.stderr.endswith("error: no such file: x.json\ntry y\n")
+    assert "Traceback" not in process.stderr

