@@ -77,7 +77,9 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
 
     works: dict[str, Callable[[], Any]] = {"plain": plain}
     for pooling in POOLINGS:
-        works[pooling] = lambda p=pooling: extract(model, tokenizer, chosen, layers, p, batch_size=args.batch_size)
+        works[pooling] = lambda p=pooling: extract(
+            model, tokenizer, chosen, layers=layers, pooling=p, batch_size=args.batch_size
+        )
 
     def measure() -> bench.Measured:
         found: bench.Measured = {"gflop": 2 * weights * tokens / 1e9, "tokens": tokens}

@@ -257,7 +257,7 @@ def overhead_child(args: argparse.Namespace) -> None:
     values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         vectors = Path(folder) / "vectors.safetensors"
-        VectorSet(identity, {("loc", "en"): SteeringVectors(info, values)}).save(vectors)
+        VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})}).save(vectors)
         steer = f"loc@{len(layers) // 2}:2"
         models = {
             "unsteered": load("steered-hf", args),

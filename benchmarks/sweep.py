@@ -70,8 +70,9 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     from lm_eval_ext.scoring.scorer import Scorer
     from lm_eval_ext.scoring.shared_forward import SweepModel
     from lm_eval_ext.steering.decoder import layer_count
-    from lm_eval_ext.steering.injection import Injector, SteeringTable
+    from lm_eval_ext.steering.injection import Injector
     from lm_eval_ext.steering.plan import Plan
+    from lm_eval_ext.steering.table import SteeringTable
     from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
     from lm_eval_ext.sweep.engine import MAX_TOKENS, MEMORY_GIB, Budget, SharedEngine
     from lm_eval_ext.sweep.grid import Condition
@@ -89,7 +90,7 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     vectors = {
         ("loc", code): SteeringVectors(
             VectorInfo("loc", code, layers, "last", 1, "random", "0" * 64, args.dtype, (1.0,) * n_layers),
-            torch.randn(n_layers, width),
+            {"vector": torch.randn(n_layers, width)},
         )
         for code in questions.languages
     }

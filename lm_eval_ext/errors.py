@@ -15,6 +15,10 @@ class PlanError(UserError):
     """A steering plan that cannot be parsed or does not fit the model or the vector file."""
 
 
+class EstimatorError(UserError):
+    """An estimator that is unknown, cannot be imported, or is given parameters that it does not take."""
+
+
 class VectorFileError(UserError):
     """A vector file that is unreadable, damaged, or made for another model."""
 

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from lm_eval_ext import __version__
 from lm_eval_ext.data import pairs
 from lm_eval_ext.errors import LanguageError, UserError
 from lm_eval_ext.languages import LANGUAGES, normalise
 from lm_eval_ext.steering.plan import is_kind
 
-if TYPE_CHECKING:
-    from lm_eval_ext.steering.extraction import Pooling
-
-#: How each kind is extracted unless told otherwise (our defaults; the paper does not say). A sentence's language is in all
-#: of its tokens; whether a question names a country is read off the token that the answer follows.
-DEFAULT_POOLING: dict[str, Pooling] = {"en": "mean", "loc": "last"}
 DEFAULT_PAIRS = {"en": "mini", "loc": "mini"}
 
 
@@ -37,8 +30,19 @@ def extract(
         str, typer.Option(help="Language codes, joined by commas; gmmlu pairs exist in 42 languages.")
     ] = ",".join(LANGUAGES),
     layers: Annotated[str, typer.Option(help="'all', or layers as in a plan, joined by commas: 5,8-10,42%.")] = "all",
-    position: Annotated[
-        str, typer.Option(help="last or mean, for all kinds. Default: mean for en, last for every other kind.")
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[KIND=]NAME[:field=value,...]; repeatable. mean_difference, or one that an installed package brings."
+        ),
+    ] = None,
+    pooling: Annotated[
+        str,
+        typer.Option(
+            "--pooling",
+            "--position",
+            help="last or mean, for all kinds. Default: mean for en, last for every other kind.",
+        ),
     ] = "",
     max_pairs: Annotated[int | None, typer.Option(min=1, help="Use the first so many pairs of each language.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward.")] = 16,
@@ -48,7 +52,9 @@ def extract(
     peft: Annotated[str, typer.Option(help="PEFT adapter to load on top.")] = "",
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model repository's own code.")] = False,
 ) -> None:
-    """Extract steering vectors: the mean difference of hidden states over contrastive pairs.
+    """Extract steering vectors from the hidden states of contrastive pairs.
+
+    The estimator is the mean difference of the pairs' hidden states, unless --estimator names another.
 
     Kind `en`: English sentences against the other languages' own. Kind `loc`: a question with its country named against the
     same without. Any other kind: your own pairs from a TSV file with the columns language, positive, negative.
@@ -60,18 +66,24 @@ def extract(
       lm-eval-ext extract --model google/gemma-3-12b-it --pairs en=flores --pairs loc=blend --out v.safetensors
 
       lm-eval-ext extract --kinds formal --pairs formal=pairs.tsv --out formal.safetensors
+
+      lm-eval-ext extract --estimator loc=NAME:field=3 --out v.safetensors
     """
     from tqdm import tqdm
 
     from lm_eval_ext.models import embedded
     from lm_eval_ext.models.loading import load_config, load_model
-    from lm_eval_ext.steering import extraction
+    from lm_eval_ext.steering import registry
     from lm_eval_ext.steering.decoder import layer_count
-    from lm_eval_ext.steering.vectors import ModelIdentity, VectorSet
+    from lm_eval_ext.steering.extraction import extract as extract_vectors
+    from lm_eval_ext.steering.extraction import parse_layers, parse_pooling
 
-    if position and position not in extraction.POOLINGS:
-        raise UserError(f"--position {position!r} is unknown, valid: {', '.join(extraction.POOLINGS)}")
+    parsed_pooling = parse_pooling(pooling) if pooling else None
     source_of = _sources(kinds.split(","), pair_sources or [])
+    estimators = {
+        kind: registry.make_estimator(*registry.parse_estimator(text))
+        for kind, text in _estimators(list(source_of), estimator or []).items()
+    }
     chosen = _languages(languages)
     pair_sets = [
         pair_set for kind, source in source_of.items() for pair_set in pairs.load(kind, source, chosen, max_pairs)
@@ -79,32 +91,20 @@ def extract(
     _check_writable(out)
     name = model or str(embedded.path())
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    wanted = extraction.parse_layers(layers, layer_count(config))
+    wanted = parse_layers(layers, layer_count(config))
     loaded, tokenizer = load_model(
         name, dtype=dtype, device=device, revision=revision, peft=peft, trust_remote_code=trust_remote_code
     )
-    entries = {}
     with tqdm(total=2 * sum(len(s.pairs) for s in pair_sets), desc="Extracting", unit="text") as bar:
-        for pair_set in pair_sets:
-            bar.set_postfix_str(f"{pair_set.kind}/{pair_set.language}")
-            entries[pair_set.kind, pair_set.language] = extraction.extract(
-                loaded,
-                tokenizer,
-                pair_set,
-                wanted,
-                _pooling(pair_set.kind, position),
-                batch_size=batch_size,
-                progress=bar.update,
-            )
-    identity = ModelIdentity.of(model or embedded.NAME, config)
-    VectorSet(identity, entries, created_by=f"lm_eval_ext {__version__}").save(out)
-    typer.echo(f"{out}: {len(entries)} sets of vectors, {len(wanted)} layers, model {identity.name}")
-
-
-def _pooling(kind: str, given: str) -> Pooling:
-    if given:
-        return "mean" if given == "mean" else "last"
-    return DEFAULT_POOLING.get(kind, "last")
+        vectors = extract_vectors(
+            *(loaded, tokenizer, pair_sets, estimators, wanted),
+            pooling=parsed_pooling,
+            name=model or embedded.NAME,
+            batch_size=batch_size,
+            progress=bar.update,
+        )
+    vectors.save(out)
+    typer.echo(f"{out}: {len(vectors.vectors)} sets of vectors, {len(wanted)} layers, model {vectors.model.name}")
 
 
 def _languages(text: str) -> list[str]:
@@ -112,6 +112,23 @@ def _languages(text: str) -> list[str]:
     if not codes:
         raise LanguageError(f"--languages {text!r}: no language; valid: {', '.join(LANGUAGES)}")
     return codes
+
+
+def _estimators(kinds: list[str], given: list[str]) -> dict[str, str]:
+    """The estimator of each kind: what is given for the kind, else what is given for all."""
+    from lm_eval_ext.steering.registry import DEFAULT_ESTIMATOR
+
+    chosen = dict.fromkeys(kinds, DEFAULT_ESTIMATOR)
+    named = {}
+    for text in given:
+        before, equals, _ = text.partition(":")[0].partition("=")
+        if not equals:
+            chosen = dict.fromkeys(kinds, text)
+        elif before in kinds:
+            named[before] = text.removeprefix(f"{before}=")
+        else:
+            raise UserError(f"--estimator {text!r}: add {before} to --kinds, which is {','.join(kinds)}")
+    return chosen | named
 
 
 def _sources(kinds: list[str], given: list[str]) -> dict[str, str]:

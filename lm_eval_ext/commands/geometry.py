@@ -45,8 +45,9 @@ def geometry(
     languages: Annotated[
         str, typer.Option(help="Language codes, joined by commas.", rich_help_panel=_STATES)
     ] = ",".join(LANGUAGES),
-    position: Annotated[
-        str, typer.Option(help="mean (over the text's tokens) or last.", rich_help_panel=_STATES)
+    pooling: Annotated[
+        str,
+        typer.Option("--pooling", "--position", help="mean (over the text's tokens) or last.", rich_help_panel=_STATES),
     ] = "mean",
     max_questions: Annotated[
         int, typer.Option(min=1, help="At most so many questions of each set.", rich_help_panel=_STATES)
@@ -111,8 +112,8 @@ def geometry(
 
     wanted = _listed("parts", parts, PARTS) or [part for part in PARTS if part != "vectors" or vectors]
     forms = _listed("images", images, tuple(form for form in FORMATS if form != "csv"))
-    if position not in POOLINGS:
-        raise UserError(f"--position {position!r} is unknown, valid: {', '.join(POOLINGS)}")
+    if pooling not in POOLINGS:
+        raise UserError(f"--pooling {pooling!r} is unknown, valid: {', '.join(POOLINGS)}")
     pair = kinds.split(",")
     if len(pair) != 2 or len(set(pair)) != 2:
         raise UserError(f"--kinds {kinds!r}: two different kinds are compared, such as en,loc")
@@ -139,16 +140,16 @@ def geometry(
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         models = _models(model, against, peft, options, stored)
         study = _measure(
-            models, texts, layers, position, batch_size, options | {"dtype": dtype, "device": device},
+            models, texts, layers, pooling, batch_size, options | {"dtype": dtype, "device": device},
             resamples=resamples, seed=seed, level=level,
         )  # fmt: skip
         frames |= study.frames()
         description += [
-            f"Hidden states of {' and '.join(name for name, *_ in models)}, position {position}, dtype {dtype}.",
+            f"Hidden states of {' and '.join(name for name, *_ in models)}, pooling {pooling}, dtype {dtype}.",
             *(f"{found.name}: {len(found.ids)} texts in {', '.join(found.texts)}." for found in texts.values()),
             f"{level:.0%} intervals: bootstrap over texts, {resamples:,} resamples, seed {seed}.",
         ]
-    charts = figures.charts(frames, hidden_size=hidden_size, pooling=position, level=level)
+    charts = figures.charts(frames, hidden_size=hidden_size, pooling=pooling, level=level)
     for name, frame in frames.items():
         if len(frame):
             write_whole(out / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g").encode())
@@ -221,7 +222,7 @@ def _measure(
     models: list[tuple[str, str, str, Any]],
     texts: dict[str, Parallel],
     layers: str,
-    position: str,
+    pooling: str,
     batch_size: int,
     options: dict[str, Any],
     **bootstrap: Any,
@@ -239,7 +240,7 @@ def _measure(
     with tqdm(total=total, desc="Measuring", unit="text") as bar:
         for name, path, adapter, _ in models:
             loaded, tokenizer = load_model(path, peft=adapter, **options)
-            _add(study, name, loaded, tokenizer, texts, position, batch_size, bar.update, named=len(models) > 1)
+            _add(study, name, loaded, tokenizer, texts, pooling, batch_size, bar.update, named=len(models) > 1)
     if len(models) > 1:
         for parallel in texts.values():
             study.add_change(models[0][0], models[1][0], parallel)
@@ -252,7 +253,7 @@ def _add(
     loaded: Any,
     tokenizer: Any,
     texts: dict[str, Parallel],
-    position: str,
+    pooling: str,
     batch_size: int,
     progress: Callable[[int], object],
     *,
@@ -267,7 +268,7 @@ def _add(
             tokenizer,
             parallel,
             study.layers,
-            "last" if position == "last" else "mean",
+            "last" if pooling == "last" else "mean",
             batch_size=batch_size,
             progress=progress,
         )

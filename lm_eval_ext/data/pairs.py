@@ -36,10 +36,20 @@ TSV_HEADER = ("language", "positive", "negative")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts; the vector points from `negative` to `positive`."""
+    """Two texts; a vector points from `negative` to `positive`.
+
+    Attributes:
+        positive, negative: the texts.
+        language: code of the requests that the vector steers; `any` for all.
+
+    Example:
+        >>> Pair("How do you do, Professor?", "Hi, what's up?", language="en").language
+        'en'
+    """
 
     positive: str
     negative: str
+    language: str = "any"
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,11 @@ def vector_tables(vectors: VectorSet, kinds: Sequence[str], layers: Sequence[int
         for kind in kinds:
             for code in languages[kind]:
                 entry = vectors.vectors[kind, code]
-                value, residual = entry.at(layer)
-                rows[kind, code] = value.double().numpy()
+                residual = entry.residual_norm(layer)
+                rows[kind, code] = entry.displacement(layer).double().numpy()
                 norm = float(np.linalg.norm(rows[kind, code]))
                 relative = norm / residual if residual else float("nan")
-                made = (entry.info.position, entry.info.n_pairs, entry.info.source)
+                made = (entry.info.pooling, entry.info.n_pairs, entry.info.source)
                 norms.append((layer, kind, code, norm, residual, relative, *made))
             matrix = measures.cosine_matrix(np.stack([rows[kind, code] for code in languages[kind]]))
             if len(languages[kind]) > 1:

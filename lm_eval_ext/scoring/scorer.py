@@ -25,13 +25,15 @@ from lm_eval_ext.scoring.products import fast_products
 from lm_eval_ext.scoring.requests import Request, Row, Score, rows_of, shared_beginnings
 from lm_eval_ext.scoring.token_trees import Packed, Tree
 from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
-from lm_eval_ext.steering.injection import Injector, OptionTokens, ScoredTokens, Tokens
+from lm_eval_ext.steering.tokens import OptionTokens, ScoredTokens, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from lm_eval_ext.steering.injection import Injector
 
 PaddingSide = Literal["left", "right"]
 

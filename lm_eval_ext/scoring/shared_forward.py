@@ -16,7 +16,8 @@ from transformers import DynamicCache
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Layout, Tree
 from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
 from lm_eval_ext.steering.decoder import residual
-from lm_eval_ext.steering.injection import Injector, SteeringTable, Tokens
+from lm_eval_ext.steering.injection import Injector
+from lm_eval_ext.steering.table import SteeringTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from lm_eval_ext.steering.plan import Position
+    from lm_eval_ext.steering.tokens import Tokens
 
 #: For each continuation of a tree, its log-likelihood; or, without the normaliser, its logit.
 Values = list[float]
@@ -117,7 +118,7 @@ class SweepModel(TreeModel):
         repeated = Layout(*(_stack(part, copies) for part in batch.whole))
         steered = SteeredTokens(_stack(batch.prompt, copies), _stack(batch.last, copies))
         stream = _stack(base.streams[layer], copies)
-        table, rows = _stacked(tables, languages)
+        table, rows = SteeringTable.stack(tables, languages)
         by_token = rows[:, batch.owner].flatten(0, 1)
         with _injecting(self.model, table, by_token, steered), self._resumed(layer, stream):
             hidden = self.hidden(repeated)
@@ -145,7 +146,7 @@ class SweepModel(TreeModel):
         for index, (keys, values) in enumerate(base.keys_values):
             width = keys.shape[2] if index > layer else 0  # not asked for below
             cache.update(keys[:, :, :width], values[:, :, :width], index)
-        table, rows = _stacked(tables, languages)
+        table, rows = SteeringTable.stack(tables, languages)
         by_token = rows.T.repeat_interleave(block, dim=1)
         with _injecting(self.model, table, by_token, SteeredTokens(last, last)), self._resumed(layer, stream):
             hidden = self.hidden(layout, cache)
@@ -214,32 +215,6 @@ class SweepModel(TreeModel):
 def _stack(tensor: Tensor, copies: int) -> Tensor:
     """Conditions below each other: [copies x rows, ...]."""
     return tensor.repeat(copies, *[1] * (tensor.dim() - 1))
-
-
-def _stacked(tables: Sequence[SteeringTable], languages: Sequence[str]) -> tuple[SteeringTable, Tensor]:
-    """The tables of several conditions as one, and its rows [conditions, languages]."""
-    places = dict.fromkeys(
-        (layer, position) for table in tables for layer, at in table.additions.items() for position in at
-    )
-    rows, base = [], 1
-    for table in tables:
-        own = [table.row(language) for language in languages]
-        rows.append([base + row - 1 if row else 0 for row in own])
-        base += _height(table) - 1
-    additions: dict[int, dict[Position, Tensor]] = {}
-    for layer, position in places:
-        parts = [table.additions.get(layer, {}).get(position) for table in tables]
-        width = next(part.shape[1] for part in parts if part is not None)
-        filled = [
-            torch.zeros(_height(table) - 1, width) if part is None else part[1:]
-            for table, part in zip(tables, parts, strict=True)
-        ]
-        additions.setdefault(layer, {})[position] = torch.cat([torch.zeros(1, width), *filled])
-    return SteeringTable(additions=additions), torch.tensor(rows)
-
-
-def _height(table: SteeringTable) -> int:
-    return next(len(matrix) for at in table.additions.values() for matrix in at.values())
 
 
 @contextmanager

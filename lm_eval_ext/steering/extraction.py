@@ -1,8 +1,7 @@
-"""Making steering vectors: the mean difference of hidden states over contrastive pairs.
+"""Making steering vectors: the hidden states of contrastive pairs, given to an estimator.
 
-v^l = mean over pairs of h^l(positive) - h^l(negative), as in the paper (English minus other; country named minus not) and
-in contrastive activation addition (Rimsky et al. 2024). Means are streamed: only sums are kept, never activations, and a
-forward ends at the deepest layer needed.
+States are streamed: each batch of texts is pooled layer by layer and handed to the estimator, activations are never kept,
+and a forward ends at the deepest layer needed.
 """
 
 from __future__ import annotations
@@ -15,18 +14,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 
-from lm_eval_ext.errors import DataError, ModelError, PlanError
+from lm_eval_ext import __version__
+from lm_eval_ext.data.pairs import Pair, PairSet
+from lm_eval_ext.errors import DataError, EstimatorError, ModelError, PlanError, UserError, VectorFileError
+from lm_eval_ext.languages import normalise
+from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_count, residual
+from lm_eval_ext.steering.estimators.base import Estimator, PairStates, StateBatch
 from lm_eval_ext.steering.plan import Plan
-from lm_eval_ext.steering.vectors import SteeringVectors, VectorInfo
+from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet, check_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from lm_eval_ext.data.pairs import PairSet
 
 #: Token whose hidden state is compared: the text's last, or the mean over all tokens but special ones. The beginning-of-
 #: sequence token is left out of the mean because its norm is a hundred times that of others, so that it would measure
@@ -34,64 +36,181 @@ if TYPE_CHECKING:
 Pooling = Literal["last", "mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
+#: How each kind is pooled unless told otherwise (our defaults; the paper does not say). A sentence's language is in all
+#: of its tokens; whether a question names a country is read off the token that the answer follows.
+DEFAULT_POOLING: dict[str, Pooling] = {"en": "mean", "loc": "last"}
+
+#: Kind of vectors made of pairs that name none.
+OWN_KIND = "own"
+
 
 def extract(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pair_set: PairSet,
-    layers: Sequence[int],
-    pooling: Pooling,
+    pairs: Sequence[PairSet] | Sequence[Pair] | PairSet,
+    estimator: str | Estimator | Mapping[str, str | Estimator] = registry.DEFAULT_ESTIMATOR,
+    layers: str | Sequence[int] = "all",
     *,
+    pooling: Pooling | None = None,
+    kind: str = OWN_KIND,
+    name: str | None = None,
     batch_size: int = 16,
     progress: Callable[[int], object] = lambda done: None,
-) -> SteeringVectors:
-    """The vectors of one kind and language.
+) -> VectorSet:
+    """Steering vectors of every kind and language of some contrastive pairs.
 
     Args:
-        model: a causal language model of transformers.
+        model: a decoder-only model of transformers.
         tokenizer: its tokenizer; special tokens are added as it does by default.
-        pair_set: the pairs.
-        layers: 0-based decoder layers, output of the block.
-        pooling: token position.
+        pairs: what `load_pairs` returns, or pairs of your own.
+        estimator: name of an estimator, `NAME:field=value,...`, an estimator, or one of these by kind.
+        layers: 0-based decoder layers, output of the block; `all`, or text as in a plan (`5,8-10,42%`).
+        pooling: `last` or `mean`; mean for kind `en` and last for every other kind where left out (our defaults).
+        kind: name of the kind of bare pairs.
+        name: what the model is called in the vector file; its own name or path where left out.
         batch_size: texts per forward.
         progress: called with the number of texts just finished.
 
     Returns:
-        Vectors of shape [len(layers), hidden] in float32, with the mean residual norm of each layer over all texts.
+        entries with tensors [len(layers), ...] in float32 and the mean residual norm of each layer over all texts.
 
     Raises:
         DataError: no pairs, or a text longer than the model's context.
+        EstimatorError: an unknown estimator, or one that does not keep to its interface.
         ModelError: the hidden states are not finite (float16 overflows on Gemma).
+        PlanError: layers that the model does not have.
+
+    Example:
+        >>> pairs = load_pairs("loc", "mini", languages=["ko", "el"])
+        >>> vectors = extract(model, tokenizer, pairs, estimator="mean_difference", layers="40%-60%")
+        >>> vectors.languages("loc")
+        ['ko', 'el']
     """
+    if pooling is not None:
+        parse_pooling(pooling)
+    pair_sets = _pair_sets(pairs, kind)
+    chosen = parse_layers(layers, layer_count(model.config)) if isinstance(layers, str) else list(layers)
+    by_kind = {own: _estimator(estimator, own) for own in dict.fromkeys(entry.kind for entry in pair_sets)}
+    entries = {
+        (pair_set.kind, pair_set.language): _extract(
+            *(model, tokenizer, pair_set, chosen, by_kind[pair_set.kind]),
+            pooling or DEFAULT_POOLING.get(pair_set.kind, "last"),
+            batch_size,
+            progress,
+        )
+        for pair_set in pair_sets
+    }
+    name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return VectorSet(ModelIdentity.of(name, model.config), entries, created_by=f"lm_eval_ext {__version__}")
+
+
+def parse_pooling(text: str) -> Pooling:
+    """A pooling given by the user.
+
+    Raises:
+        UserError: not one of `POOLINGS`.
+    """
+    for pooling in POOLINGS:
+        if text == pooling:
+            return pooling
+    raise UserError(f"pooling {text!r} is unknown, valid: {', '.join(POOLINGS)}")
+
+
+def _pair_sets(pairs: Sequence[PairSet] | Sequence[Pair] | PairSet, kind: str) -> list[PairSet]:
+    if isinstance(pairs, PairSet):
+        return [pairs]
+    items = list(pairs)
+    if not items:
+        raise DataError("no contrastive pairs: give what load_pairs returns, or a list of lm_eval_ext.Pair")
+    by_language: dict[str, list[Pair]] = {}
+    pair_sets: list[PairSet] = []
+    for item in items:
+        if isinstance(item, PairSet):
+            pair_sets.append(item)
+        elif isinstance(item, Pair):
+            by_language.setdefault(item.language if item.language == "any" else normalise(item.language), []).append(
+                item
+            )
+        else:
+            raise DataError(
+                f"expected lm_eval_ext.Pair or what load_pairs returns, got {type(item).__name__}: {item!r:.80}"
+            )
+    return [*pair_sets, *(PairSet(kind, code, "own pairs", tuple(own)) for code, own in by_language.items())]
+
+
+def _estimator(given: str | Estimator | Mapping[str, str | Estimator], kind: str) -> Estimator:
+    if isinstance(given, Estimator):
+        return given
+    if isinstance(given, str):
+        return registry.make_estimator(*registry.parse_estimator(given))
+    return _estimator(given.get(kind, registry.DEFAULT_ESTIMATOR), kind)
+
+
+def _extract(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair_set: PairSet,
+    layers: Sequence[int],
+    estimator: Estimator,
+    pooling: Pooling,
+    batch_size: int,
+    progress: Callable[[int], object],
+) -> SteeringVectors:
+    """The vectors of one kind and language; see `extract`."""
     if not pair_set.pairs:
         raise DataError(f"no {pair_set.kind!r} pairs of language {pair_set.language!r} in {pair_set.source}")
     texts = [text for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
     where = f"{pair_set.kind}/{pair_set.language} ({pair_set.source})"
-    total = torch.zeros(len(layers), hidden_size(model.config), dtype=torch.float64)
+    width = hidden_size(model.config)
     norms = torch.zeros(len(layers), dtype=torch.float64)
-    for batch in pooled_states(
-        model, tokenizer, texts, layers, pooling, where=where, batch_size=batch_size, progress=progress
-    ):
-        signs = torch.tensor([1.0 if text % 2 == 0 else -1.0 for text in batch.texts], dtype=torch.float64)
-        total += torch.einsum("b,lbh->lh", signs, batch.states.double())
-        norms += batch.norms.double().sum(1)
-    values = (total / len(pair_set.pairs)).float()
-    if not bool(values.isfinite().all()):
+    negatives = torch.zeros(len(layers), width, dtype=torch.float64)
+    n_read = 0
+
+    def batches() -> Iterator[StateBatch]:
+        nonlocal n_read
+        for batch in pooled_states(
+            model, tokenizer, texts, layers, pooling, where=where, batch_size=batch_size, progress=progress
+        ):
+            norms.add_(batch.norms.double().sum(1))
+            n_read += len(batch.texts)
+            text = torch.tensor(batch.texts)
+            is_positive = text % 2 == 0
+            negatives.add_(batch.states[:, ~is_positive].double().sum(1))
+            yield StateBatch(batch.states, text // 2, is_positive)
+
+    states = PairStates(batches(), n_pairs=len(pair_set.pairs), n_layers=len(layers), hidden_size=width)
+    tensors = {name: tensor.detach().float() for name, tensor in estimator.fit(states).items()}
+    if n_read != len(texts):
+        raise EstimatorError(
+            f"the estimator {estimator.name!r} read {n_read} of {len(texts)} texts of {where}; `fit` must go through all "
+            "batches"
+        )
+    # An artifact that is not finite, or of another shape, would only be found when the file is read.
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()) or not bool(norms.isfinite().all()):
         raise ModelError(
             f"the hidden states of {pair_set.kind}/{pair_set.language} are not finite; use dtype=bfloat16 or float32"
         )
+    transform = estimator.transform()
+    try:
+        check_artifact(f"what it made of {where}", transform, tensors, len(layers), width)
+    except VectorFileError as error:
+        raise EstimatorError(f"the estimator {estimator.name!r} does not keep to its interface: {error}") from None
     info = VectorInfo(
         kind=pair_set.kind,
         language=pair_set.language,
         layers=tuple(layers),
-        position=pooling,
+        pooling=pooling,
         n_pairs=len(pair_set.pairs),
         source=pair_set.source,
         source_sha256=pair_set.sha256,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         residual_norms=tuple((norms / len(texts)).tolist()),
+        estimator=estimator.name,
+        transform=estimator.transform.name,
+        parameters=estimator.parameters,
     )
-    return SteeringVectors(info, values)
+    is_addition = transform.addition({key: tensor[0] for key, tensor in tensors.items()}, 1.0) is not None
+    return SteeringVectors(info, tensors, None if is_addition else (negatives / len(pair_set.pairs)).float())
 
 
 @dataclass(frozen=True)
@@ -123,7 +242,9 @@ def pooled_states(
     """Hidden states of texts at several layers: one forward per text, batches of texts of like length, pooled as they come.
 
     Args:
-        model, tokenizer, layers, pooling, batch_size, progress: as for `extract`.
+        model, tokenizer, batch_size, progress: as for `extract`.
+        layers: 0-based decoder layers, output of the block.
+        pooling: token position.
         texts: the texts.
         where: what the texts are, for messages.
 

@@ -1,7 +1,9 @@
 """Steering vectors and their file: safetensors with metadata that says what they are and which model they fit.
 
-One tensor `{kind}.{language}` of shape [layers, hidden] in float32 for each kind and language; everything else is one JSON
-object in the file's metadata, so that a file can be checked before any model is loaded.
+An entry is what an estimator learnt for one kind and language: float32 tensors `{kind}.{language}.{name}` of shape [layers,
+...], for a mean difference the one tensor `vector` [layers, hidden]. Everything else is one JSON object in the file's
+metadata, so that a file can be checked before any model is loaded. Files of format version 1 (`{kind}.{language}`, always
+mean differences) are read too.
 """
 
 from __future__ import annotations
@@ -11,17 +13,29 @@ import json
 import math
 import tempfile
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import VectorFileError
+from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.decoder import LAYER_CONVENTION, fingerprint, hidden_size, layer_count
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from lm_eval_ext.steering.applied import AppliedSteering
+    from lm_eval_ext.steering.plan import Plan, Position
+    from lm_eval_ext.steering.transforms.base import Transform
 
 FORMAT = "lm_eval_ext.vectors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+#: In the file, the name of the mean states of an entry beside those of its tensors.
+_MEAN_STATES = "mean states"
 
 #: Language code of vectors that apply to every request.
 ANY_LANGUAGE = "any"
@@ -56,57 +70,115 @@ class VectorInfo:
     Attributes:
         kind: `en`, `loc` or a kind of the user's own.
         language: whose requests they steer; `any` for all.
-        layers: the layer of each row of the tensor (0-based output of a block).
-        position: token position of the extraction, `last` or `mean`.
-        n_pairs: number of contrastive pairs averaged.
+        layers: the layer of each row of the tensors (0-based output of a block).
+        pooling: token position of the extraction, `last` or `mean`.
+        n_pairs: number of contrastive pairs.
         source: name of the pairs.
         source_sha256: hash of the pairs' text.
         dtype: dtype in which the model ran.
         residual_norms: mean norm of the residual stream at that position, per layer of `layers`.
+        estimator: name of the method.
+        transform: name of the transform that applies its artifact.
+        parameters: what the estimator was asked for.
     """
 
     kind: str
     language: str
     layers: tuple[int, ...]
-    position: str
+    pooling: str
     n_pairs: int
     source: str
     source_sha256: str
     dtype: str
     residual_norms: tuple[float, ...]
+    estimator: str = registry.DEFAULT_ESTIMATOR
+    transform: str = "add"
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """Name of the tensor in the file."""
+        """Its name in messages and, followed by the name of a tensor, in the file."""
         return f"{self.kind}.{self.language}"
 
 
 @dataclass(frozen=True)
 class SteeringVectors:
-    """Vectors of one kind and language: `values` has shape [len(info.layers), hidden], float32."""
+    """The entry of one kind and language.
+
+    Attributes:
+        info: how it was made.
+        tensors: the artifact, by name, each [len(info.layers), ...] in float32; `vector` [layers, hidden] where it is one.
+        mean_states: [layers, hidden] mean state of the pairs' negative texts, where the transform needs a state to say what
+            it does; else None.
+    """
 
     info: VectorInfo
-    values: Tensor
+    tensors: dict[str, Tensor]
+    mean_states: Tensor | None = None
 
-    def at(self, layer: int) -> tuple[Tensor, float]:
-        """The vector [hidden] after `layer` and the mean residual norm there.
+    @cached_property
+    def transform(self) -> Transform:
+        """What applies the artifact.
 
         Raises:
-            VectorFileError: the file holds no vector of this kind for that layer.
+            EstimatorError: it comes with an estimator that is not installed.
         """
+        return registry.transform_for(self.info.transform, self.info.estimator)
+
+    def artifact(self, layer: int) -> dict[str, Tensor]:
+        """The artifact after `layer`: its tensors without the axis over layers.
+
+        Raises:
+            VectorFileError: the file holds nothing of this kind for that layer.
+        """
+        row = self._row(layer)
+        return {name: tensor[row] for name, tensor in self.tensors.items()}
+
+    def displacement(self, layer: int) -> Tensor:
+        """[hidden], how the residual stream moves at strength 1: the added vector, or what happens to the mean state.
+
+        Raises:
+            VectorFileError: the file holds nothing of this kind for that layer.
+        """
+        artifact = self.artifact(layer)
+        addition = self.transform.addition(artifact, 1.0)
+        if addition is not None:
+            return addition
+        if self.mean_states is None:
+            raise VectorFileError(
+                f"the vector file does not say at which state to measure {self.info.key!r}: extract it again"
+            )
+        state = self.mean_states[self._row(layer)]
+        return self.transform.apply(state[None], artifact, 1.0)[0] - state
+
+    def residual_norm(self, layer: int) -> float:
+        """The mean norm of the residual stream after `layer` over the texts of the pairs.
+
+        Raises:
+            VectorFileError: the file holds nothing of this kind for that layer.
+        """
+        return self.info.residual_norms[self._row(layer)]
+
+    def _row(self, layer: int) -> int:
         try:
-            row = self.info.layers.index(layer)
+            return self.info.layers.index(layer)
         except ValueError:
             raise VectorFileError(
                 f"the vector file has no {self.info.kind!r} vector of {self.info.language!r} for layer {layer}; "
                 f"layers in the file: {ranges(self.info.layers)}. Extract that layer, or steer another"
             ) from None
-        return self.values[row], self.info.residual_norms[row]
 
 
 @dataclass(frozen=True)
 class VectorSet:
-    """All vectors of a file.
+    """All vectors of a file, or just extracted.
+
+    Example:
+        >>> vectors = VectorSet.load("v.safetensors")
+        >>> vectors.kinds, vectors.languages("loc")
+        (['en', 'loc'], ['ko', 'el'])
+        >>> with vectors.apply(model, "loc@58%:2", language="ko"):
+        ...     model.generate(**inputs)
 
     Attributes:
         model: the model they were extracted from.
@@ -172,8 +244,61 @@ class VectorSet:
                 "any_model=True to use them all the same"
             )
 
-    def save(self, path: Path) -> None:
+    def apply(
+        self,
+        model: PreTrainedModel,
+        plan: str | Plan,
+        language: str | Sequence[str] | None = None,
+        position: Position | None = None,
+        *,
+        any_model: bool = False,
+    ) -> AppliedSteering:
+        """Steer a model from here on: a context manager over hooks that `remove()` takes away.
+
+        May be entered again, inside itself too, and is safe on exceptions: the hooks go with the outermost `with`.
+
+        Args:
+            model: a decoder-only model of transformers, whatever wraps it.
+            plan: such as `en@42%:2+loc@58%:2`; see `steering.plan`.
+            language: of every example, or one for each example of a batch.
+            position: tokens to steer where the plan does not say: `prompt` (our default), `last` or `all`.
+            any_model: accept vectors of another architecture of the same width and depth.
+
+        Raises:
+            PlanError: a plan that cannot be read or does not fit the model.
+            VectorFileError: vectors that do not fit the model, or a kind or layer that is missing.
+            LanguageError: a language that the plan needs and has no vectors for.
+
+        Example:
+            >>> with vectors.apply(model, "en@42%:2+loc@58%:2", language=["ko", "el"]):
+            ...     model.generate(**tokenizer(["119", "166"], return_tensors="pt"))
+        """
+        from lm_eval_ext.steering.applied import AppliedSteering
+        from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan
+        from lm_eval_ext.steering.table import SteeringTable
+
+        name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+        self.check_model(name, model.config, any_model=any_model)
+        parsed = plan if isinstance(plan, Plan) else Plan.parse(plan)
+        table = SteeringTable.build(parsed, self, self.model.n_layers, position or DEFAULT_POSITION)
+        return AppliedSteering(model, table, language)
+
+    def save(self, path: Path | str) -> None:
         """Write the file in one piece (a temporary file, then a rename)."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # `save_file` and temporary files would keep others from reading the result.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            unfinished = Path(folder) / path.name
+            unfinished.write_bytes(self._content())
+            unfinished.replace(path)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file, also of one that is not saved yet."""
+        return self.sha256 or hashlib.sha256(self._content()).hexdigest()
+
+    def _content(self) -> bytes:
         from safetensors.torch import save
 
         metadata = {
@@ -184,35 +309,46 @@ class VectorSet:
             "vectors": [asdict(entry.info) for entry in self.vectors.values()],
             "created_by": self.created_by,
         }
-        tensors = {entry.info.key: entry.values.float().contiguous() for entry in self.vectors.values()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # `save_file` and temporary files would keep others from reading the result.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            unfinished = Path(folder) / path.name
-            unfinished.write_bytes(save(tensors, metadata={FORMAT: json.dumps(metadata, ensure_ascii=False)}))
-            unfinished.replace(path)
+        tensors = {
+            f"{entry.info.key}.{name}": tensor.float().contiguous()
+            for entry in self.vectors.values()
+            for name, tensor in (*entry.tensors.items(), (_MEAN_STATES, entry.mean_states))
+            if tensor is not None
+        }
+        return save(tensors, metadata={FORMAT: json.dumps(metadata, ensure_ascii=False)})
 
     @classmethod
-    def load(cls, path: Path) -> VectorSet:
+    def load(cls, path: Path | str) -> VectorSet:
         """Read and check a vector file.
 
         Raises:
             VectorFileError: missing, truncated, not ours, of an unknown version, inconsistent, or with a value that is
                 not finite.
+            EstimatorError: an entry needs an estimator that is not installed.
         """
         from safetensors import SafetensorError, safe_open
 
+        path = Path(path).expanduser()
         if not path.is_file():
             raise VectorFileError(f"no vector file at {path}. Make one: lm-eval-ext extract --out {path}")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = _metadata(path, file.metadata() or {})
-                infos = [_info(path, entry) for entry in metadata["vectors"]]
+                version = metadata["format_version"]
+                infos = [_info(path, entry, version) for entry in metadata["vectors"]]
+                keys = [_tensor_keys(info, version) for info in infos]
                 present = set(file.keys())
-                missing = [info.key for info in infos if info.key not in present]
+                missing = [key for named in keys for key in named.values() if key not in present]
                 if missing or not infos:
                     raise VectorFileError(f"vector file {path} is damaged: missing tensors {missing or 'all'}")
-                tensors = {info.key: file.get_tensor(info.key).float() for info in infos}
+                entries = [
+                    SteeringVectors(
+                        info,
+                        {name: file.get_tensor(key).float() for name, key in named.items()},
+                        file.get_tensor(means).float() if (means := f"{info.key}.{_MEAN_STATES}") in present else None,
+                    )
+                    for info, named in zip(infos, keys, strict=True)
+                ]
         except OSError as error:
             raise VectorFileError(f"cannot read the vector file {path}: {error.strerror or error}") from None
         except SafetensorError as error:
@@ -221,11 +357,11 @@ class VectorSet:
                 "Extract it again with lm-eval-ext extract"
             ) from None
         model = _identity(path, metadata)
-        for info in infos:
-            _check_tensor(path, info, tensors[info.key], model)
+        for entry in entries:
+            _check_tensors(path, entry, model)
         return cls(
             model=model,
-            vectors={(info.kind, info.language): SteeringVectors(info, tensors[info.key]) for info in infos},
+            vectors={(entry.info.kind, entry.info.language): entry for entry in entries},
             path=path,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             created_by=str(metadata.get("created_by", "")),
@@ -243,9 +379,9 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
         version = metadata["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise VectorFileError(f"vector file {path} has damaged metadata ({error!r})") from None
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1) or isinstance(version, bool):
         raise VectorFileError(
-            f"vector file {path} has format version {version!r}; this release reads {FORMAT_VERSION}. "
+            f"vector file {path} has format version {version!r}; this release reads 1 to {FORMAT_VERSION}. "
             "Update lm_eval_ext or extract again"
         )
     if metadata.get("layer_convention") != LAYER_CONVENTION:
@@ -267,11 +403,20 @@ def _identity(path: Path, metadata: dict[str, Any]) -> ModelIdentity:
         raise VectorFileError(f"vector file {path} has damaged metadata (model: {error!r})") from None
 
 
-def _info(path: Path, entry: dict[str, Any]) -> VectorInfo:
+#: Fields of an entry of format version 1, where the pooling was called `position`.
+_FIELDS_1 = ("kind", "language", "layers", "position", "n_pairs", "source", "source_sha256", "dtype", "residual_norms")
+
+
+def _info(path: Path, entry: dict[str, Any], version: int) -> VectorInfo:
     try:
-        info = VectorInfo(
-            **{**entry, "layers": tuple(entry["layers"]), "residual_norms": tuple(entry["residual_norms"])}
-        )
+        fields = {**entry, "layers": tuple(entry["layers"]), "residual_norms": tuple(entry["residual_norms"])}
+        if version == 1:
+            if unknown := set(fields) - set(_FIELDS_1):
+                raise TypeError(f"unknown fields {', '.join(sorted(unknown))}")
+            fields["pooling"] = fields.pop("position")
+        info = VectorInfo(**fields)
+        if not isinstance(info.parameters, dict):
+            raise TypeError("parameters must be an object")
         if not all(isinstance(layer, int) for layer in info.layers):
             raise TypeError("layers must be whole numbers")
         if not all(math.isfinite(norm) for norm in info.residual_norms):
@@ -286,19 +431,62 @@ def _info(path: Path, entry: dict[str, Any]) -> VectorInfo:
     return info
 
 
-def _check_tensor(path: Path, info: VectorInfo, tensor: Tensor, model: ModelIdentity) -> None:
-    expected = (len(info.layers), model.hidden_size)
-    if tuple(tensor.shape) != expected:
-        raise VectorFileError(
-            f"vector file {path}: {info.key} has shape {list(tensor.shape)}, expected {list(expected)} (layers, hidden size)"
-        )
+def _tensor_keys(info: VectorInfo, version: int) -> dict[str, str]:
+    """The tensors of an entry: their names in the artifact and in the file."""
+    if version == 1:
+        return {"vector": info.key}
+    shapes = registry.transform_for(info.transform, info.estimator).shapes
+    return {name: f"{info.key}.{name}" for name in shapes}
+
+
+def _check_tensors(path: Path, entry: SteeringVectors, model: ModelIdentity) -> None:
+    info = entry.info
+    check_artifact(
+        f"vector file {path}: {info.key}", entry.transform, entry.tensors, len(info.layers), model.hidden_size
+    )
     wrong = [layer for layer in info.layers if not 0 <= layer < model.n_layers]
     if wrong:
         raise VectorFileError(f"vector file {path}: {info.key} names layers {wrong}, the model has {model.n_layers}")
-    if not bool(tensor.isfinite().all()):
+    means = entry.mean_states
+    if means is not None and list(means.shape) != [len(info.layers), model.hidden_size]:
+        raise VectorFileError(f"vector file {path}: the mean states of {info.key} have shape {list(means.shape)}")
+    tensors = [*entry.tensors.values(), *([] if means is None else [means])]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise VectorFileError(
             f"vector file {path}: {info.key} holds NaN or infinity. Extract it again (not in float16)"
         )
+
+
+def check_artifact(
+    where: str, transform: Transform, tensors: Mapping[str, Tensor], n_layers: int, hidden_size: int
+) -> None:
+    """Make sure that an artifact has the tensors and the shapes that its transform names.
+
+    Args:
+        where: what is checked, for the message.
+        transform: what applies the artifact.
+        tensors: by name, [layers, ...].
+        n_layers, hidden_size: what the sizes must be.
+
+    Raises:
+        VectorFileError: it has not.
+    """
+    if set(tensors) != set(transform.shapes):
+        raise VectorFileError(
+            f"{where} has the tensors {', '.join(sorted(tensors)) or 'none'}, "
+            f"expected {', '.join(sorted(transform.shapes))} (transform {transform.name!r})"
+        )
+    sizes = {"hidden": hidden_size}
+    for name, axes in transform.shapes.items():
+        shape = list(tensors[name].shape)
+        for axis, size in zip(axes, shape[1:], strict=False):
+            sizes.setdefault(axis, size)
+        expected = [n_layers, *(sizes.get(axis, axis) for axis in axes)]
+        if shape != expected:
+            tensor = "" if list(transform.shapes) == ["vector"] else f", tensor {name!r}"
+            words = {"hidden": "hidden size"}
+            named = ", ".join(["layers", *(words.get(axis, axis) for axis in axes)])
+            raise VectorFileError(f"{where}{tensor} has shape {shape}, expected {expected} ({named})")
 
 
 def ranges(layers: tuple[int, ...]) -> str:

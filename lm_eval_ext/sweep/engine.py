@@ -13,7 +13,8 @@ from lm_eval_ext.scoring.batching import out_of_memory
 from lm_eval_ext.scoring.requests import Request
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Packed
-from lm_eval_ext.steering.injection import Injector, SteeringTable
+from lm_eval_ext.steering.injection import Injector
+from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition
 
 if TYPE_CHECKING:

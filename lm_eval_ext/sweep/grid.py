@@ -7,8 +7,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from lm_eval_ext.errors import LanguageError, PlanError, VectorFileError
-from lm_eval_ext.steering.injection import SteeringTable
 from lm_eval_ext.steering.plan import Gamma, Intervention, Plan, Position
+from lm_eval_ext.steering.table import SteeringTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -18,8 +18,9 @@ from lm_eval_ext.scoring.requests import Request
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.steering.decoder import layer_count, text_config
 from lm_eval_ext.steering.extraction import pooled_states
-from lm_eval_ext.steering.injection import Injector, SteeringTable
+from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan
+from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.training.encoding import Encoder
 from lm_eval_ext.training.rows import digest
 

@@ -99,7 +99,7 @@ def harness_steered(family: str, folder: Path, **arguments: Any) -> SteeredModel
     torch.save(
         {
             names[decoder_layers(model)[layer]]: {
-                "steering_vector": vectors.at(layer)[0],
+                "steering_vector": vectors.artifact(layer)["vector"],
                 "steering_coefficient": coefficient,
                 "action": "add",
                 "bias": None,
@@ -151,7 +151,7 @@ class Reference:
 
     def __init__(self, family: str, language: str, layer: int, gamma: float, position: str) -> None:
         self.model, self.tokenizer = tiny.load(family), tiny.load_tokenizer(family)
-        self.vector = gamma * tiny.vector_set(family).vectors["loc", language].at(layer)[0]
+        self.vector = gamma * tiny.vector_set(family).vectors["loc", language].artifact(layer)["vector"]
         self.position = position
         self.prompt_length = 0
         self.scoring = True

@@ -78,7 +78,7 @@ def test_vector_tables_by_hand() -> None:
     vectors = {}
     for (kind, code), rows in values.items():
         info = VectorInfo(kind, code, (1, 2), "mean", 9, "test", "0" * 64, "float32", (10.0, 4.0))
-        vectors[kind, code] = SteeringVectors(info, torch.tensor(rows))
+        vectors[kind, code] = SteeringVectors(info, {"vector": torch.tensor(rows)})
     found = vector_tables(VectorSet(ModelIdentity("m", "f", 2, 4), vectors), ["en", "loc"], [1, 2])
     norms = found["norms"].set_index(["layer", "kind", "language"])
     assert norms.loc[(1, "en", "ko"), ["norm", "relative_norm"]].tolist() == [5.0, 0.5]
@@ -387,7 +387,7 @@ def test_a_second_model_and_one_part(tsv: Path, tmp_path: Path) -> None:
         ("--model {model} --questions trivia", "no questions 'trivia'; valid: mini, gmmlu, blend"),
         ("--model {model} --sentences tatoeba", "no pairs 'tatoeba'"),
         ("--model {model} --max-questions 4", "4 texts in en, es, id, el, ko, zh, ar, at least 5 are needed"),
-        ("--model {model} --position first", "--position 'first' is unknown, valid: last, mean"),
+        ("--model {model} --position first", "--pooling 'first' is unknown, valid: last, mean"),
         ("--model {model} --images gif", "--images 'gif': unknown gif; valid: svg, png"),
         ("--model {model} --against {file}/nowhere", "cannot load the model"),
         ("--model {file}/nowhere", "cannot load the model"),

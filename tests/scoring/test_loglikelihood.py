@@ -23,8 +23,9 @@ from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.scoring.tree_attention import TreeModel
 from lm_eval_ext.steering.decoder import decoder_layers
-from lm_eval_ext.steering.injection import Injector, SteeringTable
+from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import Plan
+from lm_eval_ext.steering.table import SteeringTable
 
 pytestmark = pytest.mark.transformers4
 

@@ -59,7 +59,10 @@ def naive(family: str, pair_set: PairSet, layers: list[int], pooling: Pooling) -
 
 
 def run(family: str, pooling: Pooling, layers: tuple[int, ...] = (0, 2, 3), **options: Any) -> SteeringVectors:
-    return extract(tiny.load(family), tiny.load_tokenizer(family), PAIR_SET, layers, pooling, **options)
+    vectors = extract(
+        tiny.load(family), tiny.load_tokenizer(family), PAIR_SET, layers=layers, pooling=pooling, **options
+    )
+    return vectors.vectors["en", "ko"]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -67,12 +70,12 @@ def run(family: str, pooling: Pooling, layers: tuple[int, ...] = (0, 2, 3), **op
 def test_vectors_equal_a_naive_computation_in_float64(family: str, pooling: Pooling) -> None:
     found = run(family, pooling, batch_size=3)
     vectors, norms = naive(family, PAIR_SET, [0, 2, 3], pooling)
-    assert found.values.dtype == torch.float32
-    torch.testing.assert_close(found.values.double(), vectors, rtol=0, atol=2e-5 * float(norms.max()))
+    assert found.tensors["vector"].dtype == torch.float32
+    torch.testing.assert_close(found.tensors["vector"].double(), vectors, rtol=0, atol=2e-5 * float(norms.max()))
     torch.testing.assert_close(torch.tensor(found.info.residual_norms).double(), norms, rtol=1e-4, atol=0)
     assert found.info.n_pairs == len(PAIRS)
     assert found.info.source_sha256 == PAIR_SET.sha256
-    assert (found.info.layers, found.info.position, found.info.dtype) == ((0, 2, 3), pooling, "float32")
+    assert (found.info.layers, found.info.pooling, found.info.dtype) == ((0, 2, 3), pooling, "float32")
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -80,7 +83,9 @@ def test_vectors_equal_a_naive_computation_in_float64(family: str, pooling: Pool
 def test_batch_size_does_not_matter(family: str, pooling: Pooling) -> None:
     one = run(family, pooling, batch_size=1)
     for size in (2, 5, 64):
-        torch.testing.assert_close(run(family, pooling, batch_size=size).values, one.values, rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            run(family, pooling, batch_size=size).tensors["vector"], one.tensors["vector"], rtol=0, atol=2e-5
+        )
 
 
 class Counted:
@@ -104,7 +109,7 @@ def test_a_forward_ends_at_the_deepest_layer(layers: tuple[int, ...], calls: lis
     head: list[int] = []
     model.lm_head.register_forward_pre_hook(lambda *_: head.append(1))
     counted = Counted(model)
-    extract(model, tiny.load_tokenizer("llama"), PAIR_SET, layers, "last", batch_size=2)
+    extract(model, tiny.load_tokenizer("llama"), PAIR_SET, layers=layers, pooling="last", batch_size=2)
     assert counted.calls == calls
     assert not head
 
@@ -119,7 +124,9 @@ def test_no_activations_and_no_hooks_are_kept() -> None:
         held.append(sum(t.numel() for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[-1:] == (32,)))
 
     held: list[int] = []
-    extract(model, tiny.load_tokenizer("llama"), many, (0, 1, 2, 3), "mean", batch_size=70, progress=alive)
+    extract(
+        model, tiny.load_tokenizer("llama"), many, layers=(0, 1, 2, 3), pooling="mean", batch_size=70, progress=alive
+    )
     assert len(held) == 8
     assert max(held[-2:]) < held[0] + 70 * 32 * 60  # as much after the last batch as after the first
     assert sum(len(module._forward_hooks) for module in model.modules()) == before
@@ -137,9 +144,12 @@ def test_a_model_wrapped_by_peft() -> None:
     adapted = PeftModel.from_pretrained(tiny.load("llama"), tiny.adapter("llama")).eval()
     merged = PeftModel.from_pretrained(tiny.load("llama"), tiny.adapter("llama")).merge_and_unload().eval()
     tokenizer = tiny.load_tokenizer("llama")
-    values = [extract(model, tokenizer, PAIR_SET, (1, 3), "last").values for model in (adapted, merged)]
+    values = [
+        extract(model, tokenizer, PAIR_SET, layers=(1, 3), pooling="last").vectors["en", "ko"].tensors["vector"]
+        for model in (adapted, merged)
+    ]
     torch.testing.assert_close(*values, rtol=0, atol=1e-4)
-    assert not torch.allclose(values[0], run("llama", "last", (1, 3)).values, atol=1e-2)
+    assert not torch.allclose(values[0], run("llama", "last", (1, 3)).tensors["vector"], atol=1e-2)
 
 
 def test_states_that_overflow_are_refused() -> None:
@@ -147,7 +157,7 @@ def test_states_that_overflow_are_refused() -> None:
     with torch.no_grad():
         decoder_layers(model)[1].mlp.down_proj.weight.fill_(float("inf"))
     with pytest.raises(ModelError, match="en/ko are not finite; use dtype=bfloat16 or float32"):
-        extract(model, tiny.load_tokenizer("llama"), PAIR_SET, (1,), "last")
+        extract(model, tiny.load_tokenizer("llama"), PAIR_SET, layers=(1,), pooling="last")
     assert sum(len(module._forward_hooks) for module in model.modules()) == 0
 
 
@@ -164,7 +174,11 @@ def test_states_that_overflow_are_refused() -> None:
 def test_mistakes(pair_list: tuple[Pair, ...], layers: tuple[int, ...], error: type[Exception], expected: str) -> None:
     with pytest.raises(error) as caught:
         extract(
-            tiny.load("llama"), tiny.load_tokenizer("llama"), PairSet("en", "ko", "test", pair_list), layers, "last"
+            tiny.load("llama"),
+            tiny.load_tokenizer("llama"),
+            PairSet("en", "ko", "test", pair_list),
+            layers=layers,
+            pooling="last",
         )
     assert expected in str(caught.value)
 
@@ -287,11 +301,10 @@ def test_the_command_writes_a_file_that_steers(tsv: Path, tmp_path: Path) -> Non
     loaded = VectorSet.load(out)
     assert loaded.languages("formal") == ["ko", "zh", "fr", "any"]
     info = loaded.vectors["formal", "ko"].info
-    assert (info.layers, info.position, info.n_pairs, info.source) == ((1, 2), "last", 2, "formal.tsv")
-    expected = extract(
-        tiny.load("llama"), tiny.load_tokenizer("llama"), pairs.load("formal", str(tsv), ["ko"])[0], (1, 2), "last"
-    )
-    assert torch.equal(loaded.vectors["formal", "ko"].values, expected.values)
+    assert (info.layers, info.pooling, info.n_pairs, info.source) == ((1, 2), "last", 2, "formal.tsv")
+    pair_sets = pairs.load("formal", str(tsv), ["ko"])[:1]
+    expected = extract(tiny.load("llama"), tiny.load_tokenizer("llama"), pair_sets, layers=(1, 2)).vectors
+    assert torch.equal(loaded.vectors["formal", "ko"].tensors["vector"], expected["formal", "ko"].tensors["vector"])
     steered = tiny.steered("llama", "formal@1:3", vectors=str(out))
     request = tiny.requests("loglikelihood", [("Which bird", " is rice")], ["ko"])
     plain = tiny.hf("llama").loglikelihood(request)[0][0]
@@ -305,8 +318,8 @@ def test_the_defaults_of_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     loaded = VectorSet.load(out)
     assert list(loaded.vectors) == [("en", "ko"), ("loc", "en"), ("loc", "ko")]
-    assert {entry.info.position for entry in loaded.vectors.values() if entry.info.kind == "en"} == {"mean"}
-    assert {entry.info.position for entry in loaded.vectors.values() if entry.info.kind == "loc"} == {"last"}
+    assert {entry.info.pooling for entry in loaded.vectors.values() if entry.info.kind == "en"} == {"mean"}
+    assert {entry.info.pooling for entry in loaded.vectors.values() if entry.info.kind == "loc"} == {"last"}
     assert all(entry.info.layers == (0, 1, 2, 3) for entry in loaded.vectors.values())
     assert loaded.created_by.startswith("lm_eval_ext ")
 

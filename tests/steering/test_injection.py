@@ -12,16 +12,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from lm_eval_ext.errors import LanguageError, ModelError, PlanError, UserError, VectorFileError
 from lm_eval_ext.steering import decoder
-from lm_eval_ext.steering.injection import (
-    UNSTEERED_ROW,
-    GeneratedTokens,
-    Injector,
-    OptionTokens,
-    ScoredTokens,
-    SteeringTable,
-    random_direction,
-)
+from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import Plan, Position
+from lm_eval_ext.steering.table import UNSTEERED_ROW, Addition, SteeringTable, random_direction
+from lm_eval_ext.steering.tokens import GeneratedTokens, OptionTokens, ScoredTokens
 
 pytestmark = pytest.mark.transformers4
 
@@ -32,6 +26,14 @@ POSITIONS: tuple[Position, ...] = ("prompt", "last", "all")
 
 def table(family: str, plan: str, **options: Any) -> SteeringTable:
     return SteeringTable.build(Plan.parse(plan), tiny.vector_set(family), tiny.LAYERS, **options)
+
+
+def added(steering: SteeringTable, layer: int, position: Position) -> torch.Tensor:
+    """[rows + 1, hidden] what is added after a layer at a position."""
+    (matrix,) = (
+        step.matrix for step in steering.steps[layer] if isinstance(step, Addition) and step.position == position
+    )
+    return matrix
 
 
 def residuals(model: Any, ids: torch.Tensor = IDS, **inputs: Any) -> list[torch.Tensor]:
@@ -68,7 +70,7 @@ def test_each_row_gets_its_own_vector_at_its_layer(family: str) -> None:
         assert torch.equal(steered[before], plain[before])
     vectors = tiny.vector_set(family).vectors
     for row, language in ((0, "ko"), (2, "zh")):
-        expected = plain[2][row] + 1.5 * vectors["loc", language].at(2)[0]
+        expected = plain[2][row] + 1.5 * vectors["loc", language].artifact(2)["vector"]
         torch.testing.assert_close(steered[2][row], expected, rtol=0, atol=1e-5)
         assert not torch.allclose(steered[3][row], plain[3][row], atol=1e-3)
     for layer in range(tiny.LAYERS):  # a zero row is exact identity, whatever the other rows get
@@ -91,19 +93,22 @@ def test_a_batch_of_zero_rows_is_exact_identity(gamma: str) -> None:
 def test_terms_layers_and_relative_strengths_add_up() -> None:
     vectors = tiny.vector_set("llama").vectors
     steering = table("llama", "en@1:2+loc@1:-0.5+loc@2-3:10%/last")
-    assert {layer: set(by_position) for layer, by_position in steering.additions.items()} == {
-        1: {"prompt"},
-        2: {"last"},
-        3: {"last"},
+    assert {layer: [step.position for step in steps] for layer, steps in steering.steps.items()} == {
+        1: ["prompt"],
+        2: ["last"],
+        3: ["last"],
     }
     row = steering.row("ko")
     en, loc = vectors["en", "ko"], vectors["loc", "ko"]
-    torch.testing.assert_close(steering.additions[1]["prompt"][row], 2 * en.at(1)[0] - 0.5 * loc.at(1)[0])
+    torch.testing.assert_close(
+        added(steering, 1, "prompt")[row], 2 * en.artifact(1)["vector"] - 0.5 * loc.artifact(1)["vector"]
+    )
     for layer in (2, 3):  # the file says that the residual norm is 4
-        added = steering.additions[layer]["last"][row]
-        assert float(added.norm()) == pytest.approx(0.4, rel=1e-5)
-        assert torch.cosine_similarity(added, loc.at(layer)[0], dim=0) == pytest.approx(1, abs=1e-5)
-    assert all(not m[UNSTEERED_ROW].any() for by_position in steering.additions.values() for m in by_position.values())
+        loc_added = added(steering, layer, "last")[row]
+        assert float(loc_added.norm()) == pytest.approx(0.4, rel=1e-5)
+        assert torch.cosine_similarity(loc_added, loc.artifact(layer)["vector"], dim=0) == pytest.approx(1, abs=1e-5)
+    for layer, position in ((1, "prompt"), (2, "last"), (3, "last")):
+        assert not added(steering, layer, position)[UNSTEERED_ROW].any()
 
 
 def test_several_positions_at_one_layer() -> None:
@@ -115,7 +120,7 @@ def test_several_positions_at_one_layer() -> None:
     with injector.batch([row] * 3, ScoredTokens(torch.tensor([0, 1, 0]), torch.tensor([4, 5, 6]))):
         added = residuals(model)[1] - plain[1]
     vectors = tiny.vector_set("llama").vectors
-    en, loc = vectors["en", "ko"].at(1)[0], vectors["loc", "ko"].at(1)[0]
+    en, loc = vectors["en", "ko"].artifact(1)["vector"], vectors["loc", "ko"].artifact(1)["vector"]
     for i, (start, end) in enumerate([(0, 4), (1, 5), (0, 6)]):
         for t in range(6):
             expected = loc + en * (start <= t < end) + loc * (t == end - 1)
@@ -137,12 +142,12 @@ def test_languages_find_their_rows() -> None:
 
 def test_english_under_the_english_vector_is_unsteered() -> None:
     alone = table("llama", "en@1:2")
-    assert not alone.additions[1]["prompt"][alone.row("en")].any()
+    assert not added(alone, 1, "prompt")[alone.row("en")].any()
     both = table("llama", "en@1:2+loc@1:3")
-    expected = 3 * tiny.vector_set("llama").vectors["loc", "en"].at(1)[0]
-    torch.testing.assert_close(both.additions[1]["prompt"][both.row("en")], expected)
+    expected = 3 * tiny.vector_set("llama").vectors["loc", "en"].artifact(1)["vector"]
+    torch.testing.assert_close(added(both, 1, "prompt")[both.row("en")], expected)
     fixed = table("llama", "en~ko@1:2")
-    assert fixed.additions[1]["prompt"][fixed.row("en")].any()
+    assert added(fixed, 1, "prompt")[fixed.row("en")].any()
 
 
 def test_a_language_that_lacks_a_kind_is_named_with_the_kind() -> None:
@@ -168,21 +173,22 @@ def test_no_language_has_every_kind() -> None:
 def test_vectors_for_any_language() -> None:
     vectors = tiny.vector_set("llama", ("loc", "style"), ("ko", "any"))
     steering = SteeringTable.build(Plan.parse("style@1:1"), vectors, tiny.LAYERS)
-    fallback = vectors.vectors["style", "any"].at(1)[0]
+    fallback = vectors.vectors["style", "any"].artifact(1)["vector"]
     for language in (None, "fr", "en"):
-        assert torch.equal(steering.additions[1]["prompt"][steering.row(language)], fallback)
-    own = steering.additions[1]["prompt"][steering.row("ko")]
-    assert torch.equal(own, vectors.vectors["style", "ko"].at(1)[0])
+        assert torch.equal(added(steering, 1, "prompt")[steering.row(language)], fallback)
+    own = added(steering, 1, "prompt")[steering.row("ko")]
+    assert torch.equal(own, vectors.vectors["style", "ko"].artifact(1)["vector"])
 
 
 def test_a_fixed_language_is_used_for_every_request() -> None:
     steering = table("llama", "loc~zh@1:1")
     for language in ("ko", "zh", "en", "fr", None):
-        vector = steering.additions[1]["prompt"][steering.row(language)]
-        assert torch.equal(vector, tiny.vector_set("llama").vectors["loc", "zh"].at(1)[0])
+        vector = added(steering, 1, "prompt")[steering.row(language)]
+        assert torch.equal(vector, tiny.vector_set("llama").vectors["loc", "zh"].artifact(1)["vector"])
     mixed = table("llama", "loc~zh@1:1+loc@2:1")
     assert torch.equal(
-        mixed.additions[1]["prompt"][mixed.row("ko")], tiny.vector_set("llama").vectors["loc", "zh"].at(1)[0]
+        added(mixed, 1, "prompt")[mixed.row("ko")],
+        tiny.vector_set("llama").vectors["loc", "zh"].artifact(1)["vector"],
     )
     with pytest.raises(LanguageError):
         mixed.row("fr")
@@ -194,14 +200,14 @@ def test_a_random_control_has_the_norm_and_nothing_else_of_the_vector() -> None:
     for language in ("ko", "zh"):
         row = steering.row(language)
         random, vector = (
-            steering.additions[1]["prompt"][row],
-            tiny.vector_set("llama").vectors["loc", language].at(1)[0],
+            added(steering, 1, "prompt")[row],
+            tiny.vector_set("llama").vectors["loc", language].artifact(1)["vector"],
         )
         assert float(random.norm()) == pytest.approx(2 * float(vector.norm()), rel=1e-5)
         assert abs(float(torch.cosine_similarity(random, vector, dim=0))) < 0.6
-        assert torch.equal(random, again.additions[1]["prompt"][row])
-        assert not torch.allclose(random, other.additions[1]["prompt"][row])
-    korean, chinese = (steering.additions[1]["prompt"][steering.row(language)] for language in ("ko", "zh"))
+        assert torch.equal(random, added(again, 1, "prompt")[row])
+        assert not torch.allclose(random, added(other, 1, "prompt")[row])
+    korean, chinese = (added(steering, 1, "prompt")[steering.row(language)] for language in ("ko", "zh"))
     assert abs(float(torch.cosine_similarity(korean, chinese, dim=0))) < 0.6
 
 
@@ -346,7 +352,7 @@ def test_tensors_and_tuples(as_tuple: bool) -> None:
     with injector.batch([steering.row("ko")] * 3, WHOLE):
         added = model(hidden) - hidden * 16
     assert torch.equal(hidden, given)  # never edited in place
-    expected = 4 * tiny.vector_set("llama").vectors["loc", "ko"].at(1)[0]
+    expected = 4 * tiny.vector_set("llama").vectors["loc", "ko"].artifact(1)["vector"]
     torch.testing.assert_close(added, expected.expand_as(added), rtol=0, atol=1e-4)
 
 

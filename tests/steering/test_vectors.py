@@ -53,7 +53,7 @@ def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
     assert list(loaded.vectors) == list(saved.vectors)
     for key, entry in saved.vectors.items():
         assert loaded.vectors[key].info == entry.info
-        assert torch.equal(loaded.vectors[key].values, entry.values)
+        assert torch.equal(loaded.vectors[key].tensors["vector"], entry.tensors["vector"])
     assert loaded.kinds == ["en", "loc"]
     assert loaded.languages("en") == ["ko", "any"]
     assert [item.name for item in path.parent.iterdir()] == ["v.safetensors"]  # nothing left over
@@ -84,12 +84,12 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], object], str]] = {
-    "NaN": (lambda m, t: t["loc.ko"].view(-1).__setitem__(5, float("nan")), "loc.ko holds NaN or infinity"),
-    "infinity": (lambda m, t: t["en.es"].view(-1).__setitem__(0, float("-inf")), "en.es holds NaN or infinity"),
-    "unknown version": (lambda m, t: m.update(format_version=2), "format version 2; this release reads 1"),
+    "NaN": (lambda m, t: t["loc.ko.vector"].view(-1).__setitem__(5, float("nan")), "loc.ko holds NaN or infinity"),
+    "infinity": (lambda m, t: t["en.es.vector"].view(-1).__setitem__(0, float("-inf")), "en.es holds NaN or infinity"),
+    "unknown version": (lambda m, t: m.update(format_version=3), "format version 3; this release reads 1 to 2"),
     "no version": (lambda m, t: m.pop("format_version"), "damaged metadata (KeyError('format_version'))"),
     "wrong convention": (lambda m, t: m.update(layer_convention="1-based"), "numbers layers as '1-based'"),
-    "missing tensor": (lambda m, t: t.pop("loc.ko"), "missing tensors ['loc.ko']"),
+    "missing tensor": (lambda m, t: t.pop("loc.ko.vector"), "missing tensors ['loc.ko.vector']"),
     "no vectors": (lambda m, t: m.update(vectors=[]), "missing tensors all"),
     "vectors no list": (lambda m, t: m.update(vectors="loc"), "no list of vectors"),
     "entry no object": (lambda m, t: m.update(vectors=[1]), "damaged metadata (vectors:"),
@@ -103,8 +103,14 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], obje
     "no model": (lambda m, t: m.pop("model"), "damaged metadata (model: KeyError('model'))"),
     "width text": (lambda m, t: m["model"].update(hidden_size="32"), "damaged metadata (model:"),
     "depth text": (lambda m, t: m["model"].update(n_layers="4"), "damaged metadata (model:"),
-    "too few rows": (lambda m, t: t.update({"loc.ko": t["loc.ko"][:3].clone()}), "shape [3, 32], expected [4, 32]"),
-    "too narrow": (lambda m, t: t.update({"loc.ko": t["loc.ko"][:, :1].clone()}), "shape [4, 1], expected [4, 32]"),
+    "too few rows": (
+        lambda m, t: t.update({"loc.ko.vector": t["loc.ko.vector"][:3].clone()}),
+        "shape [3, 32], expected [4, 32]",
+    ),
+    "too narrow": (
+        lambda m, t: t.update({"loc.ko.vector": t["loc.ko.vector"][:, :1].clone()}),
+        "shape [4, 1], expected [4, 32]",
+    ),
 }
 
 
@@ -140,7 +146,7 @@ def test_a_flipped_byte_is_refused_or_harmless(data: st.DataObject) -> None:
         loaded = VectorSet.load(path)
     except UserError:
         return
-    assert all(bool(entry.values.isfinite().all()) for entry in loaded.vectors.values())
+    assert all(bool(entry.tensors["vector"].isfinite().all()) for entry in loaded.vectors.values())
 
 
 def test_not_a_vector_file(tmp_path: Path) -> None:
@@ -204,9 +210,9 @@ def test_fingerprints_are_the_same_in_every_release_of_transformers(family: str,
 
 def test_a_layer_that_the_file_lacks() -> None:
     entry = tiny.vector_set("llama", layers=(0, 1, 3)).vectors["loc", "ko"]
-    assert torch.equal(entry.at(3)[0], entry.values[2])
+    assert torch.equal(entry.artifact(3)["vector"], entry.tensors["vector"][2])
     with pytest.raises(VectorFileError, match="for layer 2; layers in the file: 0-1, 3"):
-        entry.at(2)
+        entry.artifact(2)
 
 
 @pytest.mark.parametrize(
@@ -246,3 +252,58 @@ def test_the_check_above_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     with pytest.raises(UserError, match="weights were loaded"):
         tiny.steered("llama", "en@1:2")
+
+
+# Files of format version 1 -------------------------------------------------------------------------------------------
+
+
+def version_1(saved: VectorSet, path: Path) -> Path:
+    """The file that earlier releases wrote of the same vectors."""
+    entries = []
+    for entry in saved.vectors.values():
+        fields = {**vars(entry.info), "position": entry.info.pooling}
+        entries.append({name: fields[name] for name in FIELDS_1})
+    metadata = {
+        "format": FORMAT,
+        "format_version": 1,
+        "layer_convention": "0-based output of block l = hidden_states[l+1]",
+        "model": vars(saved.model),
+        "vectors": entries,
+        "created_by": "lm_eval_ext 0.1.0",
+    }
+    tensors = {entry.info.key: entry.tensors["vector"] for entry in saved.vectors.values()}
+    save_file(tensors, path, metadata={FORMAT: json.dumps(metadata)})
+    return path
+
+
+FIELDS_1 = ("kind", "language", "layers", "position", "n_pairs", "source", "source_sha256", "dtype", "residual_norms")
+
+
+def test_a_file_of_version_1_steers_as_before(tmp_path: Path) -> None:
+    saved = tiny.vector_set("llama")
+    saved.save(tmp_path / "2.safetensors")
+    loaded = VectorSet.load(version_1(saved, tmp_path / "1.safetensors"))
+    for key, entry in saved.vectors.items():
+        assert loaded.vectors[key].info == entry.info
+        assert torch.equal(loaded.vectors[key].tensors["vector"], entry.tensors["vector"])
+    pairs = [("Which bird is", " national"), ("x", " y z")] * 2
+    for plan in ("en@1:2+loc@2:3", "loc@0-3:5%/last", "loc~random2@1:3/all"):
+        answers = [
+            tiny.steered("llama", plan, vectors=str(tmp_path / name)).loglikelihood(
+                tiny.requests("loglikelihood", pairs, ["ko", "es", "zh", "en"]), disable_tqdm=True
+            )
+            for name in ("1.safetensors", "2.safetensors")
+        ]
+        assert answers[0] == answers[1]
+
+
+def test_a_file_of_version_1_is_as_strict_as_before(tmp_path: Path) -> None:
+    old = version_1(tiny.vector_set("llama"), tmp_path / "1.safetensors")
+    for change, expected in (
+        (lambda m, t: t.pop("loc.ko"), "missing tensors ['loc.ko']"),
+        (lambda m, t: m["vectors"][0].update(estimator="x"), "unknown fields estimator"),
+        (lambda m, t: m["vectors"][0].pop("position"), "damaged metadata (vectors: KeyError('position'))"),
+    ):
+        with pytest.raises(VectorFileError) as caught:
+            VectorSet.load(rewrite(old, change, tmp_path))
+        assert expected in str(caught.value)

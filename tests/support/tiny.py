@@ -172,7 +172,7 @@ def vector_set(
                 continue
             info = VectorInfo(kind, language, layers, "last", 9, "test", "0" * 64, "float32", (4.0,) * len(layers))
             values = torch.randn(len(layers), HIDDEN, generator=generator) * scale
-            entries[kind, language] = SteeringVectors(info, values)
+            entries[kind, language] = SteeringVectors(info, {"vector": values})
     return VectorSet(ModelIdentity.of(f"tiny-{family}", AutoConfig.from_pretrained(folder(family))), entries)
 
 

@@ -31,8 +31,8 @@ from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.scoring import shared_forward as forward
 from lm_eval_ext.scoring.shared_forward import SweepModel
 from lm_eval_ext.scoring.token_trees import PROMPT, Aligned, Batch, Packed, Tree
-from lm_eval_ext.steering.injection import SteeringTable
 from lm_eval_ext.steering.plan import Gamma, Plan
+from lm_eval_ext.steering.table import Addition, SteeringTable
 from lm_eval_ext.sweep import questions
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.engine import Budget, SharedEngine
@@ -185,14 +185,15 @@ def _by_hand(model: Any, table: SteeringTable, language: str, prompt: tuple[int,
     def add(layer: int) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> Any:
             stream = residual(output).clone()
-            for position, matrix in table.additions[layer].items():
-                tokens = {"prompt": slice(0, n), "last": slice(n - 1, n), "all": slice(None)}[position]
-                stream[:, tokens] += matrix[row]
+            for step in table.steps[layer]:
+                tokens = {"prompt": slice(0, n), "last": slice(n - 1, n), "all": slice(None)}[step.position]
+                assert isinstance(step, Addition)
+                stream[:, tokens] += step.matrix[row]
             return with_residual(output, stream)
 
         return hook
 
-    handles = [decoder_layers(model)[layer].register_forward_hook(add(layer)) for layer in table.additions]
+    handles = [decoder_layers(model)[layer].register_forward_hook(add(layer)) for layer in table.steps]
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[*prompt, *option]])).logits[0, n - 1 : -1].log_softmax(-1)
     for handle in handles:

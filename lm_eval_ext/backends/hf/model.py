@@ -30,8 +30,10 @@ from lm_eval_ext.models.loading import load_config, loading
 from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
-from lm_eval_ext.steering.injection import GeneratedTokens, Injector, SteeringTable
+from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan, parse_position
+from lm_eval_ext.steering.table import SteeringTable
+from lm_eval_ext.steering.tokens import GeneratedTokens
 from lm_eval_ext.steering.vectors import VectorSet
 
 if TYPE_CHECKING:

@@ -1,0 +1,91 @@
+"""The interface of an estimator: from the hidden states of contrastive pairs to an artifact for every layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+    from lm_eval_ext.steering.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class StateBatch:
+    """Hidden states of some texts of a set of pairs.
+
+    Attributes:
+        states: [layers, texts, hidden] in float32, on the CPU.
+        pairs: [texts] number of the pair that each text is of.
+        is_positive: [texts] whether it is the pair's positive text.
+    """
+
+    states: Tensor
+    pairs: Tensor
+    is_positive: Tensor
+
+
+class PairStates:
+    """The hidden states of the pairs of one kind and language, batch by batch, in no particular order; read once.
+
+    Args:
+        batches: the states as they are computed.
+        n_pairs, n_layers, hidden_size: sizes.
+    """
+
+    def __init__(self, batches: Iterable[StateBatch], *, n_pairs: int, n_layers: int, hidden_size: int) -> None:
+        self.n_pairs = n_pairs
+        self.n_layers = n_layers
+        self.hidden_size = hidden_size
+        self._batches = iter(batches)
+
+    def __iter__(self) -> Iterator[StateBatch]:
+        return self._batches
+
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """All states of the positive and of the negative texts, each [layers, pairs, hidden] in float32.
+
+        Memory grows with the number of pairs; an estimator that can go through the batches should.
+        """
+        sides = torch.zeros(2, self.n_layers, self.n_pairs, self.hidden_size)
+        for batch in self:
+            for side, chosen in enumerate((batch.is_positive, ~batch.is_positive)):
+                sides[side][:, batch.pairs[chosen]] = batch.states[:, chosen]
+        return sides[0], sides[1]
+
+
+class Estimator(ABC):
+    """Learns an artifact from contrastive pairs.
+
+    A subclass names itself and its transform, and implements `fit`. Parameters are the fields of a dataclass: they are given
+    as `--estimator NAME:field=value`, and the vector file records them.
+
+    Attributes:
+        name: as it is asked for and as vector files record it.
+        transform: the transform that uses what `fit` returns.
+    """
+
+    name: ClassVar[str]
+    transform: ClassVar[type[Transform]]
+
+    @abstractmethod
+    def fit(self, states: PairStates) -> dict[str, Tensor]:
+        """The artifact of every layer.
+
+        Args:
+            states: to be read to its end, once.
+
+        Returns:
+            tensors by name, [layers, ...] with the shapes that the transform names.
+        """
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What this estimator was asked for, as JSON values."""
+        return asdict(self) if is_dataclass(self) else {}

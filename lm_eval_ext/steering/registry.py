@@ -1,0 +1,173 @@
+"""Which estimators there are: those of this package, and those that installed packages bring.
+
+A package adds one by an entry point of the group `lm_eval_ext.estimators`, whose name is the estimator's::
+
+    [project.entry-points."lm_eval_ext.estimators"]
+    ablation = "my_package.ablation:Ablation"
+
+Nothing of a package is imported before its estimator is asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.errors import EstimatorError
+
+if TYPE_CHECKING:
+    from lm_eval_ext.steering.estimators.base import Estimator
+    from lm_eval_ext.steering.transforms.base import Transform
+
+GROUP = "lm_eval_ext.estimators"
+
+DEFAULT_ESTIMATOR = "mean_difference"
+
+#: The estimators of this package.
+_BUILT_IN = {"mean_difference": "lm_eval_ext.steering.estimators.mean_difference:MeanDifference"}
+
+#: The transforms of this package: usable by files whose estimator is not installed.
+_TRANSFORMS = {"add": "lm_eval_ext.steering.transforms.add:Add"}
+
+#: Estimators that were registered in this process.
+_registered: dict[str, type[Estimator]] = {}
+
+
+def register(estimator: type[Estimator]) -> type[Estimator]:
+    """Add an estimator for this process, for example one defined in a notebook; usable as a decorator.
+
+    Raises:
+        EstimatorError: there is another one of this name.
+    """
+    name = estimator.name
+    if name in _registered and _same(_registered[name], estimator):
+        _registered[name] = estimator  # a notebook cell that was run again
+        return estimator
+    if name in names():
+        raise EstimatorError(f"there is an estimator {name!r} already: give yours another name")
+    _registered[name] = estimator
+    return estimator
+
+
+def names() -> list[str]:
+    """The names of all estimators; none is imported."""
+    return list(dict.fromkeys([*_BUILT_IN, *(point.name for point in _points()), *_registered]))
+
+
+def estimator_class(name: str) -> type[Estimator]:
+    """The estimator of that name.
+
+    Raises:
+        EstimatorError: there is none, there are several, or its package cannot be imported.
+    """
+    from lm_eval_ext.steering.estimators.base import Estimator
+
+    if name in _registered:
+        return _registered[name]
+    points = [point for point in _points() if point.name == name]
+    sources = [*(["lm_eval_ext"] if name in _BUILT_IN else []), *(_distribution(point) for point in points)]
+    if len(sources) > 1:
+        raise EstimatorError(f"the estimator {name!r} is brought by {' and '.join(sources)}: uninstall all but one")
+    if not sources:
+        raise EstimatorError(
+            f"there is no estimator {name!r}; valid: {', '.join(names())}. A package adds one by an entry point of the "
+            f"group {GROUP}"
+        )
+    if not points:
+        return _imported(_BUILT_IN[name])  # type: ignore[no-any-return]
+    try:
+        found = points[0].load()
+    except Exception as error:  # whatever a foreign module raises
+        raise EstimatorError(
+            f"the estimator {name!r} of {sources[0]} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, Estimator)) or getattr(found, "name", None) != name:
+        raise EstimatorError(
+            f"the entry point {name!r} of {sources[0]} must lead to a subclass of lm_eval_ext.Estimator with "
+            f"name = {name!r}, not to {found!r}"
+        )
+    return found
+
+
+def make_estimator(name: str, parameters: dict[str, Any] | None = None) -> Estimator:
+    """An estimator with its parameters.
+
+    Raises:
+        EstimatorError: an unknown estimator, an unknown parameter, or a value that the estimator refuses.
+    """
+    wanted = estimator_class(name)
+    try:
+        return wanted(**(parameters or {}))
+    except TypeError as error:
+        valid = ", ".join(inspect.signature(wanted).parameters) or "none"
+        raise EstimatorError(f"estimator {name!r}: {error}; its parameters: {valid}") from None
+    except ValueError as error:
+        raise EstimatorError(f"estimator {name!r}: {error}") from None
+
+
+def transform_for(transform: str, estimator: str) -> Transform:
+    """The transform of an entry of a vector file.
+
+    Args:
+        transform: its name.
+        estimator: the estimator whose artifact it applies; it brings the transform where this package does not.
+
+    Raises:
+        EstimatorError: neither is at hand.
+    """
+    if transform in _TRANSFORMS:
+        return _imported(_TRANSFORMS[transform])()  # type: ignore[no-any-return]
+    try:
+        found = estimator_class(estimator).transform
+    except EstimatorError as error:
+        raise EstimatorError(
+            f"the transform {transform!r} comes with the estimator {estimator!r}, which is not at hand: {error}"
+        ) from None
+    if found.name != transform:
+        raise EstimatorError(
+            f"the estimator {estimator!r} has the transform {found.name!r} now, the file was made for {transform!r}: "
+            "extract again"
+        )
+    return found()
+
+
+def parse_estimator(text: str) -> tuple[str, dict[str, Any]]:
+    """`NAME` or `NAME:field=value,field=value` as name and parameters; values are read as YAML.
+
+    Raises:
+        EstimatorError: a part that is not `field=value`.
+    """
+    import yaml
+
+    name, _, rest = text.partition(":")
+    parameters = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise EstimatorError(f"estimator {text!r}: expected NAME:field=value,field=value, got {part!r}")
+        try:
+            parameters[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parameters[key.strip()] = value
+    return name, parameters
+
+
+def _imported(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+@cache
+def _points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _same(one: type, other: type) -> bool:
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
