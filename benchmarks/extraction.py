@@ -59,7 +59,7 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     from lm_eval_ext.steering.extraction import extract
 
     model, tokenizer = load_model(args.model or str(embedded.path()), dtype=args.dtype, device=args.device)
-    every = [pair for found in pairs.load("en", "mini", ["ko", "es"]) for pair in found.pairs]
+    every = [pair for found in pairs.load_pairs("en", "mini", ["ko", "es"]) for pair in found.pairs]
     chosen = PairSet("en", "ko", "mini", tuple(every[:N_PAIRS]))
     assert len(chosen.pairs) == N_PAIRS
     texts = [text for pair in chosen.pairs for text in (pair.positive, pair.negative)]

@@ -86,7 +86,7 @@ def extract(
     }
     chosen = _languages(languages)
     pair_sets = [
-        pair_set for kind, source in source_of.items() for pair_set in pairs.load(kind, source, chosen, max_pairs)
+        pair_set for kind, source in source_of.items() for pair_set in pairs.load_pairs(kind, source, chosen, max_pairs)
     ]
     _check_writable(out)
     name = model or str(embedded.path())

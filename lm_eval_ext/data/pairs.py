@@ -19,7 +19,7 @@ from lm_eval_ext.errors import DataError, LanguageError
 from lm_eval_ext.languages import LANGUAGES, normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 #: Codes of FLORES-200, by language: its file names, and what NLLB calls the languages.
 FLORES_CODES = {
@@ -68,19 +68,27 @@ class PairSet:
         return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
 
 
-def load(kind: str, source: str, languages: list[str], limit: int | None = None) -> list[PairSet]:
-    """The pair sets of a kind, one per language that has pairs.
+def load_pairs(
+    kind: str, source: str, languages: Sequence[str] = tuple(LANGUAGES), limit: int | None = None
+) -> list[PairSet]:
+    """The contrastive pairs of a kind, one set per language that has pairs.
 
     Args:
         kind: `en`, `loc`, or any name when `source` is a file.
-        source: a built-in source (`SOURCES[kind]`) or a TSV file with the columns language, positive, negative.
+        source: a built-in source (en: mini, flores, ntrex, gmmlu; loc: mini, blend) or a TSV file with the columns language,
+            positive, negative.
         languages: whose pairs are wanted; English has none of kind `en`.
         limit: use the first so many pairs of each language.
 
     Raises:
         DataError: unknown source, damaged file, or no pairs for a language.
         LanguageError: a built-in source lacks a language.
+
+    Example:
+        >>> [(pair_set.language, len(pair_set.pairs)) for pair_set in load_pairs("loc", "mini", languages=["ko", "el"])]
+        [('ko', 66), ('el', 66)]
     """
+    languages = list(languages)
     if source.endswith(".tsv"):
         found = _from_tsv(kind, Path(source), languages)
     else:

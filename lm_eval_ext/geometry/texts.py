@@ -63,9 +63,9 @@ def sentences(source: str, languages: list[str], limit: int | None) -> Parallel:
         limit: at most so many sentences.
 
     Raises:
-        DataError: as `pairs.load`, or too few sentences in common.
+        DataError: as `pairs.load_pairs`, or too few sentences in common.
     """
-    sets = pairs.load("en", source, [code for code in languages if code != "en"] or ["en"])
+    sets = pairs.load_pairs("en", source, [code for code in languages if code != "en"] or ["en"])
     by_english = {s.language: _first((pair.positive, pair.negative) for pair in s.pairs) for s in sets}
     english = {text: text for text in next(iter(by_english.values()))}
     found = _common(f"sentences ({sets[0].source})", {"en": english, **by_english}, limit)

@@ -36,7 +36,7 @@ _TRANSFORMS = {"add": "lm_eval_ext.steering.transforms.add:Add"}
 _registered: dict[str, type[Estimator]] = {}
 
 
-def register(estimator: type[Estimator]) -> type[Estimator]:
+def register_estimator(estimator: type[Estimator]) -> type[Estimator]:
     """Add an estimator for this process, for example one defined in a notebook; usable as a decorator.
 
     Raises:

@@ -72,7 +72,7 @@ def held_out(
     Args:
         data: `mini` or a JSONL file of instructions.
         tuples: `mini` or a JSONL file of tuples.
-        source: parallel sentences, as `data.pairs.load` takes them.
+        source: parallel sentences, as `data.pairs.load_pairs` takes them.
         codes: languages.
         max_pairs: the first so many sentences of each language; 0 for all.
         seen: digests of what the runs were trained on.
@@ -82,7 +82,7 @@ def held_out(
     """
     left_out: Counter[str] = Counter()
     sentences: dict[str, list[tuple[str, str, str]]] = {}
-    for one in parallel.load("en", source, list(codes), max_pairs or None):
+    for one in parallel.load_pairs("en", source, list(codes), max_pairs or None):
         rows = [(str(number), pair.positive, pair.negative) for number, pair in enumerate(one.pairs)]
         sentences[one.language] = [row for row in rows if not {digest(row[1]), digest(row[2])} & seen]
         left_out["sentences"] += len(rows) - len(sentences[one.language])

@@ -91,7 +91,7 @@ def prepare(settings: Settings, encoder: Encoder, tokenizer: PreTrainedTokenizer
 def _pairs(
     settings: Midalign, tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[PairBatcher, dict[str, Any], list[str]]:
-    sets = parallel.load("en", settings.pairs, settings.codes(), settings.max_pairs or None)
+    sets = parallel.load_pairs("en", settings.pairs, settings.codes(), settings.max_pairs or None)
     found = [(one.language, pair) for one in sets for pair in one.pairs]
     fits = [max(map(len, tokenizer([pair.positive, pair.negative])["input_ids"])) <= limit for _, pair in found]
     kept = [row for row, fit in zip(found, fits, strict=True) if fit]

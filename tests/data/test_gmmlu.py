@@ -188,7 +188,7 @@ def test_any_language_is_steered_by_the_code_in_its_documents(own: Path, task_ma
 
 
 def test_dev_questions_are_pairs_for_the_en_vector_but_those_that_are_test_questions_too(mirror: Path) -> None:
-    (found,) = pairs.load("en", "gmmlu", ["en", "ar"])
+    (found,) = pairs.load_pairs("en", "gmmlu", ["en", "ar"])
     test, dev = set(gmmlu.load("en")["test"]["question"]), gmmlu.documents("en", "dev")
     assert found.language == "ar"
     assert [pair.positive for pair in found.pairs] == [q for row in dev if (q := row["question"].strip()) not in test]

@@ -69,7 +69,7 @@ class LowRank(Estimator):
 
 @pytest.fixture
 def low_rank() -> Iterator[type[Estimator]]:
-    registry.register(LowRank)
+    registry.register_estimator(LowRank)
     yield LowRank
     registry._registered.pop("test_low_rank")
 
@@ -184,8 +184,8 @@ def test_duplicates_are_refused(low_rank: type[Estimator], monkeypatch: pytest.M
 
     for estimator in (Another, BuiltIn):
         with pytest.raises(EstimatorError, match=f"there is an estimator '{estimator.name}' already"):
-            registry.register(estimator)
-    assert registry.register(LowRank) is LowRank  # the same once more
+            registry.register_estimator(estimator)
+    assert registry.register_estimator(LowRank) is LowRank  # the same once more
     points = (EntryPoint("mean_difference", "other_package.module:Mean", registry.GROUP),)
     monkeypatch.setattr(registry, "_points", lambda: points)
     with pytest.raises(EstimatorError, match="'mean_difference' is brought by lm_eval_ext and other_package"):
@@ -225,7 +225,7 @@ def test_a_file_records_the_method_and_needs_it_again(low_rank: type[Estimator],
         EstimatorError, match="'test_affine' comes with the estimator 'test_low_rank', which is not at hand"
     ):
         VectorSet.load(tmp_path / "v.safetensors")
-    registry.register(LowRank)
+    registry.register_estimator(LowRank)
 
 
 def test_sizes_of_an_artifact_must_agree(low_rank: type[Estimator], tmp_path: Path) -> None:

@@ -234,11 +234,11 @@ def tsv(tmp_path: Path) -> Path:
 
 
 def test_pairs_of_a_file(tsv: Path) -> None:
-    found = {s.language: s for s in pairs.load("formal", str(tsv), ["ko", "en"])}
+    found = {s.language: s for s in pairs.load_pairs("formal", str(tsv), ["ko", "en"])}
     assert list(found) == ["ko", "fr", "any"]  # one of the seven is read where asked for, any other always
     assert found["ko"].pairs == (Pair("안녕하십니까", "안녕"), Pair("감사합니다", "고마워"))
     assert found["ko"].source == "formal.tsv"
-    assert len(pairs.load("formal", str(tsv), ["ko"], limit=1)[0].pairs) == 1
+    assert len(pairs.load_pairs("formal", str(tsv), ["ko"], limit=1)[0].pairs) == 1
     assert found["ko"].sha256 != found["fr"].sha256
 
 
@@ -259,20 +259,20 @@ def test_pair_files_that_cannot_be_used(content: str | None, expected: str, tmp_
     if content is not None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(DataError) as caught:
-        pairs.load("formal", str(file), ["ko"])
+        pairs.load_pairs("formal", str(file), ["ko"])
     assert expected in str(caught.value)
 
 
 def test_built_in_pairs() -> None:
-    assert [s.language for s in pairs.load("en", "mini", ["en", "ko", "zh"])] == ["ko", "zh"]
-    assert [s.language for s in pairs.load("loc", "mini", ["en", "ko"])] == ["en", "ko"]
-    for pair_set in pairs.load("en", "mini", ["ko"]) + pairs.load("loc", "mini", ["ko"]):
+    assert [s.language for s in pairs.load_pairs("en", "mini", ["en", "ko", "zh"])] == ["ko", "zh"]
+    assert [s.language for s in pairs.load_pairs("loc", "mini", ["en", "ko"])] == ["en", "ko"]
+    for pair_set in pairs.load_pairs("en", "mini", ["ko"]) + pairs.load_pairs("loc", "mini", ["ko"]):
         assert len(pair_set.pairs) >= 60
         assert all(pair.positive != pair.negative for pair in pair_set.pairs)
     with pytest.raises(DataError, match="no pairs of kind 'en' for English alone"):
-        pairs.load("en", "mini", ["en"])
+        pairs.load_pairs("en", "mini", ["en"])
     with pytest.raises(DataError, match="no pairs 'tatoeba' for kind 'en'; built in: mini, flores, ntrex"):
-        pairs.load("en", "tatoeba", ["ko"])
+        pairs.load_pairs("en", "tatoeba", ["ko"])
 
 
 def test_parallel_corpora_of_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,10 +282,10 @@ def test_parallel_corpora_of_a_mirror(tmp_path: Path, monkeypatch: pytest.Monkey
         file = tmp_path / "parallel" / "flores200" / f"{name}.devtest"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (found,) = pairs.load("en", "flores", ["ko"])
+    (found,) = pairs.load_pairs("en", "flores", ["ko"])
     assert found.pairs == (Pair('He said "hi"', "그는"), Pair("Two", "둘"))
     with pytest.raises(DataError, match=r"has 2 lines, .* has 1: they must be parallel"):
-        pairs.load("en", "flores", ["zh"])
+        pairs.load_pairs("en", "flores", ["zh"])
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_the_command_writes_a_file_that_steers(tsv: Path, tmp_path: Path) -> Non
     assert loaded.languages("formal") == ["ko", "zh", "fr", "any"]
     info = loaded.vectors["formal", "ko"].info
     assert (info.layers, info.pooling, info.n_pairs, info.source) == ((1, 2), "last", 2, "formal.tsv")
-    pair_sets = pairs.load("formal", str(tsv), ["ko"])[:1]
+    pair_sets = pairs.load_pairs("formal", str(tsv), ["ko"])[:1]
     expected = extract(tiny.load("llama"), tiny.load_tokenizer("llama"), pair_sets, layers=(1, 2)).vectors
     assert torch.equal(loaded.vectors["formal", "ko"].tensors["vector"], expected["formal", "ko"].tensors["vector"])
     steered = tiny.steered("llama", "formal@1:3", vectors=str(out))
