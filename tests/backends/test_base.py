@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from lm_eval.api.model import TemplateLM
 from support import tiny
 from support.scores import PAIRS, ask, assert_same
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.transformers4
 PACKAGE = Path(backends.__file__).parents[1]
 
 
-class Engine:
+class Engine(TemplateLM):
     """The harness's class of an engine that knows nothing of torch modules or of us."""
 
     enable_thinking = False
@@ -129,12 +130,11 @@ def test_what_is_wrong_is_found_before_another_engine_starts() -> None:
         ({"steer": "formal@1"}, VectorFileError),
         ({"vectors": tiny.vector_set("mistral")}, VectorFileError),
         ({"vectors": None, "steer": "en@1"}, PlanError),
-        ({"lang": "not a language!"}, LanguageError),
         ({"positions": "first"}, PlanError),
         ({"pretrained": "/nowhere"}, ModelError),
     ]
     given = {"pretrained": str(tiny.folder("llama")), "vectors": tiny.vector_set("llama")}
-    with mock.patch.object(Engine, "__init__", side_effect=AssertionError("loaded")):
+    with mock.patch.object(Engine, "__init__", side_effect=SystemExit("loaded")):
         for arguments, error in wrong:
             with pytest.raises(error):
                 backends.load("steered-other", **given | arguments)

@@ -279,10 +279,14 @@ class TaskManager:
     def load(self, tasks):
         return {"tasks": {}}
 """
+CLI = "class HarnessCLI:\n    def execute(self, args): ..."
 
 
 def stand_in(
-    folder: Path, registry: str = REGISTRY, manager: str = MANAGER, cli: str = "class HarnessCLI:\n    def execute(self): ..."
+    folder: Path,
+    registry: str = REGISTRY,
+    manager: str = MANAGER,
+    cli: str = "class HarnessCLI:\n    def execute(self): ...",
 ) -> None:
     files = {"__init__": "", "models/__init__": "", "api/__init__": "", "api/registry": registry}
     files |= {"_cli/__init__": "", "_cli/harness": cli}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,6 @@ def test_other_architectures(model_type: str) -> None:
 
 
 def test_a_config_with_a_list_for_its_layers() -> None:
-    config = tiny.config("llama")
-    config.num_key_value_heads, config.head_dim = [1, 2, 4, 4], [8, 8, 16, 4]
+    heads = {"num_attention_heads": 4, "num_key_value_heads": [1, 2, 4, 4], "head_dim": [8, 8, 16, 4]}
+    config = SimpleNamespace(num_hidden_layers=4, hidden_size=32, **heads)
     assert kv_bytes_per_token(config, 2) == 2 * 2 * (8 + 16 + 64 + 16)

@@ -35,7 +35,6 @@ from transformers import (
 )
 
 from lm_eval_ext.backends.hf.model import SteeredHFLM
-from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
 
 HIDDEN, LAYERS, WINDOW, CONTEXT = 32, 4, 8, 128
@@ -190,7 +189,7 @@ def hf(family: str, **arguments: Any) -> HFLM:
     return HFLM(**{"pretrained": str(folder(family)), "dtype": "float32", "device": "cpu", "batch_size": 3} | arguments)
 
 
-def steered(family: str, steer: str | Plan = "", **arguments: Any) -> SteeredHFLM:
+def steered(family: str, steer: Any = "", **arguments: Any) -> SteeredHFLM:
     """`steered-hf`, in float32 on the CPU."""
     defaults = {"pretrained": str(folder(family)), "vectors": str(vector_file(family)), "steer": steer}
     return SteeredHFLM(**defaults | {"dtype": "float32", "device": "cpu", "batch_size": 3} | arguments)
