@@ -1,8 +1,9 @@
 """Lets the plain `lm_eval` command see this package; `lm_eval_ext_autoload.pth` imports it at every interpreter start.
 
 Harness 0.4.13 looks for no plugins and no release looks for task files, so this installs an import hook that sleeps
-until one of the harness's modules in `SEAMS` has been executed. Every Python process pays for what stands here:
-standard library only, and only the modules that are loaded anyway. `LM_EVAL_EXT_AUTOLOAD=0` switches it off.
+until one of the harness's modules in `SEAMS` (those of `lm_eval_ext.harness.PATCHES`) has been executed. Every Python
+process pays for what stands here: standard library only, and only the modules that are loaded anyway.
+`LM_EVAL_EXT_AUTOLOAD=0` switches it off.
 """
 
 import os
@@ -47,9 +48,9 @@ def install() -> None:
 def extend(module: "ModuleType") -> None:
     """Let the plugin add to a module of the harness, which must run whatever is wrong with the plugin."""
     try:
-        from lm_eval_ext import plugin
+        from lm_eval_ext import harness
 
-        plugin.extend(module)
+        harness.extend(module)
     except Exception as error:
         warn_once(error)
 
@@ -62,7 +63,7 @@ def warn_once(error: Exception) -> None:
         import logging
 
         logging.getLogger("lm_eval.ext").warning(
-            "lm_eval_ext: some of its models and tasks are not available (%s: %s). `lm-eval-ext doctor` tells more; "
+            "lm_eval_ext: its models and tasks are not available (%s: %s). `lm-eval-ext doctor` tells more; "
             "LM_EVAL_EXT_AUTOLOAD=0 silences this.",
             type(error).__name__,
             str(error).partition("\n")[0],

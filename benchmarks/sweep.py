@@ -66,7 +66,8 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     """The measurement, after loading and warming up."""
     import torch
 
-    from lm_eval_ext.backends.hf.model import SteeredHFLM
+    from lm_eval_ext import backends
+    from lm_eval_ext.scoring.batching import Budget
     from lm_eval_ext.scoring.scorer import Scorer
     from lm_eval_ext.scoring.shared_forward import SweepModel
     from lm_eval_ext.steering.decoder import layer_count
@@ -74,7 +75,7 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.table import SteeringTable
     from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
-    from lm_eval_ext.sweep.engine import MAX_TOKENS, MEMORY_GIB, Budget, SharedEngine
+    from lm_eval_ext.sweep.engine import MAX_TOKENS, MEMORY_GIB, SharedEngine
     from lm_eval_ext.sweep.grid import Condition
     from lm_eval_ext.sweep.questions import Questions
     from lm_eval_ext.sweep.store import Store
@@ -83,7 +84,7 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     # The prior would be the same work for both sides.
     limit = args.limit if args.case == "letters" else max(1, args.limit // 4)  # 60 passes over texts are long
     questions = Questions(tasks.split(","), limit=limit, with_prior=False)
-    lm = SteeredHFLM(args.model or None, dtype=args.dtype, device=args.device)
+    lm = backends.load("steered-hf", args.model or None, dtype=args.dtype, device=args.device)
     n_layers, width = layer_count(lm.model.config), lm.model.config.get_text_config().hidden_size
     torch.manual_seed(0)
     layers = tuple(range(n_layers))

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lm_eval.models.utils import has_bos_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lm_eval.models.huggingface import HFLM
-
     Tokens = tuple[int, ...]
+
+
+class TokenizingModel(Protocol):
+    """What is needed of a model of the harness.
+
+    Attributes:
+        tokenizer: of transformers.
+        add_bos_token: whether a beginning-of-sequence token is put before a text; None for what the tokenizer does.
+    """
+
+    tokenizer: Any
+    add_bos_token: bool | None
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands for an empty context."""
 
 
 class Pair(NamedTuple):
@@ -22,7 +36,7 @@ class Pair(NamedTuple):
     continuation: Tokens
 
 
-def encode_pairs(model: HFLM, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+def encode_pairs(model: TokenizingModel, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
     """What the harness scores for each (context, continuation); every distinct text is tokenised once.
 
     As there, white space at the end of a context belongs to the continuation, and an empty context becomes the model's
@@ -32,19 +46,19 @@ def encode_pairs(model: HFLM, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
     together = encode(model, (text for context, rest in moved.values() for text in (context, context + rest)))
     alone = encode(model, (rest for context, rest in pairs if not context), add_special_tokens=False)
     prefix = (model.prefix_token_id,)
-    found: list[Pair] = []
+    encoded: list[Pair] = []
     for pair in pairs:
         if pair in moved:
             context, rest = moved[pair]
             prompt = together[context]
-            found.append(Pair(prompt, together[context + rest][len(prompt) :]))
+            encoded.append(Pair(prompt, together[context + rest][len(prompt) :]))
         else:
             tokens = alone[pair[1]]
-            found.append(Pair(prefix, tokens[1:] if tokens[:1] == prefix else tokens))
-    return found
+            encoded.append(Pair(prefix, tokens[1:] if tokens[:1] == prefix else tokens))
+    return encoded
 
 
-def encode(model: HFLM, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, Tokens]:
+def encode(model: TokenizingModel, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, Tokens]:
     """What `model.tok_encode` makes of each text."""
     prefix = model.tokenizer.decode(model.prefix_token_id)
     alike: dict[bool | None, list[str]] = defaultdict(list)
@@ -53,11 +67,11 @@ def encode(model: HFLM, texts: Iterable[str], add_special_tokens: bool | None = 
         if special is None:
             special = False if has_bos_prefix(text, prefix) else model.add_bos_token
         alike[special].append(text)
-    found: dict[str, Tokens] = {}
+    encoded: dict[str, Tokens] = {}
     for special, group in alike.items():
         options = {} if special is None else {"add_special_tokens": special}
-        found.update(zip(group, map(tuple, model.tokenizer(group, **options)["input_ids"]), strict=True))
-    return found
+        encoded.update(zip(group, map(tuple, model.tokenizer(group, **options)["input_ids"]), strict=True))
+    return encoded
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

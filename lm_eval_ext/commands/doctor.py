@@ -32,6 +32,7 @@ BROKEN = "broken"
 
 PTH = "lm_eval_ext_autoload.pth"
 REINSTALL = "install again: pip install --force-reinstall --no-deps lm_eval_ext (in a checkout: pip install -e .)"
+_OTHER_RELEASE = "pip install 'lm-eval==0.4.13', the release this was tested with, or a newer lm_eval_ext"
 USE_EVAL = "or use `lm-eval-ext eval`, which needs no discovery"
 
 _SHOWN = ("lm_eval", "torch", "transformers", "datasets")
@@ -93,6 +94,7 @@ def examine() -> Iterator[Finding]:
         return
     yield command_line()
     yield from discovery()
+    yield from patches()
     yield from data()
     yield from models()
     yield from devices()
@@ -167,6 +169,17 @@ def discovery() -> Iterator[Finding]:
         yield Finding("tasks", status, f"{len(report['unseen'])} not found by the harness ({some}, ...): {why}", remedy)
     else:
         yield Finding("tasks", OK, f"{report['tasks']} names found by the harness ({PTH})")
+
+
+def patches() -> Iterator[Finding]:
+    """Whether each change that this package makes to the harness fits its release; tried in this process."""
+    for patch, error in harness.examine():
+        subject = f"patch: {patch.name}"
+        if error is None:
+            yield Finding(subject, OK, "fits this release of the harness")
+        else:
+            detail = f"{patch.lost} ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            yield Finding(subject, BROKEN, detail, _OTHER_RELEASE)
 
 
 def _probe() -> tuple[dict[str, Any], str] | str:
@@ -258,6 +271,6 @@ def devices() -> Iterator[Finding]:
 
 def _print(finding: Finding) -> None:
     colour = {OK: typer.colors.GREEN, ABSENT: typer.colors.YELLOW, BROKEN: typer.colors.RED}[finding.status]
-    typer.echo(f"{typer.style(f'{finding.status:<7}', fg=colour)} {finding.subject:<17} {finding.detail}")
+    typer.echo(f"{typer.style(f'{finding.status:<7}', fg=colour)} {finding.subject:<20} {finding.detail}")
     if finding.remedy:
-        typer.echo(f"{'':<25} -> {finding.remedy}")
+        typer.echo(f"{'':<28} -> {finding.remedy}")

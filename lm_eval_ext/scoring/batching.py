@@ -11,6 +11,9 @@ import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from lm_eval_ext.scoring.kv_cache import kv_bytes_per_token
+from lm_eval_ext.steering.decoder import text_config
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -55,21 +58,19 @@ class RowCost:
     @classmethod
     def from_memory(cls, model: PreTrainedModel, rows: int | None = None) -> RowCost:
         """What the memory that is free now allows."""
-        text = getattr(model.config, "get_text_config", lambda: model.config)()
+        text = text_config(model.config)
         weight = model.get_input_embeddings().weight
-        width, bytes_ = text.hidden_size * weight.element_size(), weight.element_size()
-        heads = getattr(text, "num_attention_heads", 1)
-        share = min(1.0, (getattr(text, "num_key_value_heads", None) or heads) / heads)
-        kept = 2 * text.num_hidden_layers * width * share
+        itemsize = weight.element_size()
+        kept = kv_bytes_per_token(model.config, itemsize)
         on_cuda = weight.device.type == "cuda"
         free = torch.cuda.mem_get_info(weight.device)[0] if on_cuda else psutil.virtual_memory().available
         return cls(
             rows,
             CPU_TOKENS if weight.device.type == "cpu" else DEVICE_TOKENS,
             MEMORY_SHARE * free,
-            token=_STREAMS * width + kept,
+            token=_STREAMS * text.hidden_size * itemsize + kept,
             past=2 * kept,  # gathered, and copied once more when the new ones are added
-            scored=text.vocab_size * (bytes_ + 4),
+            scored=text.vocab_size * (itemsize + 4),
         )
 
     def __call__(self, tokens: int, scored: int, past: int = 0, per_row: int = 1) -> float:
@@ -80,44 +81,88 @@ class RowCost:
 
 
 class Budget:
-    """Forms batches of which each costs at most `limit`: the number of items times the cost of the dearest.
+    """What one forward may use; halved for good when memory runs out, so that what was learnt from one task serves the next.
 
-    Halved for good when a batch runs out of memory, so that what was learnt from one task serves the next.
+    Args:
+        tokens: of one forward, with padding. None where batches are formed by `RowCost`, which counts more than tokens.
+        memory: bytes kept from one forward for later ones; None where nothing is.
+
+    Attributes:
+        share: of what was given that is left: 1, 1/2, 1/4, ...
     """
 
-    def __init__(self, limit: float = 1.0) -> None:
-        self.limit = limit
+    def __init__(self, tokens: int | None = None, memory: int | None = None) -> None:
+        self.share = 1.0
+        self._tokens = tokens
+        self._memory = memory
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward, at least 1."""
+        return max(1, int((self._tokens or 0) * self.share))
+
+    @property
+    def memory(self) -> int:
+        """Bytes kept from one forward for later ones."""
+        return int((self._memory or 0) * self.share)
 
     def run(
-        self, items: Iterable[T], cost: Callable[[T], float], work: Callable[[list[T]], R]
+        self,
+        items: Iterable[T],
+        divide: Callable[[list[T], Budget], list[list[T]]],
+        work: Callable[[list[T]], R],
     ) -> Iterator[tuple[list[T], R]]:
-        """Each batch and what `work` makes of it, the dearest items first: what runs out of memory does so at once.
+        """Each batch and what `work` makes of it. A batch that runs out of memory is divided again under half the budget.
+
+        Args:
+            items: to be worked on.
+            divide: forms batches of at most the budget, or of one item; the largest first, so that what runs out of memory
+                does so at once. See `by_cost`.
+            work: done with each batch.
 
         Raises:
             Exception: what `work` raises; being out of memory only where one item alone is too much.
         """
-        pending = deque(sorted(items, key=cost, reverse=True))
+        share, pending = self.share, deque(divide(list(items), self))
         while pending:
-            batch = self._take(pending, cost)
+            if share != self.share:  # halved here, or by another run inside `work`
+                share, pending = self.share, deque(divide([item for batch in pending for item in batch], self))
+            batch = pending.popleft()
             try:
                 done = work(batch)
             except Exception as error:
-                if not out_of_memory(error) or len(batch) == 1:
+                # One item can be worked on with fewer tokens at a time only where they are limited.
+                if not out_of_memory(error) or (len(batch) == 1 and self.tokens == 1):
                     raise
             else:
                 yield batch, done
                 continue
-            pending.extendleft(reversed(batch))  # outside of `except`, whose traceback holds the tensors
-            self._halve(len(batch) * cost(batch[0]), len(batch))
+            pending.appendleft(batch)  # outside of `except`, whose traceback holds the tensors
+            self._halve(batch, divide)
 
-    def _take(self, pending: deque[T], cost: Callable[[T], float]) -> list[T]:
-        n = max(1, int(self.limit / cost(pending[0]) + 1e-9))
-        return [pending.popleft() for _ in range(min(n, len(pending)))]
-
-    def _halve(self, tried: float, n: int) -> None:
-        self.limit = min(self.limit, tried) / 2
-        log.warning("Out of memory with %d rows in a forward: going on with half of that", n)
+    def _halve(self, batch: list[T], divide: Callable[[list[T], Budget], list[list[T]]]) -> None:
+        """Halve the budget until it allows no more than half of the batch."""
+        self.share /= 2
+        while len(batch) > 1 and max(map(len, divide(batch, self))) > (len(batch) + 1) // 2:
+            self.share /= 2
+        log.warning("Out of memory with %d rows in a forward: going on with half of that", len(batch))
         clear_device_cache(garbage_collection=True)
+
+
+def by_cost(cost: Callable[[T], float]) -> Callable[[list[T], Budget], list[list[T]]]:
+    """Batches, for `Budget.run`, whose number of items times the cost of the dearest is at most the budget's share."""
+
+    def divide(items: list[T], budget: Budget) -> list[list[T]]:
+        items = sorted(items, key=cost, reverse=True)
+        batches: list[list[T]] = []
+        start = 0
+        while start < len(items):
+            n = max(1, int(budget.share / cost(items[start]) + 1e-9))
+            batches.append(items[start : start + n])
+            start += n
+        return batches
+
+    return divide
 
 
 def out_of_memory(error: BaseException) -> bool:

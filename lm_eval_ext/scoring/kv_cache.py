@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import DynamicCache
 
+from lm_eval_ext.steering.decoder import text_config
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -38,8 +40,8 @@ class Past(NamedTuple):
         return int(self.lengths.max())
 
 
-class KeysValues:
-    """Of a batch of sequences, in a cache that holds every column at every layer.
+class KVCache:
+    """Keys and values of a batch of sequences, in a cache that holds every column at every layer.
 
     Such a cache is used for layers with a sliding window too, so that any row can be moved: windows count columns, and
     here no row ever has padding between its tokens.
@@ -68,6 +70,34 @@ def _gather(part: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """[rows, heads, columns, width] of [batch, heads, all columns, width]."""
     index = (row.to(part.device, non_blocking=True), column.to(part.device, non_blocking=True))
     return part.transpose(1, 2)[index].transpose(1, 2)
+
+
+def kv_bytes_per_token(config: Any, itemsize: int) -> int:
+    """Memory of the keys and values of one token, at all layers together, in bytes.
+
+    Args:
+        config: of a transformers model.
+        itemsize: bytes of one number in the model's dtype.
+    """
+    text = text_config(config)
+    n_layers = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", None) or 0)  # the last ones share
+    # Since transformers 5 a config may say for each layer what differs there.
+    layers = list(getattr(text, "per_layer_config", None) or [text] * n_layers)
+    return sum(2 * _kv_heads(layer, n) * _head_dim(layer, n) for n, layer in enumerate(layers[:n_layers])) * itemsize
+
+
+def _kv_heads(config: Any, layer: int) -> int:
+    heads = _of_layer(getattr(config, "num_key_value_heads", None), layer)
+    return int(heads or _of_layer(config.num_attention_heads, layer))
+
+
+def _head_dim(config: Any, layer: int) -> int:
+    width = _of_layer(getattr(config, "head_dim", None), layer)
+    return int(width or config.hidden_size // _of_layer(config.num_attention_heads, layer))
+
+
+def _of_layer(value: Any, layer: int) -> Any:
+    return value[layer] if isinstance(value, (list, tuple)) else value
 
 
 #: Cache layers that hold nothing but keys and values, by name: some releases of transformers lack them.

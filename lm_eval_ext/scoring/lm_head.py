@@ -37,7 +37,7 @@ def scores(logits: Tensor, place: Tensor, token: Tensor, dtype: torch.dtype, *, 
     A token is the best if the harness's argmax would choose it, the first of equals: so does `max`, several times faster
     than argmax in half precision.
     """
-    values = logits[place, token].to(dtype) - normaliser(logits, dtype)[place]
+    values = logits[place, token].to(dtype) - logsumexp(logits, dtype)[place]
     hits = (logits.max(-1).indices[place] == token).to(dtype) if greedy else torch.zeros_like(values)
     return torch.stack([values, hits])
 
@@ -48,7 +48,7 @@ def as_tokens(parts: list[Tensor]) -> list[Token]:
     return list(zip(values, map(bool, hits), strict=True))
 
 
-def normaliser(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def logsumexp(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """[positions] logarithm of the summed exponentials of `logits` [positions, vocabulary], computed in `dtype`.
 
     Slices of the positions go through one buffer: a copy in `dtype` is never held for all, and no memory is asked for on
@@ -57,36 +57,38 @@ def normaliser(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     positions, vocabulary = logits.shape
     most = CPU_LOGITS if logits.device.type == "cpu" else DEVICE_LOGITS
     buffer = torch.empty(min(positions, max(1, most // vocabulary)), vocabulary, dtype=dtype, device=logits.device)
-    found = torch.empty(positions, dtype=dtype, device=logits.device)
-    for at in range(0, positions, len(buffer)):
-        part = buffer[: min(len(buffer), positions - at)].copy_(logits[at : at + len(buffer)])
+    result = torch.empty(positions, dtype=dtype, device=logits.device)
+    for start in range(0, positions, len(buffer)):
+        part = buffer[: min(len(buffer), positions - start)].copy_(logits[start : start + len(buffer)])
         highest = part.amax(-1, keepdim=True)
-        found[at : at + len(part)] = part.sub_(highest).exp_().sum(-1).log_() + highest[:, 0]
-    return found
+        result[start : start + len(part)] = part.sub_(highest).exp_().sum(-1).log_() + highest[:, 0]
+    return result
 
 
 class ScoredPositions:
     """Lets the output head see only the positions that score a token.
 
-    A pre-hook on the head gathers them from [batch, length, hidden] into [1, positions, hidden], so that whatever the
-    model does to its logits afterwards (soft-capping, scaling) still happens. Where the head is no module, or is not
-    called, all logits are computed and the same positions gathered afterwards.
+    A pre-hook on the head, there only inside `only`, gathers them from [batch, length, hidden] into [1, positions, hidden],
+    so that whatever the model does to its logits afterwards (soft-capping, scaling) still happens. Where the head is no
+    module, or is not called, all logits are computed and the same positions gathered afterwards.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._index: Tensor | None = None
-        if (head := model.get_output_embeddings()) is not None:
-            head.register_forward_pre_hook(self._gather)
+        self._head = model.get_output_embeddings()
 
     @contextmanager
-    def at(self, positions: list[tuple[int, int, int]], width: int) -> Iterator[None]:
+    def only(self, positions: list[tuple[int, int, int]], width: int) -> Iterator[None]:
         """Inside, the head computes the last `n` positions before `end` of row `i`, for each (i, end, n)."""
         index = [i * width + end - n + k for i, end, n in positions for k in range(n)]
         self._index = torch.tensor(index, dtype=torch.long)
+        hook = None if self._head is None else self._head.register_forward_pre_hook(self._gather)
         try:
             yield
         finally:
             self._index = None
+            if hook is not None:
+                hook.remove()
 
     def _gather(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._index is None:
@@ -94,7 +96,7 @@ class ScoredPositions:
         return (self._take(inputs[0])[None], *inputs[1:])
 
     def scored(self, logits: Tensor) -> Tensor:
-        """The logits [positions, vocabulary] of a forward that ran inside `at`; to be called there."""
+        """The logits [positions, vocabulary] of a forward that ran inside `only`; to be called there."""
         return logits[0] if self._index is None else self._take(logits)
 
     def _take(self, states: Tensor) -> Tensor:

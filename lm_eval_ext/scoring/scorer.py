@@ -18,8 +18,8 @@ import torch
 from transformers import DynamicCache
 
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.scoring.batching import Budget, RowCost, out_of_memory
-from lm_eval_ext.scoring.kv_cache import KeysValues, Span, can_be_shared
+from lm_eval_ext.scoring.batching import Budget, RowCost, by_cost, out_of_memory
+from lm_eval_ext.scoring.kv_cache import KVCache, Span, can_be_shared
 from lm_eval_ext.scoring.lm_head import ScoredPositions, Token, log_probabilities
 from lm_eval_ext.scoring.products import fast_products
 from lm_eval_ext.scoring.requests import Request, Row, Score, rows_of, shared_beginnings
@@ -153,11 +153,11 @@ class Scorer:
             return cost(row.length + options, row.scored, row.past)
 
         run = partial(self._run_prompts, before=None, cost=cost)
-        for _, found in self._budget.run(alone, prompt_cost, run):
+        for _, found in self._budget.run(alone, by_cost(prompt_cost), run):
             yield found
         beginnings = self._budget.run(
             shared,
-            lambda group: cost(len(group[0].tokens), 0),
+            by_cost(lambda group: cost(len(group[0].tokens), 0)),
             lambda groups: self._forward([row for row, _ in groups], None, keep=True)[1],
         )
         for groups, past in beginnings:
@@ -166,7 +166,7 @@ class Scorer:
                     member.past, member.parent = len(beginning.tokens), parent
             followers = [member for _, members in groups for member in members]
             run = partial(self._run_prompts, before=past, cost=cost)
-            for _, found in self._budget.run(followers, prompt_cost, run):
+            for _, found in self._budget.run(followers, by_cost(prompt_cost), run):
                 yield found
 
     def _run_trees(self, model: TreeModel, prompts: list[Row], cost: RowCost) -> Iterator[_Found]:
@@ -184,10 +184,10 @@ class Scorer:
             }
 
         items = [(prompt.row, *tree) for prompt in prompts for tree in prompt.trees()]
-        for _, found in self._budget.run(items, lambda item: cost(len(item[-1]), 0), run):
+        for _, found in self._budget.run(items, by_cost(lambda item: cost(len(item[-1]), 0)), run):
             yield found
 
-    def _run_prompts(self, rows: list[Row], before: KeysValues | None, cost: RowCost) -> _Found:
+    def _run_prompts(self, rows: list[Row], before: KVCache | None, cost: RowCost) -> _Found:
         """Scores of all requests of some prompts; first tokens from the prompts' forward, the others from short ones."""
         found, kept = self._forward(rows, before, keep=any(row.branches for row in rows))
         options = [
@@ -200,14 +200,12 @@ class Scorer:
         def option_cost(row: Row) -> float:
             return cost(row.length, row.scored, row.past, OPTIONS_PER_PROMPT)
 
-        for _, (rest, _) in self._budget.run(options, option_cost, lambda rows: self._forward(rows, kept)):
+        for _, (rest, _) in self._budget.run(options, by_cost(option_cost), lambda rows: self._forward(rows, kept)):
             for request, tokens in rest.items():
                 found[request] = found[request] + tokens
         return found
 
-    def _forward(
-        self, rows: list[Row], before: KeysValues | None, *, keep: bool = False
-    ) -> tuple[_Found, KeysValues | None]:
+    def _forward(self, rows: list[Row], before: KVCache | None, *, keep: bool = False) -> tuple[_Found, KVCache | None]:
         """One forward: what it says of the rows' targets, and its keys and values if they are to be kept."""
         past = None if before is None else before.take([row.parent for row in rows])
         lengths = torch.tensor([row.length for row in rows])
@@ -234,14 +232,14 @@ class Scorer:
         steering = self.injector.batch([row.row for row in rows], tokens)
         scored = [(i, int(start[i]) + row.length, row.scored) for i, row in enumerate(rows)]
         products = fast_products(self.model.get_input_embeddings().weight)
-        with steering, products, self._head.at(scored, width):
+        with steering, products, self._head.only(scored, width):
             output = self.model(input_ids=self._to_device(ids), **arguments)
             logits = self._head.scored(output.logits)
         kept = None
         if keep:
             ends = before_width + start + lengths
             spans = [Span(*span) for span in zip(padding.tolist(), ends.tolist(), strict=True)]
-            kept = KeysValues(arguments["past_key_values"], spans)
+            kept = KVCache(arguments["past_key_values"], spans)
         return self._tokens(logits, rows), kept
 
     def _to_device(self, tensor: Tensor) -> Tensor:

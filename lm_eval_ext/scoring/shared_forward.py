@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from lm_eval_ext.scoring.kv_cache import kv_bytes_per_token
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Layout, Tree
 from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
 from lm_eval_ext.steering.decoder import residual
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.steering.tokens import Tokens
 
-#: For each continuation of a tree, its log-likelihood; or, without the normaliser, its logit.
+#: For each continuation of a tree, its log-likelihood; or, without the logsumexp, its logit.
 Values = list[float]
 
 
@@ -57,11 +58,8 @@ class SweepModel(TreeModel):
 
     def bytes_per_token(self, n_layers: int) -> int:
         """Memory that a token of a base forward keeps: its residual at `n_layers` layers, its keys and values at all."""
-        text = self._text
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        numbers = n_layers * text.hidden_size + 2 * len(self._layers) * heads * width
-        return int(numbers * self.dtype.itemsize)
+        itemsize = self.dtype.itemsize
+        return n_layers * int(self._text.hidden_size) * itemsize + kv_bytes_per_token(self.model.config, itemsize)
 
     def base(self, batch: Batch, layers: Sequence[int], normalise: Sequence[bool]) -> Base:
         """The unsteered forward.

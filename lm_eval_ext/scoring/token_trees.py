@@ -87,13 +87,13 @@ class Tree:
         return depths
 
     @cached_property
-    def lineage(self) -> Tensor:
+    def ancestor_mask(self) -> Tensor:
         """[nodes, nodes], true where the column is the row itself or one of its ancestors."""
-        seen = torch.eye(len(self.tokens), dtype=torch.bool)
+        mask = torch.eye(len(self.tokens), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if parent != PROMPT:
-                seen[node] |= seen[parent]
-        return seen
+                mask[node] |= mask[parent]
+        return mask
 
     @cached_property
     def scored(self) -> list[int]:
@@ -110,23 +110,24 @@ class Layout(NamedTuple):
     Attributes:
         ids: [rows, columns] tokens; 0 at padding.
         positions: [rows, columns] places in the text.
-        visible: [rows, columns, past + columns], true where the row's token may look.
+        ancestor_mask: [rows, columns, past + columns], true where a token attends: itself and what comes before it in its
+            own text.
         past_positions: [rows, past] places of the keys and values that were computed before.
     """
 
     ids: Tensor
     positions: Tensor
-    visible: Tensor
+    ancestor_mask: Tensor
     past_positions: Tensor
 
     def mask(self, dtype: torch.dtype, window: int | None = None) -> Tensor:
         """The additive attention mask [rows, 1, columns, past + columns]; a window looks back over that many tokens."""
-        visible = self.visible
+        attended = self.ancestor_mask
         if window is not None:
             keys = torch.cat([self.past_positions, self.positions], dim=1)
-            visible = visible & (self.positions[:, :, None] - keys[:, None, :] < window)
-        hidden = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-        return hidden[:, None]
+            attended = attended & (self.positions[:, :, None] - keys[:, None, :] < window)
+        additive = torch.zeros(attended.shape, dtype=dtype).masked_fill_(~attended, torch.finfo(dtype).min)
+        return additive[:, None]
 
 
 class Place(NamedTuple):
@@ -167,7 +168,7 @@ class Batch(ABC):
         columns = max(place.nodes + len(tree.tokens) for place, tree in zip(self.places, self.trees, strict=True))
         ids = torch.zeros(rows, columns, dtype=torch.long)
         positions = torch.zeros_like(ids)
-        visible = torch.eye(columns, dtype=torch.bool).repeat(rows, 1, 1)  # padding sees itself
+        mask = torch.eye(columns, dtype=torch.bool).repeat(rows, 1, 1)  # padding sees itself
         longest = max(len(tree.prompt) for tree in self.trees)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
         for (row, start, nodes), tree in zip(self.places, self.trees, strict=True):
@@ -175,13 +176,13 @@ class Batch(ABC):
             prompt = slice(start, nodes)
             ids[row, prompt] = torch.tensor(tree.prompt)
             positions[row, prompt] = torch.arange(length)
-            visible[row, prompt, prompt] = causal[:length, :length]
+            mask[row, prompt, prompt] = causal[:length, :length]
             if tree.tokens:
                 ids[row, nodes:end] = torch.tensor(tree.tokens)
                 positions[row, nodes:end] = length + torch.tensor(tree.depths)
-                visible[row, nodes:end, prompt] = True
-                visible[row, nodes:end, nodes:end] = tree.lineage
-        return Layout(ids, positions, visible, torch.zeros(rows, 0, dtype=torch.long))
+                mask[row, nodes:end, prompt] = True
+                mask[row, nodes:end, nodes:end] = tree.ancestor_mask
+        return Layout(ids, positions, mask, torch.zeros(rows, 0, dtype=torch.long))
 
     @cached_property
     def owner(self) -> Tensor:
@@ -296,12 +297,12 @@ class Aligned(Batch):
         whole, past, block = self.whole, self.width - 1, 1 + self.nodes
         ids = whole.ids[:, past:].repeat(1, copies)
         positions = whole.positions[:, past:].repeat(1, copies)
-        own = torch.zeros(len(self.trees), copies * block, copies * block, dtype=torch.bool)
+        among = torch.zeros(len(self.trees), copies * block, copies * block, dtype=torch.bool)
         for copy in range(copies):
-            at = slice(copy * block, (copy + 1) * block)
-            own[:, at, at] = whole.visible[:, past:, past:]
-        visible = torch.cat([whole.visible[:, past:, :past].repeat(1, copies, 1), own], dim=2)
-        return Layout(ids, positions, visible, whole.positions[:, :past])
+            columns = slice(copy * block, (copy + 1) * block)
+            among[:, columns, columns] = whole.ancestor_mask[:, past:, past:]
+        mask = torch.cat([whole.ancestor_mask[:, past:, :past].repeat(1, copies, 1), among], dim=2)
+        return Layout(ids, positions, mask, whole.positions[:, :past])
 
 
 def parts(prompt: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Protocol
 
-from accelerate.utils.memory import clear_device_cache
-
-from lm_eval_ext.scoring.batching import out_of_memory
 from lm_eval_ext.scoring.requests import Request
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Packed
@@ -22,6 +18,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from lm_eval_ext.scoring.batching import Budget
     from lm_eval_ext.scoring.shared_forward import SweepModel, Values
     from lm_eval_ext.steering.vectors import VectorSet
     from lm_eval_ext.sweep.questions import ScoredTree
@@ -39,24 +36,6 @@ _MAX_SIDE_BY_SIDE = 128
 
 #: Fewer tokens than these do not keep a processor busy: ends of prompts are then joined over layers.
 _ENOUGH_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a forward may use.
-
-    Attributes:
-        tokens: of one forward, with padding.
-        memory: bytes of residual streams, keys and values kept for the conditions; a batch that needs more is computed
-            again for a part of the layers at a time.
-    """
-
-    tokens: int
-    memory: int
-
-    def halved(self) -> Budget | None:
-        """Half of it, None where that is nothing."""
-        return Budget(self.tokens // 2, self.memory // 2) if self.tokens > 1 else None
 
 
 class Engine(Protocol):
@@ -98,8 +77,9 @@ class SharedEngine:
         """See `Engine.run`."""
         for form, own in _by_form(conditions).items():
             pending = [tree for tree in trees if _missing([tree], own, store)]
-            for indices in form.divide([tree.tree for tree in pending], int(self._budget.tokens * _SHARE[form])):
-                self._batch(form, [pending[index] for index in indices], own, store, progress)
+            batch = partial(self._batch, form, conditions=own, store=store, progress=progress)
+            for _ in self._budget.run(pending, partial(_divide, form), batch):
+                pass
 
     def _batch(
         self,
@@ -109,22 +89,9 @@ class SharedEngine:
         store: Store,
         progress: Callable[[int], object],
     ) -> None:
-        """One batch; in halves where memory does not suffice."""
-        try:
-            for cells in self._cells(form, trees, _missing(trees, conditions, store)):
-                progress(sum(store.get(condition, tree) is None for condition, tree, _ in cells))
-                store.write(cells)
-            return
-        except (MemoryError, RuntimeError) as error:
-            smaller = self._budget.halved()
-            if not out_of_memory(error) or smaller is None:
-                raise
-            self._budget = smaller
-        clear_device_cache(garbage_collection=True)  # outside of `except`, whose traceback holds the tensors
-        half = (len(trees) + 1) // 2
-        for part in (trees[:half], trees[half:]):
-            if part:
-                self._batch(form, part, conditions, store, progress)
+        for cells in self._cells(form, trees, _missing(trees, conditions, store)):
+            progress(sum(store.get(condition, tree) is None for condition, tree, _ in cells))
+            store.write(cells)
 
     def _cells(
         self, form: type[Batch], trees: Sequence[ScoredTree], conditions: Sequence[Condition]
@@ -234,6 +201,11 @@ def _score(
     values = iter(score.log_likelihood for score in scorer.score(requests))
     for tree in trees:
         yield condition, tree.key, [next(values) for _ in tree.tree.targets]
+
+
+def _divide(form: type[Batch], trees: list[ScoredTree], budget: Budget) -> list[list[ScoredTree]]:
+    batches = form.divide([tree.tree for tree in trees], int(budget.tokens * _SHARE[form]))
+    return [[trees[index] for index in batch] for batch in batches]
 
 
 def _by_form(conditions: Sequence[Condition]) -> dict[type[Batch], list[Condition]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from lm_eval_ext.backends.hf.model import SteeredHFLM
+    from lm_eval_ext.backends.base import SteeredBackend
     from lm_eval_ext.steering.vectors import VectorSet
     from lm_eval_ext.sweep.engine import Engine
     from lm_eval_ext.sweep.questions import Questions, ScoredTree
@@ -151,10 +151,10 @@ class Sweep:
         except OSError as error:
             raise UserError(f"--out {self.settings.out}: cannot write there ({error.strerror})") from None
 
-    def _load(self) -> SteeredHFLM:
+    def _load(self) -> SteeredBackend:
         from lm_eval.utils import simple_parse_args_string
 
-        from lm_eval_ext.backends.hf.model import SteeredHFLM
+        from lm_eval_ext import backends
 
         asked = self.settings
         arguments = dict(simple_parse_args_string(asked.model_args))
@@ -164,11 +164,12 @@ class Sweep:
         if asked.device:
             arguments["device"] = asked.device
         # Read and checked with the model, though no plan is set.
-        return SteeredHFLM(asked.model or None, vectors=str(asked.vectors), lang=asked.lang, **arguments)
+        return backends.load("steered-hf", asked.model or None, vectors=self.vectors, lang=asked.lang, **arguments)
 
-    def _engine(self, model: SteeredHFLM, tree: ScoredTree, console: Console) -> Engine:
+    def _engine(self, model: SteeredBackend, tree: ScoredTree, console: Console) -> Engine:
+        from lm_eval_ext.scoring.batching import Budget
         from lm_eval_ext.scoring.shared_forward import SweepModel
-        from lm_eval_ext.sweep.engine import MAX_TOKENS, Budget, SeparateEngine, SharedEngine
+        from lm_eval_ext.sweep.engine import MAX_TOKENS, SeparateEngine, SharedEngine
 
         asked = self.settings
         trees = SweepModel(model.model)
@@ -179,7 +180,7 @@ class Sweep:
         return SharedEngine(trees, self.vectors, self.n_layers, Budget(tokens, asked.memory))
 
     def _compute(
-        self, model: SteeredHFLM, singles: list[Condition], processes: Processes, console: Console
+        self, model: SteeredBackend, singles: list[Condition], processes: Processes, console: Console
     ) -> tuple[list[Condition], list[ScoredTree], Store] | None:
         """All conditions and trees in the store of the first process; None in the others."""
         from lm_eval_ext.sweep.store import Store
@@ -270,7 +271,7 @@ class Sweep:
             raise UserError(f"--metric {self.settings.metric!r}: the tasks score {', '.join(map(str, known))}")
         return summary
 
-    def _identity(self, model: SteeredHFLM) -> dict[str, str]:
+    def _identity(self, model: SteeredBackend) -> dict[str, str]:
         return {
             "model": weights_fingerprint(model.model),
             "vector file": self.vectors.sha256[:16],

@@ -5,6 +5,7 @@ positions, generation, adapters, caches and what the results say.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.models.hf_steered import SteeredModel
+from lm_eval.models.huggingface import HFLM
 from support import tiny
 from support.scores import assert_same
 
+from lm_eval_ext import backends
 from lm_eval_ext.backends.hf.model import SteeredHFLM
 from lm_eval_ext.errors import LanguageError, ModelError, UserError
 from lm_eval_ext.steering.decoder import decoder_layers, residual, with_residual
@@ -245,6 +248,90 @@ def test_beams_of_mixed_languages_equal_each_prompt_alone(position: str) -> None
     assert together != tiny.hf("llama", batch_size=4).generate_until(requests, disable_tqdm=True)
 
 
+def test_a_text_asked_in_several_languages_is_generated_once_in_each() -> None:
+    """The others go on sharing batches."""
+    arguments = {"until": ["\n\n\n"], "max_gen_toks": 8}
+    asked = [(prompt, language) for prompt in PROMPTS[:2] for language in ("ko", "zh", "ko")] + [(PROMPTS[2], "es")]
+    model = tiny.steered("llama", "loc@1:3", batch_size=8)
+    batches: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: batches.append(len(given["input_ids"])), with_kwargs=True
+    )
+    requests = tiny.requests("generate_until", [(text, arguments) for text, _ in asked], [code for _, code in asked])
+    found = model.generate_until(requests, disable_tqdm=True)
+    assert set(batches) == {5, 2}
+    for (text, language), answer in zip(asked, found, strict=True):
+        (alone,) = tiny.requests("generate_until", [(text, arguments)], [language])
+        assert answer == tiny.steered("llama", "loc@1:3").generate_until([alone], disable_tqdm=True)[0]
+
+
+class Changed:
+    """What another release of the harness might do with prompts on their way to the model."""
+
+    @staticmethod
+    def strips(patch: pytest.MonkeyPatch) -> None:
+        inner = HFLM.generate_until
+
+        def generate_until(self: Any, requests: Any, *rest: Any) -> Any:
+            return inner(self, [replace(r, arguments=(r.args[0].strip()[1:], r.args[1])) for r in requests], *rest)
+
+        patch.setattr(HFLM, "generate_until", generate_until)
+
+    @staticmethod
+    def tokenises_otherwise(patch: pytest.MonkeyPatch) -> None:
+        encode, generate = HFLM.tok_batch_encode, HFLM.generate_until
+
+        def generate_until(self: Any, *given: Any) -> Any:
+            self.tok_batch_encode = lambda *args, **options: encode(self, *args, **options)
+            return generate(self, *given)
+
+        patch.setattr(HFLM, "generate_until", generate_until)
+
+    @staticmethod
+    def generates_otherwise(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(HFLM, "generate_until", lambda self, requests, *_: ["" for _ in requests])
+
+    @staticmethod
+    def adds_a_prompt(patch: pytest.MonkeyPatch) -> None:
+        encode = HFLM.tok_batch_encode
+
+        def twice(*args: Any, **options: Any) -> Any:
+            return tuple(torch.cat([tensor, tensor[:1]]) for tensor in encode(*args, **options))
+
+        patch.setattr(HFLM, "tok_batch_encode", twice)
+
+    @staticmethod
+    def tokenises_first(patch: pytest.MonkeyPatch) -> None:
+        inner = HFLM.generate_until
+
+        def generate_until(self: Any, requests: Any, *rest: Any) -> Any:
+            self.tok_batch_encode([requests[0].args[0]])
+            return inner(self, requests, *rest)
+
+        patch.setattr(HFLM, "generate_until", generate_until)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Changed.strips, "changed a prompt on its way to the model: .* was not asked"),
+        (Changed.tokenises_otherwise, "generates from 4 prompts and tokenised 0"),
+        (Changed.adds_a_prompt, "generates from 5 prompts and tokenised 4"),
+        (Changed.generates_otherwise, "generated from 4 prompts in a way of its own"),
+        (Changed.tokenises_first, "tokenised two batches before"),
+    ],
+)
+def test_a_lost_language_is_an_error(change: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"until": ["\n\n\n"], "max_gen_toks": 2}
+    requests = tiny.requests("generate_until", [(prompt, arguments) for prompt in PROMPTS], list(tiny.LANGUAGES))
+    steered = tiny.steered("llama", "loc@1:3", batch_size=4)
+    change(monkeypatch)
+    with pytest.raises(ModelError, match=f"internal error: the language of a prompt was lost, .*{message}"):
+        steered.generate_until(requests, disable_tqdm=True)
+    if change is Changed.strips:  # nothing is lost where nothing is steered
+        assert len(tiny.steered("llama", batch_size=4).generate_until(requests, disable_tqdm=True)) == 4
+
+
 def test_rolling_equals_the_windows_scored_by_hand() -> None:
     text = " ".join(tiny.TEXTS.values()) * 2  # three windows of 128 tokens
     model = tiny.steered("llama", "loc@1:2", positions="all")
@@ -451,6 +538,36 @@ def test_the_results_say_how_they_were_steered(tmp_path: Path) -> None:
 def test_the_results_say_that_nothing_was_steered() -> None:
     steering = tiny.evaluate(tiny.steered("llama", vectors=None), "tiny_letters")["config"]["steering"]
     assert (steering["plan"], steering["vectors"]) == ("", None)
+
+
+def test_vectors_and_a_plan_as_objects(tmp_path: Path) -> None:
+    from_file = tiny.steered("llama", "loc@1:3")
+    loaded = VectorSet.load(tiny.vector_file("llama"))
+    objects = tiny.steered("llama", Plan.parse("loc@1:3"), vectors=loaded)
+    assert objects.steering_identity() == from_file.steering_identity()
+    assert_same(run(objects, "tiny_cloze"), run(from_file, "tiny_cloze"))
+    unsaved = tiny.vector_set("llama")
+    identity = tiny.steered("llama", "loc@1:3", vectors=unsaved).steering_identity()["vectors"]
+    unsaved.save(tmp_path / "v.safetensors")
+    assert identity == {"path": None, "sha256": VectorSet.load(tmp_path / "v.safetensors").sha256}
+    others = tiny.steered("llama", "loc@1:3", vectors=tiny.vector_set("llama", scale=0.6)).steering_identity()
+    assert others["vectors"]["sha256"] != identity["sha256"]
+
+
+def test_a_closed_backend_leaves_no_hook_on_the_model() -> None:
+    model = tiny.load("llama")
+    backend = backends.load(
+        "steered-hf",
+        model,
+        vectors=tiny.vector_set("llama"),
+        steer="loc@1:3+en@2:1/all",
+        tokenizer=tiny.load_tokenizer("llama"),
+    )
+    before = plain("llama")["tiny_letters"]
+    assert differs(run(backend, *TASKS)["tiny_letters"], before)
+    assert tiny.hooks(model) == ["model.layers.1", "model.layers.2"]
+    backend.close()
+    assert tiny.hooks(model) == []
 
 
 # The harness's response cache -----------------------------------------------------------------------------------------

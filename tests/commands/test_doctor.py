@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lm_eval_ext import cli
+from lm_eval_ext import cli, harness
 from lm_eval_ext.commands import doctor
 from lm_eval_ext.commands.doctor import ABSENT, BROKEN, OK, Finding
 
@@ -40,8 +40,20 @@ def test_a_real_examination_with_discovery_switched_off() -> None:
         assert findings[subject]["status"] == ABSENT
         assert "LM_EVAL_EXT_AUTOLOAD=0" in findings[subject]["detail"]
         assert "lm-eval-ext eval" in findings[subject]["remedy"]
+    assert {name for name in findings if name.startswith("patch: ")} == {f"patch: {p.name}" for p in harness.PATCHES}
+    assert all(item["status"] == OK for name, item in findings.items() if name.startswith("patch: "))
     broken = [item for item in findings.values() if item["status"] == BROKEN]
     assert process.returncode == bool(broken)
+
+
+def test_a_patch_that_does_not_fit_says_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("lm_eval._cli.harness.HarnessCLI.execute")
+    found = {finding.subject: finding for finding in doctor.patches()}
+    broken = found.pop("patch: user errors")
+    assert broken.status == BROKEN
+    assert "ends lm_eval with a traceback" in broken.detail
+    assert "has no attribute 'execute'" in broken.detail
+    assert {finding.status for finding in found.values()} == {OK}
 
 
 def test_discovery_that_works_names_its_route(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import venv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -278,10 +279,17 @@ class TaskManager:
     def load(self, tasks):
         return {"tasks": {}}
 """
+CLI = "class HarnessCLI:\n    def execute(self, args): ..."
 
 
-def stand_in(folder: Path, registry: str = REGISTRY, manager: str = MANAGER) -> None:
+def stand_in(
+    folder: Path,
+    registry: str = REGISTRY,
+    manager: str = MANAGER,
+    cli: str = "class HarnessCLI:\n    def execute(self): ...",
+) -> None:
     files = {"__init__": "", "models/__init__": "", "api/__init__": "", "api/registry": registry}
+    files |= {"_cli/__init__": "", "_cli/harness": cli}
     files |= {"tasks/__init__": "from lm_eval.tasks.manager import TaskManager", "tasks/manager": manager}
     for name, text in files.items():
         file = folder / "lm_eval" / f"{name}.py"
@@ -304,26 +312,93 @@ def test_stands_aside_where_the_harness_loads_entry_points(installed: Environmen
     assert process.stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"registry": "model_registry = {}"}, "has no attribute 'register'"),
-        ({"registry": ""}, "has no attribute 'model_registry'"),
-        ({"manager": MANAGER.replace("include_path=None", "search=None, include_path=None")}, None),
-        ({"manager": MANAGER.replace("load", "load_tasks")}, "has no attribute 'load'"),
-        ({"manager": MANAGER.replace("include_path", "search")}, "does not take include_path"),
-    ],
-)
-def test_changed_seams_do_not_break_the_harness(
-    change: dict[str, str], reason: str | None, installed: Environment, tmp_path: Path
+EVERY_PATCH = """
+import lm_eval.models, lm_eval.tasks, lm_eval._cli.harness as cli
+from lm_eval.tasks import TaskManager
+print(*(name for name, works in {
+    "models": "steered-hf" in getattr(lm_eval.api.registry, "model_registry", ()),
+    "task folder": any("lm_eval_ext" in str(path) for path in getattr(TaskManager(), "paths", None) or ()),
+    "task metadata": hasattr(getattr(TaskManager, "load", None), "__wrapped__"),
+    "user errors": hasattr(getattr(cli.HarnessCLI, "execute", None), "__wrapped__"),
+}.items() if works), sep=", ")
+"""
+CHANGES = {
+    "no register": ("models", {"registry": "model_registry = {}"}, "has no attribute 'register'", "--model steered-hf"),
+    "no registry": ("models", {"registry": ""}, "has no attribute 'model_registry'", "--model steered-hf"),
+    "no include_path": (
+        "task folder",
+        {"manager": MANAGER.replace("include_path", "search")},
+        "does not take include_path",
+        "pass --include_path ",
+    ),
+    "no load": (
+        "task metadata",
+        {"manager": MANAGER.replace("load", "load_tasks")},
+        "has no attribute 'load'",
+        "the language that a task's metadata names is not known",
+    ),
+    "no execute": ("user errors", {"cli": "class HarnessCLI: ..."}, "has no attribute 'execute'", "a traceback"),
+}
+
+
+@pytest.mark.parametrize(("lost", "change", "reason", "consequence"), CHANGES.values(), ids=CHANGES)
+def test_what_a_release_has_changed_costs_one_patch_and_no_other(
+    lost: str, change: dict[str, str], reason: str, consequence: str, installed: Environment, tmp_path: Path
 ) -> None:
     stand_in(tmp_path, **change)
-    look = LOOK if change.get("registry") != "" else "import lm_eval.models, lm_eval.tasks"
-    errors = installed.run("-c", look, PYTHONPATH=str(tmp_path)).stderr
-    if reason:
-        assert_one_warning(errors, reason)
-    else:
-        assert errors == ""
+    process = installed.run("-c", EVERY_PATCH, PYTHONPATH=str(tmp_path))
+    assert process.stdout.strip().split(", ") == [patch.name for patch in harness.PATCHES if patch.name != lost]
+    assert_one_warning(process.stderr, f"({lost}: ", reason, consequence)
+
+
+def test_a_release_with_more_arguments_changes_nothing(installed: Environment, tmp_path: Path) -> None:
+    stand_in(tmp_path, manager=MANAGER.replace("include_path=None", "search=None, include_path=None"))
+    process = installed.run("-c", EVERY_PATCH, PYTHONPATH=str(tmp_path))
+    assert process.stdout.strip().split(", ") == [patch.name for patch in harness.PATCHES]
+    assert process.stderr == ""
+
+
+def test_the_import_hook_waits_for_the_modules_that_are_patched() -> None:
+    import lm_eval_ext_autoload
+
+    assert {name for patch in harness.PATCHES for name in patch.modules} == lm_eval_ext_autoload.SEAMS
+
+
+WITHOUT_LOAD = """
+import lm_eval.tasks.manager as manager
+load = manager.TaskManager.load
+del manager.TaskManager.load
+from lm_eval_ext import harness
+harness.install()
+manager.TaskManager.load = load  # what a release might call otherwise
+from support import tiny
+print("found:", "transfer_mini_ko" in manager.TaskManager().all_tasks)
+model = tiny.steered("llama", "loc@1:3")
+print("answers:", json.dumps(tiny.answers(tiny.evaluate(model, "tiny_cloze", log_samples=True))))
+try:
+    tiny.evaluate(model, "tiny_meta_cloze_ko")
+except ValueError as error:
+    print("error:", error)
+"""
+
+
+def test_without_load_tasks_are_found_and_documents_steered_by_their_column() -> None:
+    from support import tiny
+
+    process = subprocess.run(
+        [sys.executable, "-c", f"import json\n{WITHOUT_LOAD}"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "LM_EVAL_EXT_AUTOLOAD": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    said = dict(line.split(": ", 1) for line in process.stdout.splitlines() if ": " in line)
+    assert said["found"] == "True"
+    here = tiny.answers(tiny.evaluate(tiny.steered("llama", "loc@1:3"), "tiny_cloze", log_samples=True))
+    assert json.loads(said["answers"]) == json.loads(json.dumps(here))
+    assert said["error"].startswith("task tiny_meta_cloze_ko: the language is not known")
+    assert_one_warning(process.stderr, "the language that a task's metadata names is not known", "lang=CODE")
 
 
 def test_reloads_and_threads(installed: Environment, tmp_path: Path) -> None:
@@ -365,9 +440,15 @@ def task_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     (tmp_path / "builtin").mkdir()
     monkeypatch.setattr(manager, "__file__", str(tmp_path / "builtin" / "manager.py"))
-    if not hasattr(manager.TaskManager, harness._EXTENDED):
-        harness.extend_task_manager(TaskManager)
+    extend(TaskManager)
     return TaskManager
+
+
+def extend(task_manager: Any) -> None:
+    """Apply the patches of the task manager to a class of its kind."""
+    module = ModuleType("lm_eval.tasks.manager")
+    module.TaskManager = task_manager  # type: ignore[attr-defined]
+    harness.extend(module)
 
 
 def test_users_own_tasks_win(task_manager: Any, tmp_path: Path) -> None:
@@ -392,7 +473,7 @@ def test_not_without_the_harness_s_own_tasks(task_manager: Any, tmp_path: Path) 
 
 def test_extending_twice_changes_nothing(task_manager: Any) -> None:
     init, load = task_manager.__init__, task_manager.load
-    harness.extend_task_manager(task_manager)
+    extend(task_manager)
     assert (task_manager.__init__, task_manager.load) == (init, load)
 
 

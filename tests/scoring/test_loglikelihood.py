@@ -195,7 +195,7 @@ def test_half_precision() -> None:
         assert a == pytest.approx(b, rel=0.05, abs=0.05)
 
 
-def test_normalisers_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_sums_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ask(tiny.steered("llama", batch_size=64), ALL)
     largest: list[int] = []
     whole = torch.Tensor.exp_
@@ -209,6 +209,16 @@ def test_normalisers_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.Tensor, "exp_", watched)
     assert_same(ask(tiny.steered("llama", batch_size=64), ALL), expected, 1e-6)
     assert max(largest) == limit
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_scoring_leaves_no_hook_on_the_model(padding_side: str) -> None:
+    model = tiny.steered("gemma3", batch_size=3, padding_side=padding_side)
+    ask(model, [*ALL, *FEW_SHOT])
+    assert tiny.hooks(model.model) == []
+    with mock.patch.object(model._scorer, "_tokens", side_effect=RuntimeError("boom")), pytest.raises(RuntimeError):
+        ask(model, PAIRS["one continuation"])
+    assert tiny.hooks(model.model) == []
 
 
 def test_progress_hands_over_each_distinct_score_once() -> None:

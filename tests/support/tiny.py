@@ -189,10 +189,15 @@ def hf(family: str, **arguments: Any) -> HFLM:
     return HFLM(**{"pretrained": str(folder(family)), "dtype": "float32", "device": "cpu", "batch_size": 3} | arguments)
 
 
-def steered(family: str, steer: str = "", **arguments: Any) -> SteeredHFLM:
+def steered(family: str, steer: Any = "", **arguments: Any) -> SteeredHFLM:
     """`steered-hf`, in float32 on the CPU."""
     defaults = {"pretrained": str(folder(family)), "vectors": str(vector_file(family)), "steer": steer}
     return SteeredHFLM(**defaults | {"dtype": "float32", "device": "cpu", "batch_size": 3} | arguments)
+
+
+def hooks(model: Any) -> list[str]:
+    """The modules of a model that have forward hooks."""
+    return [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
 
 
 def requests(kind: str, arguments: list[tuple[Any, ...]], languages: list[str] | None = None) -> list[Instance]:

@@ -29,13 +29,14 @@ from lm_eval_ext.cli import app
 from lm_eval_ext.errors import ModelError, ResultsError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.scoring import shared_forward as forward
+from lm_eval_ext.scoring.batching import Budget
 from lm_eval_ext.scoring.shared_forward import SweepModel
 from lm_eval_ext.scoring.token_trees import PROMPT, Aligned, Batch, Packed, Tree
 from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.steering.table import Addition, SteeringTable
 from lm_eval_ext.sweep import questions
 from lm_eval_ext.sweep.choice import Axes, choose
-from lm_eval_ext.sweep.engine import Budget, SharedEngine
+from lm_eval_ext.sweep.engine import SharedEngine
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition, Grid
 from lm_eval_ext.sweep.run import Sweep
 from lm_eval_ext.sweep.settings import Settings
@@ -223,7 +224,7 @@ def test_a_tree_holds_every_continuation(prompt: list[int], options: list[list[i
         assert nodes[0] == PROMPT
         for parent, child in pairwise(nodes[1:]):
             assert tree.parents[child] == parent
-            assert bool(tree.lineage[child, parent])
+            assert bool(tree.ancestor_mask[child, parent])
 
 
 SHAPES = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 40)), max_size=40)
@@ -253,10 +254,10 @@ def test_packed_trees_share_rows_and_see_only_themselves(shapes: list[tuple[int,
     assert int(held.sum()) == sum(len(tree) for tree in trees)
     assert torch.equal(layout.ids[held], 2 + batch.owner[held])
     assert layout.ids.shape[1] <= max(128, length)
-    rows, queries, keys = layout.visible.nonzero(as_tuple=True)
+    rows, queries, keys = layout.ancestor_mask.nonzero(as_tuple=True)
     assert torch.equal(layout.ids[rows, queries], layout.ids[rows, keys])
     # A chain after a prompt is a text: each token sees as many as its place says.
-    assert torch.equal(layout.visible.sum(-1)[held], layout.positions[held] + 1)
+    assert torch.equal(layout.ancestor_mask.sum(-1)[held], layout.positions[held] + 1)
     assert int(batch.prompt.sum()) == sum(len(tree.prompt) for tree in trees)
     assert int(batch.last.sum()) == len(trees)
     if sum(len(tree) for tree in trees) > 4 * 128:
@@ -347,8 +348,13 @@ def test_an_error_that_is_not_about_memory_is_not_hidden(tmp_path: Path):
 
 def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     expected = sweep(given_settings("llama", tmp_path / "shared"))
-    with mock.patch.object(forward.SweepModel, "check", return_value="its layers are of the type mamba"):
+    load, models = Sweep._load, []
+    with (
+        mock.patch.object(forward.SweepModel, "check", return_value="its layers are of the type mamba"),
+        mock.patch.object(Sweep, "_load", lambda self: models.append(load(self)) or models[0]),
+    ):
         found = sweep(given_settings("llama", tmp_path / "separate"))
+    assert tiny.hooks(models[0].model) == []
     assert "its layers are of the type mamba; every condition is computed in full" in capfd.readouterr().err
     assert found["acc"].tolist() == expected["acc"].tolist()
     assert found["margin"].tolist() == pytest.approx(expected["margin"].tolist(), abs=1e-4)

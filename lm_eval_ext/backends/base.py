@@ -1,0 +1,296 @@
+"""What every steered model does, whatever engine runs it.
+
+Plans, vectors and languages are checked before anything heavy is loaded; each request finds the row of the steering table
+that its language has; responses are kept apart by steering; `loglikelihood` and its kin become tokenised requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from lm_eval_ext import harness
+from lm_eval_ext.backends.encoding import encode, encode_pairs
+from lm_eval_ext.backends.language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
+from lm_eval_ext.backends.response_cache import ResponseCache
+from lm_eval_ext.errors import LanguageError, ModelError
+from lm_eval_ext.languages import normalise
+from lm_eval_ext.models import embedded
+from lm_eval_ext.models.loading import load_config, loading
+from lm_eval_ext.scoring.requests import Request, Score
+from lm_eval_ext.steering.decoder import fingerprint, layer_count
+from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan, parse_position
+from lm_eval_ext.steering.table import SteeringTable
+from lm_eval_ext.steering.vectors import VectorSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
+
+log = logging.getLogger(__name__)
+
+#: Arguments of every steered model that the harness's own class of the engine does not know.
+STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "any_model")
+
+#: Of the engine's arguments, those that decide which config is read.
+_CONFIG_ARGUMENTS = ("revision", "trust_remote_code", "gguf_file", "subfolder")
+
+harness.install()
+
+
+class SteeredBackend(TemplateLM):  # type: ignore[misc]
+    """A causal language model of the harness whose residual stream can be steered; without a plan it is left as it is.
+
+    An engine is a subclass that also derives from the harness's class of that engine, which comes second:
+    `class SteeredHFLM(SteeredBackend, HFLM)`. It implements `score` and `generate`, and whatever of `engine_arguments`,
+    `argument_hint`, `adapter` and `close` it needs.
+
+    Args:
+        pretrained: model name, folder, or a loaded model; the embedded Gemma 3 270M where left out.
+        vectors: vector file made by `lm-eval-ext extract`, or a set of vectors.
+        steer: steering plan, `en@42%:2+loc@58%:2` (see `lm_eval_ext.steering.plan`); empty means plain evaluation.
+        lang: language of requests whose document and task name none.
+        positions: tokens to steer where the plan does not say: `prompt` (every prompt token, up to the one that scores
+            the first option token; our default), `last` (the prompt's last token, and what is generated after it), `all`.
+        any_model: accept vectors of another architecture of the same width and depth.
+        engine: everything that the harness's class of the engine takes.
+
+    Raises:
+        UserError: a plan, vector file, language, layer or model that does not fit, before the weights are loaded; weights,
+            an adapter or an argument of the engine that cannot be used.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = None,
+        vectors: str | Path | VectorSet | None = None,
+        steer: str | Plan | None = None,
+        lang: str | None = None,
+        positions: str = DEFAULT_POSITION,
+        any_model: bool = False,
+        **engine: Any,
+    ) -> None:
+        self._plan = steer if isinstance(steer, Plan) else Plan.parse(None if steer is None else str(steer))
+        self._positions = parse_position(str(positions))
+        self._lang = None if lang is None else normalise(str(lang))
+        self._vectors = (
+            vectors if isinstance(vectors, VectorSet | None) else VectorSet.load(Path(str(vectors)).expanduser())
+        )
+        self._name = embedded.NAME if pretrained is None else str(getattr(pretrained, "name_or_path", pretrained))
+        if pretrained is None:
+            log.warning("No pretrained= given: using the embedded %s (%s)", embedded.NAME, embedded.LICENCE)
+            pretrained = embedded.path()
+        if isinstance(pretrained, torch.nn.Module):
+            config = pretrained.config
+        else:
+            pretrained = str(pretrained)
+            config = load_config(pretrained, **{key: engine.get(key) for key in _CONFIG_ARGUMENTS})
+        if self._vectors is not None:
+            self._vectors.check_model(self._name, config, any_model=any_model)
+        self._table = SteeringTable.build(self._plan, self._vectors, layer_count(config), self._positions)
+        self._fingerprint = fingerprint(config)
+        self._responses = ResponseCache(str(self._plan))
+        with loading(self._name, self.argument_hint()):
+            super().__init__(pretrained, **self.engine_arguments(engine))
+
+    # What an engine brings ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def score(
+        self, requests: Sequence[Request], progress: Callable[[dict[Request, Score]], object] = lambda done: None
+    ) -> list[Score]:
+        """The log-likelihood of each request's continuation, steered by the row of the table that the request names.
+
+        Args:
+            requests: to score; some may be equal.
+            progress: called with the scores of the distinct requests just finished.
+        """
+
+    @abstractmethod
+    def generate(self, requests: list[Instance], rows: Sequence[int], disable_tqdm: bool) -> list[str]:
+        """What is generated for each `generate_until` request, steered by its row of the table."""
+
+    def engine_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What the harness's class of the engine gets of what the user gave it."""
+        return given
+
+    def argument_hint(self) -> str:
+        """What to check where the model cannot be loaded."""
+        return (
+            "Check --model_args: pretrained must be a folder or a name on the hub that this machine can reach; besides "
+            f"{', '.join(STEERING_ARGUMENTS)} everything goes to the harness's model"
+        )
+
+    @property
+    def adapter(self) -> str | None:
+        """Name or folder of the adapter on top of the model, None where there is none."""
+        return None
+
+    def close(self) -> None:
+        """Take off what steering has put on a model that others go on using. The backend cannot be used afterwards."""
+
+    # What is saved ------------------------------------------------------------------------------------------------------
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness saves of the model, with the steering under the key `steering`."""
+        of_engine: dict[str, Any] = getattr(super(), "get_model_info", dict)()
+        return {**of_engine, "steering": self.steering_identity()}
+
+    def steering_identity(self) -> dict[str, Any]:
+        """The plan, the vector file's hash and the model's fingerprint: two runs that differ here are not comparable."""
+        return {
+            "plan": str(self._plan),
+            "positions": self._positions,
+            "lang": self._lang,
+            "vectors": None if self._vectors is None else _vectors_identity(self._vectors),
+            "model_fingerprint": self._fingerprint,
+            "pretrained": self._name,
+            "peft": self.adapter,
+        }
+
+    # Requests and their languages ---------------------------------------------------------------------------------------
+
+    def language(self, instance: Instance) -> str | None:
+        """The language of a request: its document's column, its task's metadata, `lang=`; None where none names one."""
+        return request_language(instance, self._lang)
+
+    def rows(self, requests: Sequence[Instance]) -> list[int]:
+        """The row of the steering table of each request.
+
+        Raises:
+            LanguageError: the plan steers by language and a request's language is unknown; the message names the tasks.
+        """
+        if not self._plan:
+            return [0] * len(requests)
+        rows: list[int] = []
+        problems: dict[str, str] = {}
+        for request in requests:
+            try:
+                rows.append(self._table.row(self.language(request)))
+            except LanguageError as error:
+                problems.setdefault(request.task_name or "?", str(error))
+        if problems:
+            raise LanguageError(
+                "\n".join(f"task {task}: {problem}" for task, problem in problems.items())
+                + f"\nName the language in a document column ({' or '.join(LANGUAGE_COLUMNS)}), in the task's metadata "
+                f"({METADATA_KEY}: ko) or with --model_args lang=ko"
+            )
+        return rows
+
+    def encode(self, instances: Sequence[Instance]) -> list[Request]:
+        """The tokens of `loglikelihood` instances, as the harness makes them, and the rows of their steering.
+
+        Raises:
+            LanguageError: the plan steers by language and an instance's language is unknown.
+            ModelError: the tokenizer makes nothing of a prompt or a continuation.
+        """
+        rows = self.rows(instances)
+        pairs = encode_pairs(self, [instance.args for instance in instances])
+        for instance, pair in zip(instances, pairs, strict=True):
+            if not pair.prompt or not pair.continuation:
+                raise ModelError(
+                    f"task {instance.task_name or '?'}, document {instance.doc_id}: the tokenizer makes no token of the "
+                    f"{'continuation' if pair.prompt else 'prompt'} in {instance.args!r}: change the document, or the "
+                    "task's target_delimiter"
+                )
+        return [Request(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
+
+    # What the harness calls: languages share batches --------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations, each steered with its own language's vector."""
+        if self.backend != "causal" or self.enable_thinking:  # the second is refused there
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
+        scored = self.encode(requests)
+        self._responses.note_ambiguous("loglikelihood", requests, [request.row for request in scored])
+        texts: dict[Request, list[tuple[str, str]]] = defaultdict(list)
+        for instance, request in zip(requests, scored, strict=True):
+            texts[request].append(instance.args)
+
+        def remember(done: dict[Request, Score]) -> None:
+            for request, score in done.items():
+                for text in texts[request]:
+                    self.cache_hook.add_partial("loglikelihood", text, tuple(score))
+
+        scores = self._score_with_bar(scored, disable_tqdm, remember)
+        return [(score.log_likelihood, score.is_greedy) for score in scores]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts in the harness's windows. The prompt of a window is what stands before its first
+        scored token: one token, or more before a last window that would be shorter than the others.
+        """
+        if self.backend != "causal":
+            return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
+        rows = self.rows(requests)
+        self._responses.note_ambiguous("loglikelihood_rolling", requests, rows)
+        owners: list[int] = []
+        scored: list[Request] = []
+        tokens = encode(self, (request.args[0] for request in requests))
+        for index, request in enumerate(requests):
+            text = list(tokens[request.args[0]])
+            for window in get_rolling_token_windows(text, self.prefix_token_id, self.max_length, context_len=1):
+                prompt, continuation = make_disjoint_window(window)
+                owners.append(index)
+                scored.append(Request(tuple(prompt), tuple(continuation), rows[index]))
+        totals = [0.0] * len(requests)
+        for index, score in zip(owners, self._score_with_bar(scored, disable_tqdm), strict=True):
+            totals[index] += score.log_likelihood
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generated continuations, each steered with its own language's vector."""
+        rows = self.rows(requests)
+        self._responses.note_ambiguous("generate_until", requests, rows)
+        return self.generate(requests, rows, disable_tqdm)
+
+    def _score_with_bar(
+        self,
+        requests: list[Request],
+        disable_tqdm: bool,
+        remember: Callable[[dict[Request, Score]], None] = lambda done: None,
+    ) -> list[Score]:
+        if not requests:
+            return []
+        hidden = disable_tqdm or self.rank != 0
+        with tqdm(total=len(set(requests)), disable=hidden, desc="Running loglikelihood requests") as bar:
+
+            def progress(done: dict[Request, Score]) -> None:
+                remember(done)
+                bar.update(len(done))
+
+            return self.score(requests, progress)
+
+    # The harness's response cache ---------------------------------------------------------------------------------------
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Accept a `--use_cache` file only if it was made under the same steering.
+
+        Raises:
+            UserError: the cache was made by another model type while this one is steered, or under another steering.
+        """
+        self._responses.open(cache_hook.dbdict, self._cache_identity())
+        super().set_cache_hook(cache_hook)
+
+    def _cache_identity(self) -> dict[str, Any]:
+        """What decides a response besides the request: not where the vector file lies, nor one that no plan uses."""
+        identity = self.steering_identity()
+        if not self._plan:
+            return {key: identity[key] for key in ("plan", "model_fingerprint", "pretrained", "peft")}
+        return {**identity, "vectors": identity["vectors"]["sha256"]}  # a plan without vectors was refused
+
+
+def _vectors_identity(vectors: VectorSet) -> dict[str, Any]:
+    """Where vectors come from, and the hash of their file; of vectors in no file, the hash of the file they would make."""
+    return {"path": None if vectors.path is None else str(vectors.path), "sha256": vectors.digest}
