@@ -57,9 +57,9 @@ def main() -> None:
 
 
 def clo(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    from lm_eval_ext.training.settings import Clo
+    from lm_eval_ext.training.methods.clo import CloConfig
 
-    ready = set_up(args, Clo, folder, steps=STEPS, languages="es,id,zh")
+    ready = set_up(args, CloConfig, folder, max_steps=STEPS, languages="es,id,zh")
     ready.trainer.train()
     return {"mib": peak(args.device)}
 
@@ -76,7 +76,7 @@ def dpo(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     from lm_eval_ext.training.schedule import order
 
     tuples, _ = instruct.load_tuples("mini", ["es", "id", "zh"])
-    chosen = [tuples[place.row] for place in order(STEPS, args.batch_size, len(tuples)) if place.row is not None]
+    chosen = [tuples[item.row] for item in order(STEPS, args.batch_size, len(tuples)) if item.row is not None]
     pairs = [
         {"prompt": f"User: {x}\nAssistant:", "chosen": f" {best}", "rejected": f" {other}"}
         for row in chosen
@@ -99,15 +99,15 @@ def dpo(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         args=config,
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
-        peft_config=lora_config(model, 16, mlp=False),
+        peft_config=lora_config(model, 16, 32, mlp=False),
     ).train()
     return {"mib": peak(args.device)}
 
 
 def midalign(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
-    from lm_eval_ext.training.settings import Midalign
+    from lm_eval_ext.training.methods.midalign import MidalignConfig
 
-    ready = set_up(args, Midalign, folder, steps=args.runs + 1, mode="sum", pairs="mini")
+    ready = set_up(args, MidalignConfig, folder, max_steps=args.runs + 1, mode="sum", pairs="mini")
     trainer: Any = ready.trainer
     trainer.create_optimizer_and_scheduler(args.runs + 1)
     trainer.current_gradient_accumulation_steps = 1
@@ -117,7 +117,7 @@ def midalign(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, floa
         clock: {"response": [], "contrastive": [], "both": []} for clock in clocks
     }
     for step in range(args.runs + 1):
-        batch = trainer._collate(trainer._places[step * args.batch_size : (step + 1) * args.batch_size])
+        batch = trainer.method.collate(trainer.items[step * args.batch_size : (step + 1) * args.batch_size])
         parts = {
             "response": {key: value for key, value in batch.items() if not key.startswith("pair")},
             "contrastive": {key: value for key, value in batch.items() if key.startswith("pair")},
@@ -148,10 +148,10 @@ def set_up(args: argparse.Namespace, kind: Any, folder: Path, **changes: Any) ->
 
     from lm_eval_ext.training import run
 
-    given = {"batch_size": args.batch_size, "dtype": args.dtype, "device": args.device, "model": args.model}
-    settings = kind(out=folder / "run", **{**given, **changes})
+    given = {"per_device_train_batch_size": args.batch_size, "dtype": args.dtype, "device": args.device}
+    config = kind(output_dir=folder / "run", model_name_or_path=args.model, **given, **changes)
     with contextlib.redirect_stdout(sys.stderr):
-        return run.set_up(settings, PartialState(cpu=args.device == "cpu"))
+        return run.set_up(config, PartialState(cpu=args.device == "cpu"))
 
 
 def peak(device: str) -> float:

@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from lm_eval_ext import __version__, harness
+from lm_eval_ext.commands.table import COMMANDS, subcommand
 from lm_eval_ext.console import user_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-#: Subcommand: its function, or a group of them; what it does.
-COMMANDS = {
-    "extract": ("lm_eval_ext.commands.extract:extract", "Extract steering vectors from pairs of prompts into a file."),
-    "sweep": (
-        "lm_eval_ext.commands.sweep:sweep",
-        "Evaluate a grid of layers and strengths for little more than one evaluation.",
-    ),
-    "geometry": ("lm_eval_ext.commands.geometry:geometry", "Measure how languages lie in a model, layer by layer."),
-    "plane": ("lm_eval_ext.commands.plane:plane", "Draw the transfer-localization plane from result files."),
-    "breakdown": (
-        "lm_eval_ext.commands.breakdown:breakdown",
-        "Break a score down by subject, category, topic or language.",
-    ),
-    "report": ("lm_eval_ext.commands.report:report", "Report what results show, and what not, as one page."),
-    "study": (
-        "lm_eval_ext.commands.study:study",
-        "Run a whole experiment from one file: train, steer, evaluate, draw.",
-    ),
-    "leaderboard": ("lm_eval_ext.commands.leaderboard:leaderboard", "Make a static leaderboard of result trees."),
-    "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import what is asked."),
-    "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
-    "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
-    "demo": ("lm_eval_ext.commands.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
-    "model": ("lm_eval_ext.commands.model:model", "Prepare the embedded model and print where it is."),
-    "doctor": (
-        "lm_eval_ext.commands.doctor:doctor",
-        "Check the installation and say what to do about what is missing.",
-    ),
-}
 
 VERBATIM = {"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True}
 
@@ -110,32 +77,12 @@ def _eval(ctx: typer.Context) -> None:
     cli_evaluate()
 
 
-def subcommand(name: str) -> Any:
-    """The click command, or group of commands, behind the name of a subcommand."""
-    target, _ = COMMANDS[name]
-    return typer.main.get_command(_single(name, _function(target)))
-
-
 def _add(name: str, summary: str) -> None:
     @app.command(name, help=summary, context_settings=VERBATIM, add_help_option=False)
     def run(ctx: typer.Context) -> None:
         command = subcommand(name)
         with command.make_context(name, ctx.args, parent=ctx.parent) as context:
             command.invoke(context)
-
-
-def _function(target: str) -> Callable[..., None] | typer.Typer:
-    module, _, name = target.partition(":")
-    function: Callable[..., None] | typer.Typer = getattr(importlib.import_module(module), name)
-    return function
-
-
-def _single(name: str, function: Callable[..., None] | typer.Typer) -> typer.Typer:
-    if isinstance(function, typer.Typer):
-        return function
-    single = typer.Typer(add_completion=False)
-    single.command(name)(function)
-    return single
 
 
 for _name, (_, _summary) in COMMANDS.items():

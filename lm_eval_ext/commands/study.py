@@ -18,9 +18,9 @@ def study(
 
     Trains the models, extracts vectors on each, chooses layers on development
     splits, evaluates every model unsteered and steered, and draws the plane.
-    Each stage is a command of this package. It runs where it never ran, or
-    where its options, anything that it reads or what it made has changed; else
-    it is skipped. What was interrupted goes on where it can.
+    Each stage is a command of this package. It runs if it never ran, or if its
+    options, its code, anything that it reads or what it wrote has changed; else
+    it is skipped. What was interrupted is resumed where that is possible.
 
     The keys of the file are described in lm_eval_ext/study/config.py; the
     folder studies/ has three studies.
@@ -33,13 +33,16 @@ def study(
 
       lm-eval-ext study studies/gemma3-270m-cpu.yaml --stages train,extract
     """
+    from lm_eval_ext.commands.table import COMMANDS, subcommand
     from lm_eval_ext.study import config
     from lm_eval_ext.study.estimate import Guess
+    from lm_eval_ext.study.options import CommandLines
     from lm_eval_ext.study.run import Runner
     from lm_eval_ext.study.stages import check_tasks, plan
 
     asked = config.read(file, out)
-    runner = Runner(plan(asked), asked.out, say=typer.echo)
+    modules = {name: target.partition(":")[0] for name, (target, _) in COMMANDS.items()}
+    runner = Runner(plan(asked, CommandLines(subcommand)), asked.out, modules, say=typer.echo)
     check_tasks(asked)
     picked = [word.strip() for word in stages.split(",") if word.strip()]
     if dry_run:

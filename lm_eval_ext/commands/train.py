@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lm_eval_ext.errors import TrainingError
-from lm_eval_ext.training.settings import DTYPES, Clo, Midalign, Mist, Settings, SftEn
+from lm_eval_ext.training.config import DTYPES
+from lm_eval_ext.training.methods import METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from lm_eval_ext.training.config import TrainingConfig
 
 app = typer.Typer(
     help="Train aligned models: MIST, MIDALIGN, CLO, and the English control.",
@@ -22,70 +22,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_EXAMPLES = {
-    Mist: """Multilingual instruction tuning: loss on the responses alone, in all languages.
 
-    Examples:
+def _add(kind: type[TrainingConfig]) -> None:
+    """The command of a method: an option for each field of its configuration."""
 
-      lm-eval-ext train mist --out runs/mist
-
-      lm-eval-ext train mist --model google/gemma-3-4b-pt --data oasst.jsonl --out runs/mist
-
-      accelerate launch -m lm_eval_ext.training mist --out runs/mist
-    """,
-    SftEn: """The recipe of mist on English alone: the control that separates tuning from alignment.
-
-    Example:
-
-      lm-eval-ext train sft-en --out runs/sft-en
-    """,
-    Midalign: """MIST's loss alternating with (or added to) a contrastive loss on parallel sentences at a middle layer.
-
-    Sentences that are evaluated must not be among them: train on ntrex, evaluate on flores.
-
-    Examples:
-
-      lm-eval-ext train midalign --out runs/midalign --pairs ntrex --layer 50%
-
-      lm-eval-ext train midalign --out runs/midalign --mode sum --temperature 1 --direction forward
-    """,
-    Clo: """A preference, both ways, for answering in the language of the prompt, and the response loss beside it.
-
-    Examples:
-
-      lm-eval-ext train clo --out runs/clo
-
-      lm-eval-ext train clo --data tuples.jsonl --beta 0.1 --lambda 0.5 --out runs/clo
-    """,
-}
-
-
-def _add(kind: type[Settings]) -> Callable[..., None]:
-    """The command of a method: an option for each field of its settings."""
-
-    def run(**given: Any) -> None:
-        settings = kind(**given)
+    def run(**options: Any) -> None:
+        config = kind(**options)
         _check_installed()
         from lm_eval_ext.training.run import train
 
-        train(settings)
+        train(config)
 
-    hints = get_type_hints(kind, include_extras=True)
-    options = [option for option in fields(kind) if option.name in hints]
-    run.__doc__ = _EXAMPLES[kind]
-    run.__annotations__ = {option.name: hints[option.name] for option in options}
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                option.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if option.default is MISSING else option.default,
-                annotation=hints[option.name],
-            )
-            for option in options
-        ]
-    )
-    return app.command(kind.method)(run)
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in kind.options().items()
+    ]
+    run.__doc__ = kind.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    app.command(kind.method)(run)
 
 
 @app.command()
@@ -158,8 +113,8 @@ def evaluate(
     sources.write(out, comparing.table(lines).encode())
     checkpoints.write(out.with_suffix(".json"), record)
     for line in lines:
-        told = f"{line.value:9.3f} {line.before:9.3f} {line.difference:+8.3f} [{line.low:+.3f}, {line.high:+.3f}]"
-        typer.echo(f"{line.run:12} {line.baseline:8} {line.measure:14} {line.language:8} n={line.n:<5} {told}")
+        values = f"{line.value:9.3f} {line.before:9.3f} {line.difference:+8.3f} [{line.low:+.3f}, {line.high:+.3f}]"
+        typer.echo(f"{line.run:12} {line.baseline:8} {line.measure:14} {line.language:8} n={line.n:<5} {values}")
     typer.echo(f"left out, as trained on: {record['left_out_as_trained_on']}")
 
 
@@ -171,5 +126,5 @@ def _check_installed() -> None:
         raise TrainingError(f"{error.name} is missing: pip install 'lm_eval_ext[train]'") from None
 
 
-for _kind in _EXAMPLES:
-    _add(_kind)
+for _method in METHODS.values():
+    _add(_method.config_class)

@@ -34,6 +34,7 @@ import yaml
 from lm_eval_ext import languages
 from lm_eval_ext.errors import StudyError, UserError
 from lm_eval_ext.steering.plan import Plan
+from lm_eval_ext.training.methods import METHODS
 
 KEYS = (
     "out",
@@ -49,7 +50,6 @@ KEYS = (
     "plane",
     "report",
 )
-METHODS = ("mist", "sft-en", "midalign", "clo")
 #: What each model is evaluated with; the first four are the paper's, the others controls of `surgical`.
 CONDITIONS = ("unsteered", "en", "loc", "surgical", "random", "other", "negative")
 DEFAULT_CONDITIONS = CONDITIONS[:4]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.study.stages import swept_tasks
+from lm_eval_ext.training.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,10 +51,10 @@ class Guess:
             seconds = step.seconds if measured else self.seconds(step)
             total += seconds or 0.0
             unknown = unknown or seconds is None
-            yield f"{label}: {step.why}, {'as before ' if measured else 'about '}{_told(seconds)}"
+            yield f"{label}: {step.why}, {'as before ' if measured else 'about '}{_duration(seconds)}"
             yield f"  lm-eval-ext {' '.join(step.stage.arguments)}"
         n = sum(bool(step.why) for step in steps)
-        yield f"{n} of {len(steps)} stages to run, {'more than ' if unknown else 'about '}{_told(total)}"
+        yield f"{n} of {len(steps)} stages to run, {'more than ' if unknown else 'about '}{_duration(total)}"
 
     def seconds(self, step: Step) -> float | None:
         """Estimated time of a stage; None where something that it depends on cannot be found out."""
@@ -92,8 +93,7 @@ class Guess:
         steps = int(arguments.get("--steps", 0))
         batch = int(arguments.get("--batch-size", 8)) * int(arguments.get("--accumulation", 1))
         rows = steps * batch if steps else float(arguments.get("--epochs", 1)) * _rows(arguments.get("--data", ""))
-        # CLO reads four texts of a tuple, and again without the adapter.
-        return rows * _ROW * (5 if step.stage.arguments[1] == "clo" else 1)
+        return rows * _ROW * METHODS[step.stage.arguments[1]].config_class.passes_per_row
 
     def _read(self, kind: str, arguments: dict[str, str]) -> float:
         """Tokens that are read in extraction, a sweep or an evaluation."""
@@ -155,7 +155,7 @@ def _rows(data: str) -> int:
     return sum(1 for _ in file.open("rb")) if file.is_file() else _ROWS
 
 
-def _told(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     if seconds < 90:

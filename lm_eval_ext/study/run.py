@@ -1,7 +1,8 @@
-"""Running the stages of a study: what is done is kept, what changed runs again, what was interrupted goes on.
+"""Running the stages of a study: what is done is kept, what changed runs again, what was interrupted is resumed.
 
-`study.json` in the study's folder holds of each stage what it was made from (its arguments, and the hashes of all that it
-read) and the hashes of what it made. A stage is done where all of that is as recorded.
+`study.json` in the study's folder holds of each stage what it was made from (its arguments, the hashes of all that it read
+and of the source files that its command can run) and the hashes of what it made. A stage is done where all of that is as
+recorded.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from lm_eval_ext import __version__
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, StudyError
 from lm_eval_ext.paths import tasks_dir
+from lm_eval_ext.study.source_files import SourceFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lm_eval_ext.study.stages import Stage
@@ -33,11 +35,15 @@ STATE = "study.json"
 _LOCK = ".study.lock"
 #: Weights are told apart by their names, sizes, and so many bytes at both ends: reading 24 GB at each start takes minutes.
 _SAMPLE = 2**20
+#: What `eval` runs of this package: all that the harness is given, models and tasks.
+EVAL_MODULE = "lm_eval_ext.harness"
+#: How many changed source files a message names.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is to be done about a stage.
+    """A stage and whether it has to run.
 
     Attributes:
         stage: the stage.
@@ -86,13 +92,21 @@ class Runner:
     Args:
         stages: all of a study, each after those that it needs.
         out: the study's folder.
+        modules: by subcommand, the module whose code it runs; of `eval`, the harness's, it is `EVAL_MODULE`.
         say: prints a line.
 
     Raises:
         StudyError: the folder holds something else.
     """
 
-    def __init__(self, stages: Sequence[Stage], out: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        out: Path,
+        modules: Mapping[str, str],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.modules = {"eval": EVAL_MODULE, **modules}
         self.stages = {stage.name: stage for stage in stages}
         self.out = out
         self.say = say
@@ -138,14 +152,14 @@ class Runner:
 
     def _run(self, stage: Stage, lock: int) -> None:
         before = self.state.stages.get(stage.name, {})
-        made_from = self._made_from(stage)
-        goes_on = stage.resume is not None and before.get("made_from") == made_from and not before.get("made")
+        inputs = self._inputs(stage)
+        resumed = stage.resume is not None and before.get("made_from") == inputs and not before.get("made")
         arguments = stage.ready().arguments
-        if goes_on and stage.resume:
+        if resumed and stage.resume:
             arguments += stage.resume
-        if not goes_on:
+        if not resumed:
             stage.clear()
-        self.state.record(stage.name, {"made_from": made_from})
+        self.state.record(stage.name, {"made_from": inputs})
         self.say(f"  lm-eval-ext {' '.join(arguments)}")
         started = time.monotonic()
         status = launch(arguments, lock)
@@ -153,14 +167,14 @@ class Runner:
             raise KeyboardInterrupt
         if status:
             raise StudyError(
-                f"{stage.name} failed (status {status}); what it said is above. All that is done is kept: mend it, and "
-                "run the study again"
+                f"{stage.name} failed (status {status}); its messages are above. What is done is kept: correct the "
+                "cause and run the study again"
             )
-        made = self._made(stage)
-        if not made:
-            raise StudyError(f"{stage.name} ended well but made none of {', '.join(stage.makes.patterns)}")
+        outputs = self._outputs(stage)
+        if not outputs:
+            raise StudyError(f"{stage.name} succeeded but wrote none of {', '.join(stage.outputs.patterns)}")
         seconds = round(time.monotonic() - started, 1)
-        self.state.record(stage.name, {"made_from": made_from, "made": made, "seconds": seconds})
+        self.state.record(stage.name, {"made_from": inputs, "made": outputs, "seconds": seconds})
         self.say(f"  {stage.name}: {seconds:.0f} s")
 
     def _why(self, stage: Stage) -> str:
@@ -168,7 +182,7 @@ class Runner:
         known = self.state.stages.get(stage.name)
         if known is None:
             return "new"
-        before, now = known["made_from"], self._made_from(stage)
+        before, now = known["made_from"], self._inputs(stage)
         if not known.get("made"):
             return "was interrupted" if before == now else "was interrupted, and has changed since"
         labels = {
@@ -179,22 +193,35 @@ class Runner:
         for what, label in labels.items():
             if before.get(what) != now[what]:
                 return label
-        reads = before["reads"]
-        if changed := [path for path in {**reads, **now["reads"]} if reads.get(path) != now["reads"].get(path)]:
+        if "code" not in before:
+            return "the code that it ran is not recorded"
+        if changed := _changed(before["code"], now["code"]):
+            more = f", and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+            return f"the code that it runs changed ({', '.join(changed[:_NAMED])}{more})"
+        if changed := _changed(before["reads"], now["reads"]):
             return f"{changed[0]} changed"
-        made = self._made(stage)
-        if lost := [path for path in known["made"] if path not in made]:
+        outputs = self._outputs(stage)
+        if lost := [path for path in known["made"] if path not in outputs]:
             return f"{lost[0]} is gone"
-        if changed := [path for path, digest in made.items() if known["made"].get(path) != digest]:
+        if changed := _changed(known["made"], outputs):
             return f"{changed[0]} is not as it was made"
         return ""
 
-    def _made_from(self, stage: Stage) -> dict[str, Any]:
-        made = [file for need in stage.needs for file in self.stages[need].makes.files()]
-        reads = {self._path(path): fingerprint(path) for path in (*made, *stage.reads)}
-        # The plan that a stage waits for is a file that it reads.
-        arguments = [self._relative(argument) for argument in stage.arguments]
-        return {"version": __version__, "built in": self._built_in, "arguments": arguments, "reads": reads}
+    def _inputs(self, stage: Stage) -> dict[str, Any]:
+        """All that decides what a stage writes."""
+        earlier = [file for need in stage.needs for file in self.stages[need].outputs.files()]
+        return {
+            "version": __version__,
+            "built in": self._built_in,
+            # The plan that a stage waits for is a file that it reads.
+            "arguments": [self._relative(argument) for argument in stage.arguments],
+            "reads": {self._path(path): fingerprint(path) for path in (*earlier, *stage.reads)},
+            "code": self._source_files.hashes(self.modules[stage.arguments[0]]),
+        }
+
+    @cached_property
+    def _source_files(self) -> SourceFiles:
+        return SourceFiles()
 
     @cached_property
     def _built_in(self) -> str:
@@ -202,8 +229,8 @@ class Runner:
         folders = (sources.packaged("mini"), sources.packaged("instruct_mini"), tasks_dir())
         return hashlib.sha256("".join(map(fingerprint, folders)).encode()).hexdigest()
 
-    def _made(self, stage: Stage) -> dict[str, str]:
-        return {self._path(file): fingerprint(file) for file in stage.makes.files()}
+    def _outputs(self, stage: Stage) -> dict[str, str]:
+        return {self._path(file): fingerprint(file) for file in stage.outputs.files()}
 
     def _path(self, path: Path) -> str:
         return str(path.relative_to(self.out)) if self.out in path.parents else str(path)
@@ -215,11 +242,11 @@ class Runner:
     def _picked(self, patterns: Sequence[str]) -> set[str]:
         picked = set(self.stages) if not patterns else set[str]()
         for pattern in patterns:
-            found = {name for name in self.stages if fnmatch(name, pattern) or name.partition("/")[0] == pattern}
-            if not found:
+            matches = {name for name in self.stages if fnmatch(name, pattern) or name.partition("/")[0] == pattern}
+            if not matches:
                 kinds = dict.fromkeys(name.partition("/")[0] for name in self.stages)
                 raise StudyError(f"--stages {pattern!r} picks nothing; valid: {', '.join([*kinds, *self.stages])}")
-            picked |= found
+            picked |= matches
         return picked
 
     @contextmanager
@@ -235,6 +262,11 @@ class Runner:
             except OSError:
                 raise StudyError(f"a study, or a stage of it, is running in {self.out}: wait, or end it") from None
             yield lock.fileno()
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The keys whose values differ, or that only one of the two has."""
+    return [key for key in {**before, **now} if before.get(key) != now.get(key)]
 
 
 def launch(arguments: Sequence[str], lock: int) -> int:

@@ -1,4 +1,4 @@
-"""The stages of a study: what each runs, reads and makes, in an order in which they can run."""
+"""The stages of a study: what each runs, reads and writes, in an order in which they can run."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lm_eval_ext.data.parallel import refuse_mixing
 from lm_eval_ext.errors import StudyError
-from lm_eval_ext.languages import NON_ENGLISH
+from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.study import config
-from lm_eval_ext.study.options import command_line, has_option
+from lm_eval_ext.training.methods import METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from lm_eval_ext.study.config import Study
+    from lm_eval_ext.study.options import CommandLines
 
 #: What stands for a plan that a sweep has yet to choose.
 UNCHOSEN = "(chosen by {stage})"
 
 
 @dataclass(frozen=True)
-class Made:
-    """Files that a stage makes and others read: those of a folder that match one of some patterns, at least one."""
+class Outputs:
+    """The files of a stage that others read: those in a folder that match one of some patterns, at least one."""
 
     folder: Path
     patterns: tuple[str, ...]
 
     def files(self) -> list[Path]:
-        """Those there are."""
+        """The files that exist."""
         return sorted({file for pattern in self.patterns for file in self.folder.glob(pattern) if file.is_file()})
 
 
@@ -44,17 +44,17 @@ class Stage:
     Attributes:
         name: `train/mist`.
         arguments: of `lm-eval-ext`; those that depend on a plan yet to be chosen have `UNCHOSEN` in them.
-        makes: what others read.
+        outputs: what it writes and others read.
         needs: names of the stages whose files this one reads.
         reads: files and model folders of the user that it reads.
         clears: what is removed before the stage starts anew, all inside the study's folder.
-        resume: what is added to the arguments where an interrupted run goes on; None where it cannot.
-        chosen: the plan that its arguments wait for.
+        resume: what is added to the arguments to resume an interrupted run; None where a run cannot be resumed.
+        chosen: the plan that its arguments depend on, where a sweep chooses it.
     """
 
     name: str
     arguments: tuple[str, ...]
-    makes: Made
+    outputs: Outputs
     needs: tuple[str, ...] = ()
     reads: tuple[Path, ...] = ()
     clears: tuple[Path, ...] = ()
@@ -85,7 +85,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Choice:
-    """The plan of a condition, made of what a sweep chooses."""
+    """The plan of a condition, from what a sweep chooses."""
 
     sweep: str
     file: Path
@@ -109,10 +109,10 @@ class Choice:
                 f"{self.sweep} chose no plan: that takes development splits of a transfer and of a localization task, "
                 "such as bmlama_dev and blend_decon_dev_cloze, under sweep: tasks; or set steer"
             ) from None
-        return under(self.condition, str(chosen))
+        return plan_for_condition(self.condition, str(chosen))
 
 
-def under(condition: str, surgical: str) -> str:
+def plan_for_condition(condition: str, surgical: str) -> str:
     """The plan of a condition, of the surgical plan; `random`, `other` and `negative` are its controls."""
     terms = Plan.parse(surgical).interventions
     if condition in ("en", "loc"):
@@ -124,13 +124,17 @@ def under(condition: str, surgical: str) -> str:
     return str(Plan(terms))
 
 
-def plan(study: Study) -> list[Stage]:
+def plan(study: Study, commands: CommandLines) -> list[Stage]:
     """All stages of a study, each after those that it needs; every command line is checked.
+
+    Args:
+        study: the study.
+        commands: writes the command lines.
 
     Raises:
         StudyError: an option or name that does not fit; tasks made of what is trained on.
     """
-    return list(_Stages(study).all())
+    return list(_Stages(study, commands).all())
 
 
 def check_tasks(study: Study) -> None:
@@ -153,6 +157,7 @@ def swept_tasks(study: Study) -> list[str]:
 @dataclass(frozen=True)
 class _Stages:
     study: Study
+    commands: CommandLines
     _trained: dict[str, Stage] = field(default_factory=dict)
 
     @property
@@ -180,40 +185,44 @@ class _Stages:
     def _data(self, name: str, options: dict[str, Any]) -> Stage:
         out = self.out / "data" / f"{name}.jsonl"
         given = {key: value for key, value in options.items() if key != "source"}
-        arguments = command_line(
+        arguments = self.commands.write(
             ("data", "instruct"), given, f"data: {name}", {"out": str(out), "": str(options["source"])}
         )
-        return self._stage(f"data/{name}", arguments, Made(out.parent, (out.name,)), clears=(out,))
+        return self._stage(f"data/{name}", arguments, Outputs(out.parent, (out.name,)), clears=(out,))
 
     def _train(self, name: str, options: dict[str, Any]) -> Stage:
         method = options["method"]
         where = f"models: {name}"
         out = self.out / "models" / name
         path = ("train", method)
-        common = {key: value for key, value in self.study.train.items() if has_option(path, key)}
-        given = {**self._languages(path), **common, **options}
+        config_class = METHODS[method].config_class
+        common = {key: value for key, value in self.study.train.items() if self.commands.has_option(path, key)}
+        given = {**self._languages(path, config_class.language_choices), **common, **options}
         del given["method"]
         needs: tuple[str, ...] = ()
         if (data := given.get("data")) in self.study.data:
             needs = (f"data/{data}",)
             given["data"] = str(self.out / "data" / f"{data}.jsonl")
-        if method == "midalign":
-            refuse_mixing(str(given.get("pairs", "ntrex")), self.study.evaluate.tasks)
-        arguments = command_line(
-            path, given, where, {"out": str(out), "model": self.study.model or None, "resume": None}
-        )
+
+        def check(parameters: dict[str, Any]) -> None:
+            config = config_class(**parameters)
+            config.codes()
+            config.check_tasks(self.study.evaluate.tasks)
+
+        fixed = {"out": str(out), "model": self.study.model or None, "resume": None}
+        arguments = self.commands.write(path, given, where, fixed, check)
         # The log and the card say when they were written: they do not decide whether others run again.
-        makes = Made(out, ("*.safetensors", "adapter_config.json", "config.json"))
-        return self._stage(f"train/{name}", arguments, makes, needs, clears=(out,), resume=("--resume",))
+        outputs = Outputs(out, ("*.safetensors", "adapter_config.json", "config.json"))
+        return self._stage(f"train/{name}", arguments, outputs, needs, clears=(out,), resume=("--resume",))
 
     def _extract(self, name: str) -> Stage:
         out = self.out / "vectors" / f"{name}.safetensors"
         model, adapter = self._model(name)
         fixed = {"out": str(out), "model": model or None, "peft": adapter or None}
         given = {**self._languages(("extract",)), **self.study.extract}
-        arguments = command_line(("extract",), given, "extract", fixed)
+        arguments = self.commands.write(("extract",), given, "extract", fixed)
         return self._stage(
-            f"extract/{name}", arguments, Made(out.parent, (out.name,)), self._after_training(name), clears=(out,)
+            f"extract/{name}", arguments, Outputs(out.parent, (out.name,)), self._after_training(name), clears=(out,)
         )
 
     def _sweep(self, name: str) -> Stage:
@@ -228,10 +237,10 @@ class _Stages:
             "model-args": _joined(model_args) or None,
             "restart": None,
         }
-        arguments = command_line(("sweep",), self.study.sweep, "sweep", fixed)
+        arguments = self.commands.write(("sweep",), self.study.sweep, "sweep", fixed)
         needs = (*self._after_training(name), f"extract/{name}")
-        makes = Made(out, ("plan.yaml", "summary.csv"))
-        return self._stage(f"sweep/{name}", arguments, makes, needs, clears=(out,), resume=())  # it goes on by itself
+        outputs = Outputs(out, ("plan.yaml", "summary.csv"))
+        return self._stage(f"sweep/{name}", arguments, outputs, needs, clears=(out,), resume=())  # it resumes by itself
 
     def _evaluate(self, name: str, condition: str) -> Stage:
         run = config.run_name(name, condition)
@@ -244,7 +253,7 @@ class _Stages:
             needs = (*needs, f"extract/{name}")
             arguments["vectors"] = str(self.out / "vectors" / f"{name}.safetensors")
             if self.study.steer:
-                arguments["steer"] = under(condition, self.study.steer)
+                arguments["steer"] = plan_for_condition(condition, self.study.steer)
             else:
                 chosen = Choice(f"sweep/{name}", self.out / "sweep" / name / "plan.yaml", condition)
                 arguments["steer"] = chosen.unchosen
@@ -254,8 +263,8 @@ class _Stages:
         line = ["eval", "--model", "steered-hf", *(["--model_args", _joined(model_args)] if model_args else [])]
         line += ["--tasks", ",".join(evaluate.tasks), "--output_path", str(out), "--log_samples"]
         line += [part for key, value in evaluate.options.items() for part in (f"--{key}", str(value))]
-        makes = Made(out, ("**/results_*.json", "**/samples_*.jsonl"))
-        return replace(self._stage(f"evaluate/{run}", line, makes, needs, clears=(out,)), chosen=chosen)
+        outputs = Outputs(out, ("**/results_*.json", "**/samples_*.jsonl"))
+        return replace(self._stage(f"evaluate/{run}", line, outputs, needs, clears=(out,)), chosen=chosen)
 
     def _page(self, command: str, options: dict[str, Any], files: tuple[str, ...], needs: tuple[str, ...]) -> Stage:
         given = {"baseline": next(iter(self.study.models)), **options}
@@ -271,8 +280,8 @@ class _Stages:
         fixed = {"out": str(self.out / files[0]), "": str(self.out / "results"), "run": compared}
         return self._stage(
             command,
-            command_line((command,), given, where, fixed),
-            Made(self.out, files),
+            self.commands.write((command,), given, where, fixed),
+            Outputs(self.out, files),
             needs,
             clears=tuple(self.out / name for name in files),
         )
@@ -281,30 +290,30 @@ class _Stages:
         self,
         name: str,
         arguments: list[str],
-        makes: Made,
+        outputs: Outputs,
         needs: tuple[str, ...] = (),
         clears: tuple[Path, ...] = (),
         resume: tuple[str, ...] | None = None,
     ) -> Stage:
-        return Stage(name, tuple(arguments), makes, needs, self._read_by(arguments), clears, resume)
+        return Stage(name, tuple(arguments), outputs, needs, self._read_by(arguments), clears, resume)
 
     def _read_by(self, arguments: list[str]) -> tuple[Path, ...]:
-        """The user's files and folders among arguments, also as `en=FILE.tsv`; what the study makes is not among them."""
+        """The user's files and folders among arguments, also as `en=FILE.tsv`; what the study writes is not among them."""
         parts = [part for argument in arguments for part in argument.split(",")]
         words = {word for part in parts for word in (part, part.rpartition("=")[2])}
         paths = sorted(Path(word) for word in words if word and _is_input(Path(word)))
         return tuple(path for path in paths if self.out not in (path, *path.parents))
 
-    def _languages(self, path: tuple[str, ...]) -> dict[str, str]:
-        codes = [code for code in self.study.languages if path[-1] != "clo" or code in NON_ENGLISH]
-        return {"languages": ",".join(codes)} if has_option(path, "languages") else {}
+    def _languages(self, path: tuple[str, ...], choices: Sequence[str] = tuple(LANGUAGES)) -> dict[str, str]:
+        codes = [code for code in self.study.languages if code in choices]
+        return {"languages": ",".join(codes)} if self.commands.has_option(path, "languages") else {}
 
     def _model(self, name: str) -> tuple[str, str]:
         """The weights and the adapter of a model; either may be empty."""
         trained = self._trained.get(name)
         if trained is None:
             return self.study.model, ""
-        folder = str(trained.makes.folder)
+        folder = str(trained.outputs.folder)
         return (folder, "") if "--full" in trained.arguments else (self.study.model, folder)
 
     def _after_training(self, name: str) -> tuple[str, ...]:

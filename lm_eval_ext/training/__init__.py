@@ -1,6 +1,6 @@
-"""Making aligned models: multilingual instruction tuning (MIST), MIDALIGN and CLO, on TRL, PEFT and accelerate.
+"""Training aligned models: multilingual instruction tuning (MIST), MIDALIGN and CLO, on TRL, PEFT and accelerate.
 
-`losses` are pure functions; `schedule` says which rows each step sees; `mist`, `midalign` and `clo` are thin subclasses of
-TRL's SFTTrainer; `run` puts a training run together, keeps and resumes it; `measures` holds the result against the model
-before it.
+`methods` has a module for each method, with its options, its data and its loss; `config` what their options share; `losses`
+the equations as pure functions; `schedule` says which rows each step sees; `trainer` is TRL's SFTTrainer for all methods;
+`run` puts a run together, saves and resumes it; `measures` and `comparing` compare trained models with their base.
 """

@@ -1,8 +1,9 @@
-"""`python -m lm_eval_ext.training mist ...`: the commands of `lm-eval-ext train`, for `accelerate launch -m`."""
+"""`python -m lm_eval_ext.training mist ...`, also under `accelerate launch -m`: the same as `lm_eval_ext train mist ...`."""
 
-from lm_eval_ext.commands.train import app
-from lm_eval_ext.console import user_errors
+import runpy
+import sys
 
 if __name__ == "__main__":
-    with user_errors():
-        app(prog_name="python -m lm_eval_ext.training")
+    sys.argv.insert(1, "train")
+    # By name: this package is below the commands and imports none of them.
+    runpy.run_module("lm_eval_ext", run_name="__main__")

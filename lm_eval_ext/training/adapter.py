@@ -19,32 +19,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def lora_config(model: PreTrainedModel, rank: int, *, mlp: bool) -> Any:
+def lora_config(model: PreTrainedModel, rank: int, alpha: int, *, mlp: bool) -> Any:
     """A LoRA adapter on the linear layers of the decoder: of attention, and of the MLP where `mlp`.
 
-    No dropout, so that a run depends on its seed only through the adapter's start and the order of rows; scale
-    alpha / rank = 2. Both are our defaults, and so is the choice of modules of MIST and MIDALIGN; CLO's attention
-    projections are the ancestor's (Lee 2025).
+    No dropout (our default), so that a run depends on its seed only through the adapter's start and the order of rows. The
+    choice of modules of MIST and MIDALIGN is ours; CLO's attention projections are the ancestor's (Lee 2025).
     """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
-    of = {module: name for name, module in model.named_modules()}
-    found: dict[str, torch.nn.Module] = {}
+    full_names = {module: name for name, module in model.named_modules()}
+    targets: dict[str, torch.nn.Module] = {}
     for layer in decoder_layers(model):
         for name, module in layer.named_modules():
             attention = "att" in name.rpartition(".")[0]
             if isinstance(module, (torch.nn.Linear, Conv1D)) and (mlp or attention):
-                found[of[module]] = module
+                targets[full_names[module]] = module
     # Short names where they mean nothing else in the model, such as a vision tower's.
-    short = {name.rpartition(".")[2] for name in found}
-    meant = {name for name in of.values() if name.rpartition(".")[2] in short}
+    short = {name.rpartition(".")[2] for name in targets}
+    matched = {name for name in full_names.values() if name.rpartition(".")[2] in short}
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
-        lora_alpha=2 * rank,
-        target_modules=sorted(short if meant == set(found) else found),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in found.values()),
+        lora_alpha=alpha,
+        target_modules=sorted(short if matched == set(targets) else targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets.values()),
     )
 
 
@@ -69,10 +68,10 @@ def check_base(model: PreTrainedModel, base: dict[str, str], name: str) -> None:
     Raises:
         TrainingError: it is another one.
     """
-    if (found := weights_id(model)) != base["weights"]:
+    if (weights := weights_id(model)) != base["weights"]:
         raise TrainingError(
             f"the adapter was trained on {base['name']!r} (weights {base['weights']}), {name!r} is another model (weights "
-            f"{found}): give the folder or name of its own base with --model"
+            f"{weights}): give the folder or name of its own base with --model"
         )
 
 
@@ -105,12 +104,12 @@ def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:
         raise TrainingError(f"{folder} holds a whole model, not an adapter: use it as it is")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise TrainingError(f"--out {out} exists: give another folder")
-    name = base or record["settings"]["model"] or str(embedded.path())
-    options = {key: record["settings"][key] for key in ("revision", "trust_remote_code")}
-    kept = load_config(name, **options).dtype if dtype == "auto" else getattr(torch, dtype)
+    name = base or record["settings"]["model_name_or_path"] or str(embedded.path())
+    options = checkpoints.loading_options(record)
+    merged_dtype = load_config(name, **options).dtype if dtype == "auto" else getattr(torch, dtype)
     model, tokenizer = load_model(name, dtype="float32", device="cpu", **options)
     check_base(model, record["base"], name)
-    merged = put_on(model, folder).merge_and_unload().to(kept)
+    merged = put_on(model, folder).merge_and_unload().to(merged_dtype)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:

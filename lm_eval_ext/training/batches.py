@@ -39,6 +39,11 @@ def packed(examples: Sequence[Example]) -> dict[str, Tensor]:
     return {**joined, "position_ids": torch.cat([torch.arange(len(example)) for example in examples])[None]}
 
 
+def to_batch(examples: Sequence[Example], *, packing: bool) -> dict[str, Tensor]:
+    """Rows packed or padded."""
+    return packed(examples) if packing else padded(examples)
+
+
 class PairBatcher:
     """Batches of parallel sentences, in groups of `size` pairs.
 
@@ -60,13 +65,8 @@ class PairBatcher:
         self._sides = [_encode(tokenizer, [pair[side] for pair in _texts(pairs)]) for side in (0, 1)]
         if special_tokens:
             self._sides = [[(ids, list(range(len(ids)))) for ids, _ in side] for side in self._sides]
-        if not all(own for side in self._sides for _, own in side):
+        if not all(positions for side in self._sides for _, positions in side):
             raise DataError("the tokenizer makes no token of one of the parallel sentences")
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sentence."""
-        return max(len(ids) for side in self._sides for ids, _ in side)
 
     def batch(self, groups: Sequence[int]) -> dict[str, Tensor]:
         """`pairs` [2 * pairs, length], all English sentences before all others; `pair_weights` of the mean over tokens."""

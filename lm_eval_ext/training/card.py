@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import __version__
 from lm_eval_ext.models import embedded
 
 if TYPE_CHECKING:
-    from lm_eval_ext.training.settings import Settings
+    from lm_eval_ext.training.config import TrainingConfig
+    from lm_eval_ext.training.methods.base import Method
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
-_METHODS = {
-    "mist": "MIST: instruction tuning in several languages, loss on the responses only",
-    "sft-en": "English instruction tuning, loss on the responses only: the control that separates tuning from alignment",
-    "midalign": "MIDALIGN: MIST's loss, and a contrastive loss on parallel sentences at a middle layer",
-    "clo": "CLO: a two-way preference for the language of the prompt, and the response loss in the other language",
-}
 _SOURCE = (
     "Han, Agrawal and Briakou, *Rethinking Cross-lingual Alignment: Balancing Transfer and Cultural Erasure in "
     "Multilingual LLMs* (arXiv 2510.26024). Their settings are not known: those below are ours."
@@ -31,22 +25,20 @@ def versions() -> dict[str, str]:
     return {"lm_eval_ext": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
-def command(settings: Settings) -> str:
+def command(config: TrainingConfig) -> str:
     """The command of a run, with the last part of every path."""
-    words = ["lm-eval-ext", "train", settings.method]
-    hints = get_type_hints(type(settings), include_extras=True)
-    for option in fields(settings):
-        value = getattr(settings, option.name)
-        if option.name == "resume" or value == option.default:
+    words = ["lm-eval-ext", "train", config.method]
+    for name, (_, default) in config.options().items():
+        value = getattr(config, name)
+        if name == "resume" or value == default:
             continue
-        named = [name for name in get_args(hints[option.name])[1].param_decls or () if name.startswith("--")]
-        flag = named[0] if named else f"--{option.name.replace('_', '-')}"
+        flag = config.flags(name)[0]
         words += [flag] if value is True else [flag, _short(value)]
     return shlex.join(words)
 
 
-def text(record: dict[str, Any]) -> str:
-    """The card, Markdown with the hub's header."""
+def text(record: dict[str, Any], method: Method) -> str:
+    """The card of a finished run, Markdown with the hub's header."""
     settings, base = record["settings"], record["base"]
     hub = "/" in base["name"] and not base["name"].startswith((".", "/", "~"))
     header = [
@@ -61,13 +53,14 @@ def text(record: dict[str, Any]) -> str:
     load = f"`lm_eval --model steered-hf --model_args pretrained={given}`"
     if not settings["full"]:
         load += "; `lm-eval-ext train merge THIS_FOLDER --out MERGED` makes one model of it and its base"
+    told = ("method", "model_name_or_path", "max_steps", "template", *method.details)
     lines = [
         *header,
         "---",
         "",
         f"# {settings['method']} of {_short(base['name'])}",
         "",
-        f"{_METHODS[settings['method']]}. After {_SOURCE}",
+        f"{method.title}. After {_SOURCE}",
         "",
         f"- Base: {_short(base['name'])}, weights {base['weights']}"
         + (f" ({embedded.LICENCE})" if base["name"] == embedded.NAME else ""),
@@ -78,21 +71,18 @@ def text(record: dict[str, Any]) -> str:
         "",
         "| data | rows | left out | SHA-256 of the rows |",
         "|---|---|---|---|",
-        *(_data_row(record[kind]) for kind in ("data", "pairs") if kind in record),
+        *(_data_row(record[kind]) for kind in method.data.record),
         "",
         "| setting | value |",
         "|---|---|",
         f"| optimiser steps | {record['steps']} |",
-        *(f"| {name} | {record[name]} |" for name in ("layer", "contrastive_steps") if name in record),
-        *(f"| {name} | {_short(value)} |" for name, value in settings.items() if name not in _ELSEWHERE),
+        *(f"| {name} | {value} |" for name, value in method.details.items()),
+        *(f"| {name} | {_short(value)} |" for name, value in settings.items() if name not in told),
         "",
         f"Last losses: {_last(record['log'])}.",
         "",
     ]
     return "\n".join(lines)
-
-
-_ELSEWHERE = ("method", "model", "steps", "layer", "contrastive_steps", "template")
 
 
 def _data_row(data: dict[str, Any]) -> str:

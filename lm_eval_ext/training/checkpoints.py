@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, whether a run may use it, and where one goes on."""
+"""The folder of a run: what is in it, whether a run may use it, and from which checkpoint it resumes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, TrainingError
+from lm_eval_ext.training.methods import METHODS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lm_eval_ext.training.config import TrainingConfig
 
 #: What a run was asked to do, written before its first step; what it was and became, written after its last.
 BEGUN, FINISHED = "run.json", "training.json"
@@ -18,39 +21,46 @@ TRAINED_ON = "trained_on.txt"
 FOLDER = "checkpoints"
 
 
-def claim(out: Path, identity: dict[str, Any], *, resume: bool) -> bool:
-    """Find out whether a run may write to a folder; True where the run it holds is finished already.
+def claim(out: Path, config: TrainingConfig, *, resume: bool) -> bool:
+    """Find out whether a run may write to a folder; True where the run in it is finished already.
+
+    Args:
+        out: the folder.
+        config: of the run that wants it.
+        resume: whether it may continue one that is there.
 
     Raises:
-        TrainingError: a file; a folder with something else in it; a run that this one does not resume, or that was asked
-            to do something else.
+        TrainingError: a file; a folder with something else in it; a run that this one does not resume, or that was started
+            with different settings.
     """
     if out.is_file():
         raise TrainingError(f"--out {out} is a file; give the path of a folder")
-    held = next((out / name for name in (FINISHED, BEGUN) if (out / name).is_file()), None)
-    if held is None:
+    file = next((out / name for name in (FINISHED, BEGUN) if (out / name).is_file()), None)
+    if file is None:
         if out.is_dir() and any(out.iterdir()):
             raise TrainingError(f"--out {out} holds something that is no run of this command: give an empty folder")
         return False
-    finished = held.name == FINISHED
+    finished = file.name == FINISHED
     if not resume:
-        state = "a finished" if finished else "a begun"
+        state = "a finished" if finished else "an unfinished"
         raise TrainingError(f"--out {out} holds {state} run: add --resume to go on with it, or give another folder")
-    before = read(held)["settings"]
-    now = json.loads(json.dumps(identity))
+    before = read(file)["settings"]
+    now = json.loads(json.dumps(config.identity()))
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
-        told = "\n".join(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        differences = "\n".join(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
         raise TrainingError(
-            f"--resume: the run in {out} was asked for something else\n{told}\nAsk for the same, or give another folder"
+            f"--resume: the run in {out} was started with different settings\n{differences}\n"
+            "Give the same settings, or another folder"
         )
     return finished
 
 
 def read(file: Path) -> dict[str, Any]:
-    """`run.json` or `training.json` of a run.
+    """`run.json` or `training.json` of a run, its settings under the names of this release.
 
     Raises:
-        TrainingError: it cannot be read, or is not what these commands write.
+        TrainingError: it cannot be read, is not what these commands write, or has a setting or method that this release
+            does not know.
     """
     try:
         record = sources.read_json(file)
@@ -58,7 +68,20 @@ def read(file: Path) -> dict[str, Any]:
         raise TrainingError(f"the folder holds no run of `lm-eval-ext train`: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         raise TrainingError(f"{file} is not what `lm-eval-ext train` writes")
-    return record
+    name = record["settings"].get("method")
+    if name not in METHODS:
+        raise TrainingError(f"{file}: unknown method {name!r}; valid: {', '.join(METHODS)}")
+    try:
+        settings = METHODS[name].config_class.recorded(record["settings"])
+    except (TrainingError, TypeError) as error:
+        raise TrainingError(f"{file}: {error}") from None
+    return {**record, "settings": json.loads(json.dumps(settings))}
+
+
+def loading_options(record: dict[str, Any]) -> dict[str, Any]:
+    """How the base of a run is loaded (`models.loading.load_model`)."""
+    settings = record["settings"]
+    return {"revision": settings["model_revision"], "trust_remote_code": settings["trust_remote_code"]}
 
 
 def write(file: Path, record: dict[str, Any]) -> None:

@@ -82,11 +82,11 @@ def compare(
     if unknown := [name for name in baselines if name not in names]:
         raise TrainingError(f"--baseline {unknown[0]!r} is unknown, valid: {', '.join(names)}")
     first = _alike(records)
-    base = first["settings"]["model"] or str(embedded.path())
+    base = first["settings"]["model_name_or_path"] or str(embedded.path())
     chosen = _layer(layer, records, base)
     seen = frozenset(line for folder in runs for line in sources.read_text(folder / checkpoints.TRAINED_ON).split("\n"))
     rows = measures.held_out(data, tuples, pairs, codes, max_pairs, seen)
-    found: dict[str, dict[tuple[str, str, str], float]] = {}
+    values: dict[str, dict[tuple[str, str, str], float]] = {}
     with tqdm(total=len(names) * measures.n_texts(rows), desc="Measuring", unit="text") as bar:
         for name, folder in zip(names, [None, *runs], strict=True):
             bar.set_postfix_str(name)
@@ -100,7 +100,7 @@ def compare(
                 batch_size=batch_size,
                 progress=bar.update,
             )
-            found[name] = {(item.measure, item.language, item.id): item.value for item in items}
+            values[name] = {(item.measure, item.language, item.id): item.value for item in items}
     record = {
         "base": first["base"],
         "layer": chosen,
@@ -115,7 +115,7 @@ def compare(
         "commands": {name: one["command"] for name, one in records.items()},
     }
     against = [(name, before) for before in baselines for name in names if name not in (before, BASE)]
-    return [line for name, before in against for line in _differences(found, name, before)], record
+    return [line for name, before in against for line in _differences(values, name, before)], record
 
 
 def table(lines: Sequence[Difference]) -> str:
@@ -127,11 +127,11 @@ def table(lines: Sequence[Difference]) -> str:
     return out.getvalue()
 
 
-def _differences(found: dict[str, dict[tuple[str, str, str], float]], run: str, baseline: str) -> list[Difference]:
+def _differences(values: dict[str, dict[tuple[str, str, str], float]], run: str, baseline: str) -> list[Difference]:
     lines = []
     for measure in measures.MEASURES:
-        keys = [key for key in found[run] if key[0] == measure]
-        after, before = (np.array([found[name][key] for key in keys]) for name in (run, baseline))
+        keys = [key for key in values[run] if key[0] == measure]
+        after, before = (np.array([values[name][key] for key in keys]) for name in (run, baseline))
         languages = np.array([key[1] for key in keys])
         drawn = cluster_bootstrap(after - before, [key[2] for key in keys], languages)
         # English has no retrieval and no preference of its own, and its response loss is told apart.
@@ -171,7 +171,6 @@ def _load(folder: Path | None, record: dict[str, Any], base: str, dtype: str, de
     """A run's model, or the base where there is no folder."""
     if folder is not None and record["settings"]["full"]:
         return load_model(str(folder), dtype=dtype, device=device)
-    options = {key: record["settings"][key] for key in ("revision", "trust_remote_code")}
-    model, tokenizer = load_model(base, dtype=dtype, device=device, **options)
+    model, tokenizer = load_model(base, dtype=dtype, device=device, **checkpoints.loading_options(record))
     adapter.check_base(model, record["base"], base)
     return (model if folder is None else adapter.put_on(model, folder)), tokenizer

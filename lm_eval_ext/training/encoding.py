@@ -32,7 +32,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class TupleExample:
+class ParallelExample:
     """The four examples of a tuple: the response in one language to the prompt in another, as `losses.Likelihoods`."""
 
     en_en: Example
@@ -77,14 +77,14 @@ class Encoder:
         """
         return self._example(row.prompt, row.response, row.history, f"{row.language} {row.id}")
 
-    def parallel(self, row: Tuple) -> TupleExample:
+    def parallel(self, row: Tuple) -> ParallelExample:
         """A parallel tuple.
 
         Raises:
             DataError: the tokenizer makes no token of a response.
         """
         where = f"{row.language} {row.id}"
-        return TupleExample(
+        return ParallelExample(
             en_en=self._example(row.x_en, row.y_en, (), where),
             xx_en=self._example(row.x_en, row.y_xx, (), where),
             xx_xx=self._example(row.x_xx, row.y_xx, (), where),

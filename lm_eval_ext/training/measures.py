@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from lm_eval_ext.data import instruct
-from lm_eval_ext.data import pairs as parallel
+from lm_eval_ext.data.pairs import load_pairs
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.scoring.requests import Request
 from lm_eval_ext.scoring.scorer import Scorer
@@ -82,7 +82,7 @@ def held_out(
     """
     left_out: Counter[str] = Counter()
     sentences: dict[str, list[tuple[str, str, str]]] = {}
-    for one in parallel.load_pairs("en", source, list(codes), max_pairs or None):
+    for one in load_pairs("en", source, list(codes), max_pairs or None):
         rows = [(str(number), pair.positive, pair.negative) for number, pair in enumerate(one.pairs)]
         sentences[one.language] = [row for row in rows if not {digest(row[1]), digest(row[2])} & seen]
         left_out["sentences"] += len(rows) - len(sentences[one.language])

@@ -1,4 +1,4 @@
-"""A training run from its settings to its adapter: data, model, steps, checkpoints, card."""
+"""A training run from its configuration to its adapter: data, model, steps, checkpoints, card."""
 
 from __future__ import annotations
 
@@ -13,34 +13,30 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
-from trl import SFTConfig
 
 from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
-from lm_eval_ext.steering.decoder import layer_count, text_config
-from lm_eval_ext.steering.extraction import parse_layers
+from lm_eval_ext.steering.decoder import text_config
 from lm_eval_ext.training import adapter, card, checkpoints
-from lm_eval_ext.training.batches import packed, padded
+from lm_eval_ext.training.batches import to_batch
 from lm_eval_ext.training.encoding import Encoder
-from lm_eval_ext.training.losses import DIRECTIONS
-from lm_eval_ext.training.methods.clo import CloTrainer
-from lm_eval_ext.training.methods.midalign import MidalignTrainer
-from lm_eval_ext.training.methods.mist import MistTrainer, NotFiniteError
-from lm_eval_ext.training.rows import prepare
-from lm_eval_ext.training.schedule import order
-from lm_eval_ext.training.settings import Clo, Midalign
+from lm_eval_ext.training.methods import METHODS
+from lm_eval_ext.training.trainer import AlignmentTrainer, NotFiniteError, sft_config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from lm_eval_ext.training.rows import Trained
-    from lm_eval_ext.training.schedule import Place
-    from lm_eval_ext.training.settings import Settings
+    from transformers import PreTrainedModel
+
+    from lm_eval_ext.training.config import TrainingConfig
+    from lm_eval_ext.training.methods.base import Method
+    from lm_eval_ext.training.schedule import BatchItem
 
 
-def train(settings: Settings) -> None:
-    """Train what the settings ask for; what is already done in their folder is kept.
+def train(config: TrainingConfig) -> None:
+    """Train what a configuration asks for; what is already done in its folder is kept.
 
     Raises:
         UserError: data, model, layer or folder that does not fit; a loss that is not finite; a disk that is full.
@@ -48,66 +44,63 @@ def train(settings: Settings) -> None:
     """
     # TRL's own use of what transformers will rename: nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    state = PartialState(cpu=_on_cpu(settings))
-    if checkpoints.claim(settings.out, settings.identity(), resume=settings.resume):
-        _say(state, f"{settings.out}: finished already")
+    state = PartialState(cpu=_on_cpu(config))
+    if checkpoints.claim(config.output_dir, config, resume=config.resume):
+        _say(state, f"{config.output_dir}: finished already")
         return
-    ready = set_up(settings, state)
-    _run(ready.trainer, settings, state)
-    _finish(ready, settings)
-    _say(state, f"{settings.out}: {settings.method}, {ready.record['steps']} steps; see its README.md")
+    ready = set_up(config, state)
+    _run(ready.trainer, config, state)
+    _finish(ready, config)
+    _say(state, f"{config.output_dir}: {config.method}, {ready.record['steps']} steps; see its README.md")
     state.wait_for_everyone()
 
 
 class Ready(NamedTuple):
-    """A run that can begin: its trainer, what it is trained on, and what its card will say."""
+    """A run that can begin: its trainer, and what its record says so far."""
 
-    trainer: MistTrainer
+    trainer: AlignmentTrainer
     tokenizer: Any
-    data: Trained
     record: dict[str, Any]
 
 
-def set_up(settings: Settings, state: PartialState) -> Ready:
+def set_up(config: TrainingConfig, state: PartialState) -> Ready:
     """Load and check all that a run needs, and write down what it was asked to do.
 
     Raises:
         UserError: data, model or layer that does not fit.
     """
-    name = settings.model or str(embedded.path())
-    config = load_config(name, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    layer = _layer(settings, config)
-    _check_negatives(settings, state.num_processes)
+    name = config.model_name_or_path or str(embedded.path())
+    model_config = load_config(name, revision=config.model_revision, trust_remote_code=config.trust_remote_code)
+    method = METHODS[config.method](config, model_config, state.num_processes)
     model, tokenizer = load_model(
         name,
-        dtype="float32" if settings.full else settings.dtype,
+        dtype="float32" if config.full else config.dtype,
         device=str(state.device),
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
+        revision=config.model_revision,
+        trust_remote_code=config.trust_remote_code,
     )
-    context = getattr(text_config(config), "max_position_embeddings", settings.max_length)
-    encoder = Encoder(tokenizer, settings.template)
-    data = prepare(settings, encoder, tokenizer, min(settings.max_length, context))
+    context = getattr(text_config(model_config), "max_position_embeddings", config.max_length)
+    encoder = Encoder(tokenizer, config.template)
+    data = method.load(encoder, tokenizer, min(config.max_length, context))
     _say(state, data.report)
-    base = {"name": settings.model or embedded.NAME, "weights": adapter.weights_id(model)}
-    steps, contrastive = _steps(settings, len(data.examples), state.num_processes)
-    record = {"settings": settings.identity(), "base": base, "template": encoder.template, "steps": steps}
-    record |= {"layer": layer, "contrastive_steps": contrastive, **data.record} if layer is not None else data.record
-    places = _places(settings, data, steps, contrastive, state.num_processes)
-    trainer = _trainer(settings, model, tokenizer, data, places, steps, layer)
-    if settings.packing:
-        _check_packing(trainer, data)
-    if isinstance(trainer, CloTrainer) and settings.full:
-        trainer.refer(settings.batch_size)
+    base = {"name": config.model_name_or_path or embedded.NAME, "weights": adapter.weights_id(model)}
+    items = method.batch_items()
+    steps = len(items) // method.items_per_step
+    record = {"settings": config.identity(), "base": base, "template": encoder.template, "steps": steps}
+    record |= {**method.details, **data.record}
+    trainer = _trainer(method, model, tokenizer, items, steps)
+    if config.packing:
+        _check_packing(trainer)
+    method.begin(trainer)
     if state.is_main_process:
-        checkpoints.write(settings.out / checkpoints.BEGUN, record)
-    return Ready(trainer, tokenizer, data, record)
+        checkpoints.write(config.output_dir / checkpoints.BEGUN, record)
+    return Ready(trainer, tokenizer, record)
 
 
-def _on_cpu(settings: Settings) -> bool:
-    if settings.device == "cuda" and not torch.cuda.is_available():
+def _on_cpu(config: TrainingConfig) -> bool:
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch finds no GPU here; leave the option out")
-    return settings.device == "cpu" or not torch.cuda.is_available()
+    return config.device == "cpu" or not torch.cuda.is_available()
 
 
 def _say(state: PartialState, text: str) -> None:
@@ -115,121 +108,28 @@ def _say(state: PartialState, text: str) -> None:
         print(text, flush=True)
 
 
-def _layer(settings: Settings, config: Any) -> int | None:
-    if not isinstance(settings, Midalign):
-        return None
-    layers = parse_layers(settings.layer, layer_count(config))
-    if len(layers) != 1:
-        raise TrainingError(
-            f"--layer {settings.layer!r}: the contrastive loss works at one layer, this names {len(layers)}"
-        )
-    return layers[0]
-
-
-def _check_negatives(settings: Settings, processes: int) -> None:
-    if isinstance(settings, Midalign) and settings.batch_size * settings.group * processes < 2:
-        if settings.contrastive_steps == 0:
-            return
-        raise TrainingError(
-            f"--batch-size {settings.batch_size}: the contrastive loss needs at least two pairs in a batch, or there is "
-            "nothing to tell a translation from. Give --batch-size 2 or more, or --contrastive-batch-size"
-        )
-
-
-def _steps(settings: Settings, n_rows: int, processes: int) -> tuple[int, int]:
-    """Optimiser steps, and how many of them are contrastive only."""
-    alternate = isinstance(settings, Midalign) and settings.mode == "alternate"
-    asked = settings.contrastive_steps if isinstance(settings, Midalign) and alternate else 0
-    if settings.steps:
-        return settings.steps, settings.steps // 2 if asked == -1 else asked
-    own = math.ceil(settings.epochs * n_rows / (settings.batch_size * settings.accumulation * processes))
-    contrastive = own if asked == -1 else asked
-    return own + contrastive, contrastive
-
-
-def _places(settings: Settings, data: Trained, steps: int, contrastive: int, processes: int) -> list[Place]:
-    batch = settings.batch_size * settings.accumulation * processes
-    summed = isinstance(settings, Midalign) and settings.mode == "sum"
-    groups = data.pairs.n_groups if data.pairs else 0
-    if (summed or contrastive) and groups < batch:
-        assert isinstance(settings, Midalign)
-        raise TrainingError(
-            f"--pairs {settings.pairs}: a step takes {batch * settings.group} different pairs, there are fewer: give more "
-            "parallel sentences, or lower --batch-size or --contrastive-batch-size"
-        )
-    return order(
-        steps, batch, len(data.examples), groups, contrastive_steps=contrastive, summed=summed, seed=settings.seed
-    )
-
-
 def _trainer(
-    settings: Settings,
-    model: Any,
-    tokenizer: Any,
-    data: Trained,
-    places: list[Place],
-    steps: int,
-    layer: int | None,
-) -> MistTrainer:
-    lora = None if settings.full else adapter.lora_config(model, settings.rank, mlp=settings.mlp)
-    arguments = _arguments(settings, model, steps)
-    common: dict[str, Any] = {"packed": settings.packing, "peft_config": lora}
+    method: Method, model: PreTrainedModel, tokenizer: Any, items: Sequence[BatchItem], steps: int
+) -> AlignmentTrainer:
+    config = method.config
+    _check_reports(config.report_to)
+    dtype = str(model.config.dtype) if config.dtype == "auto" else config.dtype
+    warmup = config.warmup_steps
+    arguments = sft_config(
+        config,
+        output_dir=str(config.output_dir / checkpoints.FOLDER),
+        warmup_steps=math.ceil(warmup * steps) if warmup < 1 else int(warmup),
+        bf16=dtype.endswith("bfloat16"),
+        use_cpu=_on_cpu(config),
+        dataloader_pin_memory=not _on_cpu(config),
+    )
+    lora = None
+    if not config.full:
+        lora = adapter.lora_config(model, config.lora_r, config.alpha, mlp=method.adapts_mlp)
     logging.get_logger("transformers.trainer").setLevel(logging.ERROR)
-    if isinstance(settings, Midalign):
-        assert data.pairs is not None
-        assert layer is not None
-        trainer: MistTrainer = MidalignTrainer(
-            model,
-            arguments,
-            tokenizer,
-            data.examples,
-            places,
-            pairs=data.pairs,
-            layer=layer,
-            temperature=settings.temperature,
-            direction=DIRECTIONS[DIRECTIONS.index(settings.direction)],
-            weight=settings.contrastive_weight,
-            **common,
-        )
-    elif isinstance(settings, Clo):
-        objective = {"beta": settings.beta, "response_weight": settings.response_weight}
-        trainer = CloTrainer(model, arguments, tokenizer, data.examples, places, **objective, **common)
-    else:
-        trainer = MistTrainer(model, arguments, tokenizer, data.examples, places, **common)
+    trainer = AlignmentTrainer(model, arguments, tokenizer, method, items, peft_config=lora)
     trainer.add_callback(_Watch(trainer))
     return trainer
-
-
-def _arguments(settings: Settings, model: Any, steps: int) -> SFTConfig:
-    _check_reports(settings.report_to)
-    wanted = str(model.config.dtype) if settings.dtype == "auto" else settings.dtype
-    try:
-        return SFTConfig(
-            output_dir=str(settings.out / checkpoints.FOLDER),
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulation,
-            learning_rate=settings.rate,
-            lr_scheduler_type="linear",
-            warmup_steps=math.ceil(settings.warmup * steps),
-            num_train_epochs=1,
-            logging_steps=settings.log_every,
-            logging_nan_inf_filter=False,
-            save_steps=settings.save_every,
-            save_total_limit=settings.keep,
-            seed=settings.seed,
-            bf16=wanted.endswith("bfloat16"),
-            use_cpu=_on_cpu(settings),
-            dataloader_pin_memory=not _on_cpu(settings),
-            gradient_checkpointing=settings.gradient_checkpointing,
-            report_to=settings.report_to,
-            remove_unused_columns=False,
-            average_tokens_across_devices=True,
-            ddp_find_unused_parameters=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            max_length=None,
-        )
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise TrainingError(f"transformers refuses these settings: {str(error).partition(chr(10))[0]}") from error
 
 
 def _check_reports(name: str) -> None:
@@ -240,20 +140,20 @@ def _check_reports(name: str) -> None:
         raise TrainingError(f"--report-to {name}: {str(error).partition(chr(10))[0]}") from None
 
 
-def _check_packing(trainer: MistTrainer, data: Trained) -> None:
-    """Make sure that rows in one do not see each other: not every architecture keeps them apart.
+def _check_packing(trainer: AlignmentTrainer) -> None:
+    """Make sure that packed rows do not see each other: not every architecture keeps them apart.
 
     Raises:
         TrainingError: they do.
     """
-    rows: list[Any] = [one for row in data.examples[:2] for one in getattr(row, "all", (row,))]
+    rows: list[Any] = [one for row in trainer.method.data.examples[:2] for one in getattr(row, "all", (row,))]
     trainer.model.eval()
     with torch.no_grad():
-        found = []
-        for make in (padded, packed):
-            batch = {key: value.to(trainer.args.device) for key, value in make(rows).items()}
-            found.append(trainer.log_probs(trainer.model, batch).float())
-    difference = float((found[0] - found[1]).abs().mean())
+        log_probs = []
+        for packing in (False, True):
+            batch = {key: value.to(trainer.args.device) for key, value in to_batch(rows, packing=packing).items()}
+            log_probs.append(trainer.log_probs(trainer.model, batch).float())
+    difference = float((log_probs[0] - log_probs[1]).abs().mean())
     if difference > (0.05 if trainer.args.bf16 else 1e-3):
         raise TrainingError(
             f"--packing: this architecture lets packed rows see each other (log-probabilities differ by {difference:.2g} "
@@ -261,16 +161,17 @@ def _check_packing(trainer: MistTrainer, data: Trained) -> None:
         )
 
 
-def _run(trainer: MistTrainer, settings: Settings, state: PartialState) -> None:
-    found = checkpoints.newest(settings.out) if settings.resume else None
-    if settings.resume:
-        _say(state, f"going on from {found}" if found else "no checkpoint to go on from: starting at the beginning")
+def _run(trainer: AlignmentTrainer, config: TrainingConfig, state: PartialState) -> None:
+    checkpoint = checkpoints.newest(config.output_dir) if config.resume else None
+    if config.resume:
+        _say(state, f"going on from {checkpoint}" if checkpoint else "no checkpoint yet: starting at the beginning")
     try:
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NotFiniteError as error:
         step = trainer.state.global_step
         raise TrainingError(
-            f"step {step + 1}: {error}, training stopped before it changed the weights. {_rescue(trainer, settings.out)}\n"
+            f"step {step + 1}: {error}, training stopped before it changed the weights. "
+            f"{_rescue(trainer, config.output_dir)}\n"
             "Lower --learning-rate, raise --warmup, or use --dtype float32; then give another folder"
         ) from None
     except torch.OutOfMemoryError as error:
@@ -282,19 +183,19 @@ def _run(trainer: MistTrainer, settings: Settings, state: PartialState) -> None:
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
 
-def _rescue(trainer: MistTrainer, out: Path) -> str:
-    """Keep the weights as they were before a step that failed, if they are sound."""
+def _rescue(trainer: AlignmentTrainer, out: Path) -> str:
+    """Keep the weights as they were before a step that failed, if they are finite."""
     if all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
         if trainer.state.global_step:
             trainer._save_checkpoint(trainer.model, None)
         return f"Kept: the weights of step {trainer.state.global_step}"
-    found = checkpoints.newest(out)
-    return f"Kept: {found.name if found else 'no checkpoint yet'}"
+    newest = checkpoints.newest(out)
+    return f"Kept: {newest.name if newest else 'no checkpoint yet'}"
 
 
-def _finish(ready: Ready, settings: Settings) -> None:
+def _finish(ready: Ready, config: TrainingConfig) -> None:
     """Write the adapter (or model) and its card; `training.json`, which says that all is there, comes last."""
-    trainer, record, out = ready.trainer, ready.record, settings.out
+    trainer, record, out = ready.trainer, ready.record, config.output_dir
     unfinished = out / ".unfinished"
     try:
         trainer.save_model(str(unfinished))  # in every process: a model that is spread over them is gathered
@@ -302,19 +203,21 @@ def _finish(ready: Ready, settings: Settings) -> None:
             return
         (unfinished / "training_args.bin").unlink(missing_ok=True)
         if trainer.has_adapter:
-            config = json.loads((unfinished / "adapter_config.json").read_text(encoding="utf-8"))
-            config |= {"base_model_name_or_path": record["base"]["name"]}  # not where it lies on this machine
-            (unfinished / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            lora = json.loads((unfinished / "adapter_config.json").read_text(encoding="utf-8"))
+            lora |= {"base_model_name_or_path": record["base"]["name"]}  # not its folder on this machine
+            (unfinished / "adapter_config.json").write_text(json.dumps(lora, indent=2) + "\n", encoding="utf-8")
         else:
             ready.tokenizer.save_pretrained(unfinished)
         for file in unfinished.iterdir():
             file.chmod(0o644)  # safetensors lets nobody else read
             file.replace(out / file.name)
         unfinished.rmdir()
-        record |= {"log": trainer.state.log_history, "versions": card.versions(), "command": card.command(settings)}
+        record |= {"log": trainer.state.log_history, "versions": card.versions(), "command": card.command(config)}
         record |= {"processes": trainer.accelerator.num_processes}
-        (out / checkpoints.TRAINED_ON).write_text("\n".join(sorted(ready.data.digests)) + "\n", encoding="utf-8")
-        (out / "README.md").write_text(card.text(record), encoding="utf-8")
+        (out / checkpoints.TRAINED_ON).write_text(
+            "\n".join(sorted(trainer.method.data.digests)) + "\n", encoding="utf-8"
+        )
+        (out / "README.md").write_text(card.text(record, trainer.method), encoding="utf-8")
         checkpoints.write(out / checkpoints.FINISHED, record)
     except Exception as error:  # OSError, SafetensorError, torch's RuntimeError
         raise TrainingError(
@@ -324,9 +227,9 @@ def _finish(ready: Ready, settings: Settings) -> None:
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """The progress bar with the losses, and a look at the gradients before they are used."""
+    """Shows the progress bar with the losses, and checks the gradients before they are used."""
 
-    def __init__(self, trainer: MistTrainer) -> None:
+    def __init__(self, trainer: AlignmentTrainer) -> None:
         self._trainer = trainer
         self._bar: tqdm[Any] | None = None
 
@@ -341,7 +244,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.3f}" for name, value in self._trainer.latest.items()})
+            latest = self._trainer.latest.items()
+            self._bar.set_postfix({name.removesuffix("_loss"): f"{value:.3f}" for name, value in latest})
             self._bar.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from lm_eval_ext.training.config import TrainingConfig
+from lm_eval_ext.training.methods import METHODS
 from lm_eval_ext.training.run import train
-from lm_eval_ext.training.settings import Clo, Midalign, Mist, Settings, SftEn
 from support import tiny
 
-KINDS: dict[str, type[Settings]] = {kind.method: kind for kind in (Mist, SftEn, Midalign, Clo)}
 LANGUAGES = "en,es,zh"
 
 _WORDS = {
@@ -72,23 +72,24 @@ def sentences(folder: Path, name: str = "pairs.tsv", first: int = 0) -> Path:
     return file
 
 
-def settings(method: str, folder: Path, name: str = "", **changes: Any) -> Settings:
+def settings(method: str, folder: Path, name: str = "", **changes: Any) -> TrainingConfig:
     """What a small run is asked to do."""
-    given: dict[str, Any] = {"model": str(tiny.folder("gemma3")), "out": folder / (name or method)}
-    given |= {"steps": 4, "batch_size": 2, "device": "cpu", "learning_rate": 1e-2, "rank": 2, "save_every": 2}
+    given: dict[str, Any] = {"model_name_or_path": str(tiny.folder("gemma3")), "output_dir": folder / (name or method)}
+    given |= {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2}
+    given |= {"device": "cpu", "learning_rate": 1e-2, "lora_r": 2}
     given["data"] = str(tuples(folder) if method == "clo" else instructions(folder))
     if method != "sft-en":
         given["languages"] = LANGUAGES
     if method == "midalign":
         given |= {"pairs": str(sentences(folder)), "contrastive_batch_size": 4}
-    return KINDS[method](**given | changes)
+    return METHODS[method].config_class(**given | changes)
 
 
 def trained(method: str, folder: Path, name: str = "", **changes: Any) -> dict[str, torch.Tensor]:
     """The weights that a run ends with."""
     asked = settings(method, folder, name, **changes)
     train(asked)
-    return weights(asked.out)
+    return weights(asked.output_dir)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -21,8 +21,8 @@ from lm_eval_ext.errors import TrainingError, UserError
 from lm_eval_ext.training import checkpoints
 from lm_eval_ext.training.batches import PairBatcher
 from lm_eval_ext.training.encoding import TEMPLATE, Encoder
-from lm_eval_ext.training.methods.mist import MistTrainer
 from lm_eval_ext.training.run import train
+from lm_eval_ext.training.trainer import AlignmentTrainer
 
 MODEL = "--model TINY"
 MIST, MIDALIGN, CLO = (f"{method} {MODEL} --out OUT" for method in ("mist", "midalign", "clo"))
@@ -117,13 +117,13 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_probs = MistTrainer.log_probs
+    log_probs = AlignmentTrainer.log_probs
 
     def broken(self: Any, model: Any, inputs: Any) -> torch.Tensor:
         found = log_probs(self, model, inputs)
         return found * float("nan") if self.state.global_step == 3 else found
 
-    monkeypatch.setattr(MistTrainer, "log_probs", broken)
+    monkeypatch.setattr(AlignmentTrainer, "log_probs", broken)
     with pytest.raises(TrainingError, match=r"step 4: the response loss is nan.*\n?.*Kept: the weights of step 3"):
         train(settings("mist", tmp_path))
     newest = checkpoints.newest(tmp_path / "mist")
@@ -134,13 +134,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_there_is(
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log_probs = MistTrainer.log_probs
+    log_probs = AlignmentTrainer.log_probs
 
     def broken(self: Any, model: Any, inputs: Any) -> torch.Tensor:
         found = log_probs(self, model, inputs)
         return found + 0 * torch.sqrt(found - found) if self.state.global_step == 2 else found  # 0 * infinity
 
-    monkeypatch.setattr(MistTrainer, "log_probs", broken)
+    monkeypatch.setattr(AlignmentTrainer, "log_probs", broken)
     with pytest.raises(TrainingError, match=r"step 3: a gradient is not a finite number"):
         train(settings("mist", tmp_path))
     assert checkpoints.newest(tmp_path / "mist") == tmp_path / "mist" / "checkpoints" / "checkpoint-2"
@@ -150,7 +150,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch
 def test_a_full_disk_keeps_the_previous_checkpoint(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = trained("mist", tmp_path, "straight", keep=1)
+    straight = trained("mist", tmp_path, "straight", save_total_limit=1)
     names = {"save": "_save", "optimizer": "_save_optimizer_and_scheduler", "state": "_save_rng_state"}
     real = getattr(transformers.Trainer, names[failing])
 
@@ -162,9 +162,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(transformers.Trainer, names[failing], full)
         with pytest.raises(TrainingError, match=r"No space left on device\nKept: checkpoint-2.*add --resume"):
-            train(settings("mist", tmp_path, keep=1))
+            train(settings("mist", tmp_path, save_total_limit=1))
     assert [path.name for path in (tmp_path / "mist" / "checkpoints").iterdir()] == ["checkpoint-2"]
-    assert training_runs.same(straight, trained("mist", tmp_path, keep=1, resume=True))
+    assert training_runs.same(straight, trained("mist", tmp_path, save_total_limit=1, resume=True))
 
 
 def test_a_full_disk_at_the_end_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +223,6 @@ def test_a_damaged_record(tmp_path: Path) -> None:
 def test_prompts_and_responses_meet_at_the_border_of_generation() -> None:
     tokenizer = tiny.load_tokenizer("gemma3")
     encoder = Encoder(tokenizer)
-    row = training_runs.instructions
-    assert callable(row)
     from lm_eval_ext.data.instruct import Instruction
 
     one = encoder.instruction(Instruction("1", "en", "Hi?", "Yes", history=(("user", "A"), ("assistant", "B"))))

@@ -29,9 +29,7 @@ from lm_eval_ext.training.losses import (
     preference_loss,
     preference_margins,
 )
-from lm_eval_ext.training.methods.clo import CloTrainer
-from lm_eval_ext.training.methods.midalign import MidalignTrainer
-from lm_eval_ext.training.methods.mist import MistTrainer
+from lm_eval_ext.training.methods import METHODS
 from lm_eval_ext.training.schedule import order
 
 TESTS = Path(__file__).parents[1]
@@ -48,16 +46,16 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def first_batch(trainer: Any, step: int = 0) -> dict[str, Any]:
     size = trainer.args.per_device_train_batch_size
-    batch: dict[str, Any] = trainer._collate(trainer._places[step * size : (step + 1) * size])
+    batch: dict[str, Any] = trainer.method.collate(trainer.items[step * size : (step + 1) * size])
     return batch
 
 
 # What is trained, and on what -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", training_runs.KINDS)
+@pytest.mark.parametrize("method", METHODS)
 def test_each_method_trains_and_leaves_a_card(method: str, tmp_path: Path) -> None:
-    found = trained(method, tmp_path, steps=6)
+    found = trained(method, tmp_path, max_steps=6)
     assert all(tensor.isfinite().all() for tensor in found.values())
     assert any(float(tensor.abs().max()) > 0 for name, tensor in found.items() if "lora_B" in name)
     targets = json.loads((tmp_path / method / "adapter_config.json").read_text())["target_modules"]
@@ -73,7 +71,7 @@ def test_each_method_trains_and_leaves_a_card(method: str, tmp_path: Path) -> No
 
 
 def test_the_losses_of_a_run_fall(tmp_path: Path) -> None:
-    trained("midalign", tmp_path, steps=30, log_every=5)
+    trained("midalign", tmp_path, max_steps=30, logging_steps=5)
     entries = log(tmp_path / "midalign")
     for name in ("response_loss", "contrastive_loss"):
         values = [entry[name] for entry in entries if name in entry]
@@ -87,8 +85,8 @@ def test_the_response_loss_is_that_of_the_model_itself(packing: bool, caught: li
     inputs = first_batch(trainer)
     log_probs = trainer.log_probs(trainer.model, inputs)
     expected = []
-    for place in trainer._places[:2]:
-        example = trainer._rows[place.row]
+    for item in trainer.items[:2]:
+        example = trainer.method.data.examples[item.row]
         with torch.no_grad():
             logits = tiny.load("gemma3").double()(torch.tensor([example.prompt + example.response])).logits[0]
         scores = logits.log_softmax(-1)[len(example.prompt) - 1 : -1]
@@ -106,7 +104,6 @@ def test_the_contrastive_loss_of_the_model(
     changes = {"pool_special": special, "gradient_checkpointing": checkpointed, "layer": "1"}
     running.train(settings("midalign", tmp_path, **changes))
     trainer = caught[0]
-    assert isinstance(trainer, MidalignTrainer)
     if checkpointed:
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer.model.train()
@@ -114,7 +111,7 @@ def test_the_contrastive_loss_of_the_model(
     layers_run: list[int] = []
     for number, layer in enumerate(decoder.decoder_layers(trainer.model)):
         layer.register_forward_hook(lambda *_, number=number: layers_run.append(number))
-    loss = trainer.contrastive(inputs)
+    loss = trainer.method.contrastive(trainer, inputs)
     assert layers_run == [0, 1]
     loss.backward()
     sides: list[torch.Tensor] = []
@@ -136,7 +133,6 @@ def test_the_contrastive_loss_of_the_model(
 def test_clo_is_the_formula(packing: bool, full: bool, caught: list[Any], tmp_path: Path) -> None:
     running.train(settings("clo", tmp_path, packing=packing, full=full, beta=0.3, response_weight=0.25))
     trainer = caught[0]
-    assert isinstance(trainer, CloTrainer)
     with torch.no_grad():  # a policy that differs from its reference
         generator = torch.Generator().manual_seed(1)
         for name, parameter in trainer.model.named_parameters():
@@ -150,7 +146,7 @@ def test_clo_is_the_formula(packing: bool, full: bool, caught: list[Any], tmp_pa
         return scores[torch.arange(len(example.response)), torch.tensor(example.response)]
 
     base, policy = tiny.load("gemma3"), trainer.model.eval()
-    rows = [trainer._rows[place.row] for place in trainer._places[:2]]
+    rows = [trainer.method.data.examples[item.row] for item in trainer.items[:2]]
     both = [
         Likelihoods(*(torch.stack([likelihood(model, row.all[i]).sum() for row in rows]) for i in range(4)))
         for model in (policy, base)
@@ -199,30 +195,30 @@ def test_a_run_can_be_repeated_and_depends_on_its_seed(tmp_path: Path) -> None:
 
 
 def test_accumulated_packed_and_checkpointed_steps_are_the_same_step(tmp_path: Path) -> None:
-    first = trained("mist", tmp_path, "one", steps=2, batch_size=4)
+    first = trained("mist", tmp_path, "one", max_steps=2, per_device_train_batch_size=4)
     variants: tuple[dict[str, Any], ...] = (
-        {"batch_size": 2, "accumulation": 2},
-        {"batch_size": 4, "packing": True},
-        {"batch_size": 4, "gradient_checkpointing": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 4, "packing": True},
+        {"per_device_train_batch_size": 4, "gradient_checkpointing": True},
     )
     for number, variant in enumerate(variants):
-        for name, tensor in trained("mist", tmp_path, f"v{number}", steps=2, **variant).items():
+        for name, tensor in trained("mist", tmp_path, f"v{number}", max_steps=2, **variant).items():
             torch.testing.assert_close(tensor, first[name], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["midalign", "clo"])
 def test_resuming_after_a_kill_gives_the_same_weights(method: str, tmp_path: Path) -> None:
-    straight = trained(method, tmp_path, "straight", steps=6)
-    asked = settings(method, tmp_path, "killed", steps=6)
+    straight = trained(method, tmp_path, "straight", max_steps=6)
+    asked = settings(method, tmp_path, "killed", max_steps=6)
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from support import training_runs; from lm_eval_ext.training.methods.mist import MistTrainer\n"
-        "step = MistTrainer.log_probs\n"
+        "from support import training_runs; from lm_eval_ext.training.trainer import AlignmentTrainer\n"
+        "step = AlignmentTrainer.log_probs\n"
         "def killed(self, *a):\n"
         "    if self.state.global_step >= 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, *a)\n"
-        "MistTrainer.log_probs = killed\n"
-        f"training_runs.trained({method!r}, Path(sys.argv[2]), 'killed', steps=6, model={asked.model!r})\n"
+        "AlignmentTrainer.log_probs = killed\n"
+        f"training_runs.trained({method!r}, Path(sys.argv[2]), 'killed', max_steps=6, model_name_or_path={asked.model_name_or_path!r})\n"
     )
     child = subprocess.run([sys.executable, "-c", script, str(TESTS), str(tmp_path)], capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
@@ -232,14 +228,16 @@ def test_resuming_after_a_kill_gives_the_same_weights(method: str, tmp_path: Pat
     cut_off = found.with_name("checkpoint-5")  # a kill in the middle of a checkpoint leaves one like this
     cut_off.mkdir()
     (cut_off / "adapter_config.json").write_text("{}")
-    assert same(straight, trained(method, tmp_path, "killed", steps=6, resume=True))
+    assert same(straight, trained(method, tmp_path, "killed", max_steps=6, resume=True))
 
 
 @pytest.mark.parametrize("method", ["midalign", "clo"])
 def test_two_processes_agree_with_one(method: str, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"steps": 4, "learning_rate": 1e-3}
-    one = trained(method, tmp_path, "one", batch_size=4, **changes)
-    changes |= {"model": str(tiny.folder("gemma3"))} | ({"contrastive_batch_size": 2} if method == "midalign" else {})
+    changes: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-3}
+    one = trained(method, tmp_path, "one", per_device_train_batch_size=4, **changes)
+    changes |= {"model_name_or_path": str(tiny.folder("gemma3"))} | (
+        {"contrastive_batch_size": 2} if method == "midalign" else {}
+    )
     (tmp_path / "two.py").write_text(
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from support import training_runs\n"
         f"training_runs.trained({method!r}, Path(sys.argv[2]), 'two', **{changes!r})\n"
@@ -264,20 +262,20 @@ def test_two_processes_agree_with_one(method: str, tmp_path: Path) -> None:
 def test_the_order_of_rows() -> None:
     mist = order(6, 4, 10, seed=3)
     assert mist == order(6, 4, 10, 5, contrastive_steps=0, seed=3)
-    assert sorted(place.row for place in mist[:10] if place.row is not None) == list(range(10))
+    assert sorted(item.row for item in mist[:10] if item.row is not None) == list(range(10))
     mixed = order(6, 4, 10, 5, contrastive_steps=3, seed=3)
-    kinds = [place.row is None for place in mixed[::4]]
+    kinds = [item.row is None for item in mixed[::4]]
     assert kinds == [False, True] * 3
-    assert [place for place in mixed if place.row is not None] == mist[:12]
+    assert [item for item in mixed if item.row is not None] == mist[:12]
     summed = order(2, 4, 10, 5, summed=True, seed=3)
-    assert all(place.row is not None and place.pairs is not None for place in summed)
+    assert all(item.row is not None and item.pairs is not None for item in summed)
 
 
 # What comes of it -----------------------------------------------------------------------------------------------------
 
 
 def test_an_adapter_is_used_by_steered_hf_and_merged(tmp_path: Path) -> None:
-    trained("mist", tmp_path, steps=8)
+    trained("mist", tmp_path, max_steps=8)
     runner = CliRunner()
     merged = tmp_path / "merged"
     assert runner.invoke(cli.app, ["train", "merge", str(tmp_path / "mist"), "--out", str(merged)]).exit_code == 0
@@ -302,13 +300,13 @@ def test_a_whole_model_is_trained_and_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_other_architectures(family: str, tmp_path: Path) -> None:
-    found = trained("midalign", tmp_path, model=str(tiny.folder(family)), packing=True, max_length=100)
+    found = trained("midalign", tmp_path, model_name_or_path=str(tiny.folder(family)), packing=True, max_length=100)
     assert any(float(tensor.abs().max()) > 0 for name, tensor in found.items() if "lora_B" in name)
 
 
 def test_held_out_measures(tmp_path: Path) -> None:
     for method in ("mist", "clo"):
-        trained(method, tmp_path, steps=60)
+        trained(method, tmp_path, max_steps=60)
     lines, record = comparing.compare(
         [tmp_path / "mist", tmp_path / "clo"],
         ["base", "mist"],
@@ -324,7 +322,7 @@ def test_held_out_measures(tmp_path: Path) -> None:
     assert at["clo", "preference_en", "average"].difference > 0
     assert at["clo", "preference_xx", "average"].difference > 0
     retrieval = at["mist", "retrieval", "es"]
-    assert 0 <= retrieval.value <= 1
+    assert retrieval.difference == pytest.approx(retrieval.value - retrieval.before)
     assert retrieval.n == 24
     assert record["left_out_as_trained_on"] == {"sentences": 0, "instructions": 0, "tuples": 0}
 
@@ -344,9 +342,3 @@ def test_a_merge_refuses_another_base(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is another model"):
         adapter.merge(tmp_path / "mist", tmp_path / "merged", str(tiny.folder("llama")))
     assert not (tmp_path / "merged").exists()
-
-
-def test_trainers_are_trl_s_own() -> None:
-    from trl import SFTTrainer
-
-    assert all(issubclass(kind, SFTTrainer) for kind in (MistTrainer, MidalignTrainer, CloTrainer))
