@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from lm_eval_ext.errors import TrainingError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.training.settings import DTYPES, Clo, Midalign, Mist, Settings, SftEn
 
 if TYPE_CHECKING:
@@ -140,7 +141,6 @@ def evaluate(
     _check_installed()
     if out.is_dir():
         raise TrainingError(f"--out {out} is a folder; give the path of a file, such as {out / 'measures.csv'}")
-    from lm_eval_ext.data import sources
     from lm_eval_ext.training import checkpoints, comparing
 
     lines, record = comparing.compare(
@@ -155,7 +155,7 @@ def evaluate(
         dtype=dtype,
         device=device,
     )
-    sources.write(out, comparing.table(lines).encode())
+    write_file(out, comparing.table(lines))
     checkpoints.write(out.with_suffix(".json"), record)
     for line in lines:
         told = f"{line.value:9.3f} {line.before:9.3f} {line.difference:+8.3f} [{line.low:+.3f}, {line.high:+.3f}]"

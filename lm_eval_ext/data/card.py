@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval_ext.data import blend, sources
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import LANGUAGES
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def update(file: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{file} has no place for the numbers: it needs the lines\n{BEGIN}\n{END}")
-    sources.write(file, (before + numbers() + after).encode("utf-8"))
+    write_file(file, before + numbers() + after)
 
 
 def written(file: Path) -> str:

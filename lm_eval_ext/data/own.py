@@ -27,6 +27,7 @@ from lm_eval_ext.data import sources, tasks_tree
 from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.data.tasks_tree import BIAS, BY_COUNTRY, CLOZE, LETTERS, RULES, Family, per_language
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
@@ -79,14 +80,14 @@ def write(file: Path, name: str, folder: Path, language: str = "") -> Family:
     documents = read(file, language)
     text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     family = _family(name, documents, hashlib.sha256(text.encode()).hexdigest()[:12])
-    sources.write(folder / f"{name}.jsonl", text.encode())
-    sources.write(folder / "questions.py", _LOADER.encode())
+    write_file(folder / f"{name}.jsonl", text)
+    write_file(folder / "questions.py", _LOADER)
     for template in ("_letters", "_cloze", "_letters_by_country", "_cloze_by_country"):
         shutil.copyfile(tasks_dir() / template, folder / template)
     for suffix, template in family.templates.items():
-        sources.write(folder / template, _template(suffix, by_country="countries" in documents[0]).encode())
+        write_file(folder / template, _template(suffix, by_country="countries" in documents[0]))
     for file_name, content in tasks_tree.yaml_files(family, _HEADER):
-        sources.write(folder / f"{file_name}.yaml", content.encode())
+        write_file(folder / f"{file_name}.yaml", content)
     return family
 
 

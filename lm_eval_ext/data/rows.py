@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lm_eval_ext import languages
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, LanguageError
+from lm_eval_ext.io import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -221,7 +222,7 @@ def write(file: Path, rows: Iterable[Instruction | Tuple]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    sources.write(file, "".join(as_json(row) + "\n" for row in rows).encode("utf-8"))
+    write_file(file, "".join(as_json(row) + "\n" for row in rows))
 
 
 def sha256(rows: Iterable[Instruction | Tuple]) -> str:

@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import zlib
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data.derived import DERIVED, Derived
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import PACKAGE, cache_dir
 
 if TYPE_CHECKING:
@@ -85,23 +85,6 @@ def path(name: str) -> Path:
     if derived:
         return _derive(name, derived)
     raise DataError(f"no address is known for {name}. {_mirror_hint(name)}")
-
-
-def write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all, with its folder.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise DataError(f"cannot write {file}: {error.strerror}") from None
 
 
 def read_text(file: Path) -> str:
@@ -252,7 +235,7 @@ def _derive(name: str, derived: Derived) -> Path:
             f"  SHA-256 found:    {found}\n"
             f"  {_mirror_hint(name)}"
         )
-    write(target, content)
+    write_file(target, content)
     return target
 
 

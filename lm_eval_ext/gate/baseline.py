@@ -7,13 +7,12 @@ scores of the documents that the gate's rules speak of, without prompts, options
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm_eval_ext import __version__
 from lm_eval_ext.errors import GateError, ResultsError
+from lm_eval_ext.io import write_folder
 from lm_eval_ext.results.axes import Axis, find_axis
 from lm_eval_ext.results.pairing import Paired
 from lm_eval_ext.results.runs import COMMITTED, read_tree, short_model
@@ -92,29 +91,22 @@ def read_old(folder: Path, side: type[Side]) -> Side | None:
 
 
 def write(gate: Gate, run: Run, folder: Path) -> int:
-    """Replace a baseline by what the gate needs of a run, whole or not at all; returns its size in bytes."""
+    """Replace a baseline by what the gate needs of a run, whole or not at all; returns its size in bytes.
+
+    Raises:
+        OutputError: the folder cannot be written; what was there stays.
+    """
     wanted: dict[str, set[str]] = {}
     for axis in _axes(gate, run):
         for task in axis.tasks:
             if task in run.tasks:
                 wanted.setdefault(task, set()).add(axis.metric)
     frames = {task: _wanted_samples(run, task, metrics) for task, metrics in sorted(wanted.items())}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        fresh, aside = Path(scratch, "new"), Path(scratch, "old")
-        fresh.mkdir()
+    with write_folder(folder, replace=True) as fresh:
         for task, frame in frames.items():
             (fresh / f"samples_{task}_{run.date}.jsonl").write_text(_lines(frame), encoding="utf-8")
         results = json.dumps(_results(run, frames), indent=1, sort_keys=True) + "\n"
         (fresh / f"results_{run.date}.json").write_text(results, encoding="utf-8")
-        if folder.exists():
-            folder.rename(aside)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if aside.exists():
-                shutil.move(aside, folder)
-            raise
     return sum(path.stat().st_size for path in folder.iterdir())
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import VectorFileError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.steering.decoder import LAYER_CONVENTION, fingerprint, hidden_size, layer_count
 
 if TYPE_CHECKING:
@@ -173,7 +173,11 @@ class VectorSet:
             )
 
     def save(self, path: Path) -> None:
-        """Write the file in one piece (a temporary file, then a rename)."""
+        """Write the file, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         from safetensors.torch import save
 
         metadata = {
@@ -185,12 +189,7 @@ class VectorSet:
             "created_by": self.created_by,
         }
         tensors = {entry.info.key: entry.values.float().contiguous() for entry in self.vectors.values()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # `save_file` and temporary files would keep others from reading the result.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            unfinished = Path(folder) / path.name
-            unfinished.write_bytes(save(tensors, metadata={FORMAT: json.dumps(metadata, ensure_ascii=False)}))
-            unfinished.replace(path)
+        write_file(path, save(tensors, metadata={FORMAT: json.dumps(metadata, ensure_ascii=False)}))
 
     @classmethod
     def load(cls, path: Path) -> VectorSet:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext import __version__
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, StudyError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class State:
         """Write what is known of a stage, the file whole or not at all."""
         self.stages[name] = entry
         text = json.dumps({"version": 1, "stages": self.stages}, indent=1, ensure_ascii=False)
-        sources.write(self.file, (text + "\n").encode("utf-8"))
+        write_file(self.file, text + "\n")
 
 
 class Runner:

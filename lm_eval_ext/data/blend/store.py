@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import sources
 from lm_eval_ext.data.blend.source import files
-from lm_eval_ext.errors import DataError
+from lm_eval_ext.errors import OutputError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def rows(arguments: tuple[object, ...], build: Callable[[], list[dict[str, Any]]
 
 def _keep(file: Path, built: list[dict[str, Any]]) -> None:
     try:
-        sources.write(file, json.dumps(built, ensure_ascii=False).encode())
-    except DataError as error:
+        write_file(file, json.dumps(built, ensure_ascii=False))
+    except OutputError as error:
         _warn(f"BLEnD items are built again in every process: {error}")
 
 
