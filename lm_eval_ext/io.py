@@ -38,9 +38,10 @@ def write_file(path: Path, content: bytes | str) -> None:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         unfinished.replace(path)
     except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
         with suppress(OSError):
             unfinished.unlink()
-        raise cannot_write(path, error) from None
 
 
 @contextmanager
