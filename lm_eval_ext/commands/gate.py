@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from lm_eval_ext.errors import UserError
-from lm_eval_ext.gate.rules import MISUSE, STATUS
+from lm_eval_ext.gate.verdicts import MISUSE, STATUS
 from lm_eval_ext.io import cannot_write
 
 if TYPE_CHECKING:

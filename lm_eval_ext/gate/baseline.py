@@ -21,8 +21,8 @@ from lm_eval_ext.results.samples import read_samples
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lm_eval_ext.gate.config import Gate
     from lm_eval_ext.gate.measuring import Side
+    from lm_eval_ext.gate.rules import Gate
     from lm_eval_ext.results.runs import Run
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats as laws
 
 from lm_eval_ext.errors import GateError
-from lm_eval_ext.gate.config import AVERAGE
-from lm_eval_ext.gate.rules import Measured
+from lm_eval_ext.gate.rules import AVERAGE
+from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, read_axis
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from lm_eval_ext.gate.config import Gate, Rule
+    from lm_eval_ext.gate.rules import Gate, Rule
     from lm_eval_ext.results.axes import Axis
     from lm_eval_ext.results.runs import Run
 

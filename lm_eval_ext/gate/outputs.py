@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_eval_ext import __version__
-from lm_eval_ext.gate.rules import STATUS
+from lm_eval_ext.gate.verdicts import STATUS
 
 if TYPE_CHECKING:
     from lm_eval_ext.gate.measuring import Side
-    from lm_eval_ext.gate.rules import Check, GateResult, Verdict
+    from lm_eval_ext.gate.verdicts import Check, GateResult, Verdict
 
 GLYPHS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 _COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
