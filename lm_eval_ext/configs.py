@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Table(BaseModel):
     """Keys with values. Nothing is converted: `3` is no text, `"3"` no number, `true` neither."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -48,7 +48,15 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 T = TypeVar("T", bound=Table)
 
 
-def read_config(path: Path, kind: type[T], error: type[UserError], what: str, *, floats: bool = True) -> T:
+def read_config(
+    path: Path,
+    kind: type[T],
+    error: type[UserError],
+    what: str,
+    *,
+    floats: bool = True,
+    instead: Mapping[str, Any] | None = None,
+) -> T:
     """Read a YAML file.
 
     Args:
@@ -57,12 +65,15 @@ def read_config(path: Path, kind: type[T], error: type[UserError], what: str, *,
         error: raised for every mistake.
         what: of the file, for messages: "gate".
         floats: as `read_yaml`.
+        instead: values that take the place of the file's.
 
     Raises:
         UserError: of the class `error`: no such file, not YAML, or something in it that means nothing. The message has all
             that is wrong with the content.
     """
     content = read_yaml(path, error, what, floats=floats)
+    if isinstance(content, dict):
+        content |= instead or {}
     try:
         return kind.model_validate(content)
     except ValidationError as problems:
@@ -119,11 +130,13 @@ def _message(problem: ErrorDetails, kind: type[BaseModel]) -> str:
         close = get_close_matches(str(key), valid, n=1)
         hint = f", did you mean {close[0]!r}? Valid" if close else "; valid"
         return f"{_words(parents)}unknown key {key!r}{hint} keys: {', '.join(valid)}"
+    if steps and steps[-1] == "[key]":  # pydantic's word for a key that is refused
+        steps = steps[:-2]
     place = _place(kind, steps)
     steps = place.steps
     if problem["type"] == "value_error" and (own_words := str(problem["ctx"]["error"])):
         return f"{_words(steps)}{own_words}"
-    needed = place.needed or problem["msg"]
+    needed = place.needed or ("keys with values" if problem["type"] == "dict_type" else problem["msg"])
     if valid := _keys(place.kind):
         needed = f"keys with values; valid keys: {', '.join(valid)}"
     is_missing = problem["type"] == "missing" or problem["input"] is None
@@ -159,7 +172,7 @@ def _place(kind: Any, steps: Sequence[str | int]) -> _Place:
             field = next(field for name, field in kind.model_fields.items() if step in (name, field.alias))
             kind, needed = field.annotation, field.description or ""
         elif get_origin(kind) in (list, tuple, dict):
-            kind = get_args(kind)[1 if get_origin(kind) is dict else 0]
+            kind, needed = get_args(kind)[1 if get_origin(kind) is dict else 0], ""
         else:  # pydantic goes on into the branches of a union
             return _Place(steps[:done], kind, needed)
     return _Place(steps, _bare(kind), needed)
