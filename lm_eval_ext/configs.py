@@ -16,7 +16,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,11 +42,15 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 #: A text that is not empty, without spaces around it.
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Text = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1), Field(description="a text that is not empty")
+]
 #: One or more such texts, each once: a list of them, or a text in which commas divide them.
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 T = TypeVar("T", bound=Table)
+
+_SHOWN = 200  # characters of a refused value
 
 
 def read_config(
@@ -139,20 +144,23 @@ def _message(problem: ErrorDetails, kind: type[BaseModel]) -> str:
     needed = place.needed or ("keys with values" if problem["type"] == "dict_type" else problem["msg"])
     if valid := _keys(place.kind):
         needed = f"keys with values; valid keys: {', '.join(valid)}"
-    is_missing = problem["type"] == "missing" or problem["input"] is None
+    got = "" if problem["type"] == "missing" or problem["input"] is None else repr(problem["input"])
+    got = got if len(got) <= _SHOWN else f"{got[:_SHOWN]}..."
     if not steps or isinstance(steps[-1], int):
-        return f"{_words(steps)}got {'nothing' if is_missing else repr(problem['input'])}; needed: {needed}"
-    return f"{_words(steps[:-1])}{steps[-1]} is {'missing' if is_missing else repr(problem['input'])}; needed: {needed}"
+        return f"{_words(steps)}got {got or 'nothing'}; needed: {needed}"
+    return f"{_words(steps[:-1])}{steps[-1]} is {got or 'missing'}; needed: {needed}"
 
 
 def _words(steps: Sequence[str | int]) -> str:
-    """A place as a person says it: `rules, 1` is `rule 2`."""
+    """A place as a person says it: `rules, 1` is `rule 2`, `countries, 1, 0` is `country 2.1`."""
     words: list[str] = []
-    for step in steps:
-        if isinstance(step, int):
-            words[-1:] = [f"{words[-1].removesuffix('s') if words else 'entry'} {step + 1}"]
-        else:
+    for before, step in zip(("", *steps), steps, strict=False):
+        if not isinstance(step, int):
             words.append(step)
+        elif isinstance(before, int):
+            words[-1] += f".{step + 1}"
+        else:
+            words[-1:] = [f"{re.sub('(ie)?s$', lambda end: 'y' if end[1] else '', before)} {step + 1}"]
     return "".join(f"{word}: " for word in words)
 
 
@@ -172,7 +180,8 @@ def _place(kind: Any, steps: Sequence[str | int]) -> _Place:
             field = next(field for name, field in kind.model_fields.items() if step in (name, field.alias))
             kind, needed = field.annotation, field.description or ""
         elif get_origin(kind) in (list, tuple, dict):
-            kind, needed = get_args(kind)[1 if get_origin(kind) is dict else 0], ""
+            kind = get_args(kind)[1 if get_origin(kind) is dict else 0]
+            needed = next((part.description or "" for part in get_args(kind) if isinstance(part, FieldInfo)), "")
         else:  # pydantic goes on into the branches of a union
             return _Place(steps[:done], kind, needed)
     return _Place(steps, _bare(kind), needed)
