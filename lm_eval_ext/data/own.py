@@ -15,7 +15,6 @@ All lines have `countries`, or none: with them the tasks report `english_bias` a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext.data import sources, tasks_tree
 from lm_eval_ext.data.tasks_tree import BIAS, BY_COUNTRY, CLOZE, LETTERS, RULES, Family, per_language
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_text
 from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 
@@ -73,7 +73,7 @@ def write(file: Path, name: str, folder: Path, language: str = "") -> Family:
         )
     documents = read(file, language)
     text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    family = _family(name, documents, hashlib.sha256(text.encode()).hexdigest()[:12])
+    family = _family(name, documents, hash_text(text)[:12])
     write_file(folder / f"{name}.jsonl", text)
     write_file(folder / "questions.py", _LOADER)
     for template in ("_letters", "_cloze", "_letters_by_country", "_cloze_by_country"):

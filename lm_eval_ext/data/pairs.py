@@ -7,8 +7,6 @@ named against the same question without, in one language. Pairs are never evalua
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from lm_eval_ext.data import sources
 from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.errors import DataError, LanguageError
+from lm_eval_ext.fingerprints import hash_json
 from lm_eval_ext.languages import LANGUAGES, normalise
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class PairSet:
     def sha256(self) -> str:
         """Hash of the pairs' texts, kept in the vector file."""
         texts = [[pair.positive, pair.negative] for pair in self.pairs]
-        return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
+        return hash_json(texts, ascii_only=False)
 
 
 def load(kind: str, source: str, languages: list[str], limit: int | None = None) -> list[PairSet]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data.derived import DERIVED, Derived
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_file
 from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import PACKAGE, cache_dir
 
@@ -215,7 +216,7 @@ def _download(name: str, sha256: str | None, url: str) -> Path:
 
 def _derive(name: str, derived: Derived) -> Path:
     target = cache_dir() / "data" / name
-    if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == derived.sha256:
+    if target.is_file() and hash_file(target) == derived.sha256:
         return target
     # The commit is part of an input's name: two inputs may be one file at two commits.
     inputs = [

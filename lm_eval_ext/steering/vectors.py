@@ -6,7 +6,6 @@ object in the file's metadata, so that a file can be checked before any model is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import VectorFileError
+from lm_eval_ext.fingerprints import hash_file
 from lm_eval_ext.io import write_file
 from lm_eval_ext.steering.decoder import LAYER_CONVENTION, fingerprint, hidden_size, layer_count
 
@@ -226,7 +226,7 @@ class VectorSet:
             model=model,
             vectors={(info.kind, info.language): SteeringVectors(info, tensors[info.key]) for info in infos},
             path=path,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=hash_file(path),
             created_by=str(metadata.get("created_by", "")),
         )
 

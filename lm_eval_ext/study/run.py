@@ -7,7 +7,6 @@ read) and the hashes of what it made. A stage is done where all of that is as re
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext import __version__
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, StudyError
+from lm_eval_ext.fingerprints import hash_text, hash_tree
 from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 STATE = "study.json"
 _LOCK = ".study.lock"
-#: Weights are told apart by their names, sizes, and so many bytes at both ends: reading 24 GB at each start takes minutes.
-_SAMPLE = 2**20
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ class Runner:
 
     def _made_from(self, stage: Stage) -> dict[str, Any]:
         made = [file for need in stage.needs for file in self.stages[need].makes.files()]
-        reads = {self._path(path): fingerprint(path) for path in (*made, *stage.reads)}
+        reads = {self._path(path): hash_tree(path) for path in (*made, *stage.reads)}
         # The plan that a stage waits for is a file that it reads.
         arguments = [self._relative(argument) for argument in stage.arguments]
         return {"version": __version__, "built in": self._built_in, "arguments": arguments, "reads": reads}
@@ -201,10 +199,10 @@ class Runner:
     def _built_in(self) -> str:
         """A hash of the data and tasks that come with the package: they may change while its version does not."""
         folders = (sources.packaged("mini"), sources.packaged("instruct_mini"), tasks_dir())
-        return hashlib.sha256("".join(map(fingerprint, folders)).encode()).hexdigest()
+        return hash_text(*map(hash_tree, folders), separator="")
 
     def _made(self, stage: Stage) -> dict[str, str]:
-        return {self._path(file): fingerprint(file) for file in stage.makes.files()}
+        return {self._path(file): hash_tree(file) for file in stage.makes.files()}
 
     def _path(self, path: Path) -> str:
         return str(path.relative_to(self.out)) if self.out in path.parents else str(path)
@@ -245,23 +243,3 @@ def launch(arguments: Sequence[str], lock: int) -> int:
     """
     command = [sys.executable, "-m", "lm_eval_ext", *arguments]
     return subprocess.run(command, pass_fds=[lock]).returncode  # noqa: S603
-
-
-def fingerprint(path: Path) -> str:
-    """A hash of a file, or of all files of a model's folder; of large files, of their size and both ends."""
-    digest = hashlib.sha256()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
-        if not file.is_file() or file.suffix == ".pyc":
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
-        with file.open("rb") as content:
-            if path.is_dir() and size > 2 * _SAMPLE:
-                digest.update(content.read(_SAMPLE))
-                content.seek(-_SAMPLE, 2)
-                digest.update(content.read(_SAMPLE))
-            else:
-                for block in iter(lambda: content.read(_SAMPLE), b""):
-                    digest.update(block)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from lm_eval_ext.data import instruct
 from lm_eval_ext.data import pairs as parallel
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_text
 from lm_eval_ext.training.batches import PairBatcher
 from lm_eval_ext.training.settings import Clo, Midalign
 
@@ -46,7 +46,7 @@ class Trained:
 
 def digest(text: str) -> str:
     """Tells texts apart whatever their case and punctuation."""
-    return hashlib.sha256(instruct.normal_form(text).encode()).hexdigest()[:16]
+    return hash_text(instruct.normal_form(text))[:16]
 
 
 def short_name(source: str) -> str:
