@@ -92,21 +92,21 @@ def _rows(file: Path, _: int) -> list[tuple[dict[str, Any], list[int]]]:
 
 
 def _document(row: dict[str, Any], code: str, order: list[int]) -> dict[str, Any]:
-    own, english = row[code], row["en"]
-    before, _, after = own["cloze"].partition(_GAP)
+    fact, english = row[code], row["en"]
+    before, _, after = fact["cloze"].partition(_GAP)
     prompt = before.rstrip()
-    options = [own["candidates"][index] for index in order]
-    gold = own["candidates"][own["gold"]]
+    options = [fact["candidates"][index] for index in order]
+    gold = fact["candidates"][fact["gold"]]
     return {
         "id": f"bmlama-{row['row']}",
         "language": code,
         "relation": row["template_en"],
-        "subject": own["subject"],
-        "question": own["cloze"].replace(_GAP, "___"),
+        "subject": fact["subject"],
+        "question": fact["cloze"].replace(_GAP, "___"),
         "prompt": prompt,
         "options": options,
         "continuations": [before[len(prompt) :] + option + after for option in options],
-        "gold": order.index(own["gold"]),
+        "gold": order.index(fact["gold"]),
         "split": _split(row),
         "same_as_english": code != "en" and gold == english["candidates"][english["gold"]],
     }

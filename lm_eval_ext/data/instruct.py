@@ -201,7 +201,7 @@ def pair_up(rows: Iterable[Instruction], report: Report) -> list[Tuple]:
     by_id: dict[str, dict[str, Instruction]] = {}
     for row in rows:
         by_id.setdefault(row.id, {})[row.language] = row
-    made = []
+    tuples = []
     for known in by_id.values():
         english = known.pop("en", None)
         if english is not None and not known:
@@ -218,9 +218,9 @@ def pair_up(rows: Iterable[Instruction], report: Report) -> list[Tuple]:
             else:
                 sides = english.prompt, english.response, row.prompt, row.response
                 cultural = row.cultural or english.cultural
-                made.append(Tuple(row.id, code, *sides, cultural=cultural, source=row.source, split=row.split))
-    report.counted(made)
-    return made
+                tuples.append(Tuple(row.id, code, *sides, cultural=cultural, source=row.source, split=row.split))
+    report.counted(tuples)
+    return tuples
 
 
 def _text(row: Instruction | Tuple) -> str:

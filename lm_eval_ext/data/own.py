@@ -140,7 +140,7 @@ def _document(question: Question, number: int) -> dict[str, Any]:
 
 
 def _across(documents: list[dict[str, Any]]) -> list[str]:
-    """What is wrong between documents."""
+    """Mistakes that concern several questions: fields that only some have, ids that occur twice."""
     if not documents:
         return []
     seen: set[tuple[str, str]] = set()

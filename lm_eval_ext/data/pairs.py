@@ -71,7 +71,7 @@ def load(kind: str, source: str, languages: list[str], limit: int | None = None)
         LanguageError: a built-in source lacks a language.
     """
     if source.endswith(".tsv"):
-        found = _from_tsv(kind, Path(source), languages)
+        pair_sets = _from_tsv(kind, Path(source), languages)
     else:
         reader = SOURCES.get(kind, {}).get(source)
         if reader is None:
@@ -89,8 +89,8 @@ def load(kind: str, source: str, languages: list[str], limit: int | None = None)
         wanted = [code for code in languages if not (kind == "en" and code == "en")]
         if not wanted:
             raise DataError(f"there are no pairs of kind {kind!r} for English alone: name another language")
-        found = [PairSet(kind, code, source, tuple(reader(code))) for code in wanted]
-    return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in found]
+        pair_sets = [PairSet(kind, code, source, tuple(reader(code))) for code in wanted]
+    return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in pair_sets]
 
 
 def _mini_en(language: str) -> list[Pair]:
@@ -120,7 +120,7 @@ def _ntrex_en(language: str) -> list[Pair]:
 def _gmmlu_en(language: str) -> list[Pair]:
     from lm_eval_ext.data import gmmlu
 
-    return [Pair(english, own) for english, own in gmmlu.pairs(language)]
+    return [Pair(english, translated) for english, translated in gmmlu.pairs(language)]
 
 
 def _parallel(english: str, other: str) -> list[Pair]:

@@ -79,7 +79,7 @@ Row = TypeVar("Row", bound=Instruction | Tuple)
 
 @dataclass
 class Report:
-    """What became of the rows, by language; nothing is left out without a count here.
+    """How many rows are kept and left out, by language and reason.
 
     Attributes:
         kept: rows at hand, by language.

@@ -1,4 +1,4 @@
-"""A baseline small enough to commit: which documents a run got right, and nothing of the documents themselves.
+"""A baseline small enough to commit: the scores of a run by document, without the documents' texts.
 
 It is a result tree like any other, which the reader, the plane and the report understand: ids, languages, hashes and
 scores of the documents that the gate's rules speak of, without prompts, options or answers.
@@ -48,7 +48,7 @@ class Move(NamedTuple):
 
 def moves(gate: Gate, old: Side | None, new: Side) -> list[Move]:
     """What moved between an old baseline, if there is one, and the run that is to replace it."""
-    found = []
+    moved = []
     for axis in _axes(gate, new.run):
         axis, after = new.scores(axis)
         before, note = _old_scores(old, new, axis)
@@ -57,17 +57,25 @@ def moves(gate: Gate, old: Side | None, new: Side) -> list[Move]:
             level = float(rows["value"].mean())
             pair = Paired.of(before, rows, "value", resamples=1, seed=[0]) if before is not None else None
             if pair is None:
-                why = note or "new"
-                found.append(Move(axis.name, axis.score, language, float("nan"), level, (), (), why))
+                moved.append(Move(axis.name, axis.score, language, float("nan"), level, (), (), note or "new"))
                 continue
             ids = pair.frame["question"].str.partition("/")[2]
             gained, lost = (tuple(ids[sign * pair.frame["change"] > 0]) for sign in (1, -1))
             unpaired = len(rows) - len(pair.frame)
-            told = f"{unpaired} of {len(rows)} items are new" if unpaired else ""
-            found.append(
-                Move(axis.name, axis.score, language, float(pair.frame["before"].mean()), level, gained, lost, told)
+            unpaired_note = f"{unpaired} of {len(rows)} items are new" if unpaired else ""
+            moved.append(
+                Move(
+                    axis.name,
+                    axis.score,
+                    language,
+                    float(pair.frame["before"].mean()),
+                    level,
+                    gained,
+                    lost,
+                    unpaired_note,
+                )
             )
-    return found
+    return moved
 
 
 def read_old(folder: Path, side: type[Side]) -> Side | None:
@@ -138,7 +146,7 @@ def _wanted_samples(run: Run, task: str, metrics: set[str]) -> pd.DataFrame:
 
 
 def _lines(frame: pd.DataFrame) -> str:
-    """Samples as the harness writes them, without anything that can be read."""
+    """Samples as the harness writes them, without texts."""
     lines = []
     for _, rows in frame.groupby(["doc_id", "filter"], sort=True):
         first = rows.iloc[0]
@@ -164,7 +172,7 @@ def _results(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
         for task, frame in frames.items()
     }
     settings = next(iter(tasks.values())).settings
-    model = short_model(run.model)  # folders of the machine that evaluated are nobody else's business
+    model = short_model(run.model)  # without folders of the machine that evaluated
     return {
         COMMITTED: __version__,
         "results": means,

@@ -115,7 +115,7 @@ def judge(measured: Sequence[Measured]) -> GateResult:
     """
     if not measured:
         raise ValueError("a gate needs at least one measurement")
-    corrected = holm([one.p for one in measured]).tolist()
+    corrected = holm([measurement.p for measurement in measured]).tolist()
     return GateResult(tuple(Check(one, *_decide(one, p), p) for one, p in zip(measured, corrected, strict=True)))
 
 
