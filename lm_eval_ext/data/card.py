@@ -55,7 +55,8 @@ def update(file: Path) -> None:
     """Put the numbers between the markers of a data card.
 
     Raises:
-        DataError: the file has no such markers, or cannot be read or written.
+        DataError: the file has no such markers, or cannot be read.
+        OutputError: it cannot be written.
     """
     before, begin, rest = sources.read_text(file).partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -41,7 +41,7 @@ class Outcome:
         """Write everything to the settings' folder; print the largest effects, and notes to `console`.
 
         Raises:
-            ResultsError: the folder cannot be written.
+            OutputError: the folder cannot be written.
         """
         out = self.settings.out
         write_file(out / "items.parquet", self.items.to_parquet(index=False, compression="zstd"))

@@ -76,7 +76,8 @@ def write_charts(charts: Iterable[Chart], folder: Path, forms: Sequence[str] = F
     """Write every figure as `folder/NAME.FORM`; one browser makes all images.
 
     Raises:
-        ResultsError: an unknown format, no kaleido or browser, or a folder that cannot be written.
+        ResultsError: an unknown format, or no kaleido or browser.
+        OutputError: the folder cannot be written.
     """
     if unknown := sorted(set(forms) - set(FORMATS)):
         raise ResultsError(f"no figure can be written as {', '.join(unknown)}; formats: {', '.join(FORMATS)}")
