@@ -35,6 +35,10 @@ class ModelError(UserError):
     """A model that cannot be steered or loaded as asked."""
 
 
+class OutputError(UserError):
+    """A file or folder that cannot be written."""
+
+
 class ResultsError(UserError):
     """Result files that are missing, damaged or not comparable."""
 

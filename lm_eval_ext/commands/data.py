@@ -9,6 +9,7 @@ import typer
 
 from lm_eval_ext.commands.data_instruct import instruct
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.io import write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,12 +123,12 @@ def show(
     """
     import logging
 
-    from lm_eval_ext.data import browse, sources
+    from lm_eval_ext.data import browse
 
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it explains --metadata at every task
     if html is not None:
         _known(data)
-        sources.write(html, browse.page(language).encode("utf-8"))
+        write_file(html, browse.page(language))
         typer.echo(f"wrote {html}")
         return
     family = "blend_decon" if data == "blend" else data

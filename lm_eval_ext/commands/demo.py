@@ -62,6 +62,8 @@ def demo(
 
 def _evaluate(folder: Path, plan: str, vectors: Path, **options: Any) -> None:
     """One evaluation through the harness; skipped where the folder holds the results of the very same one."""
+    from lm_eval_ext.io import write_file
+
     stamp = folder / "done.json"
     key = _key(plan, vectors, options)
     if stamp.is_file() and json.loads(stamp.read_text())["key"] == key:
@@ -72,9 +74,7 @@ def _evaluate(folder: Path, plan: str, vectors: Path, **options: Any) -> None:
     command = ",".join(f"{name}={value}" for name, value in arguments.items())
     typer.echo(f"{folder.name}: lm_eval --model steered-hf --model_args {command} --tasks {','.join(TASKS)}")
     _run(folder, arguments, options["batch_size"], options["limit"])
-    unfinished = stamp.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"key": key, "plan": plan}))
-    unfinished.replace(stamp)
+    write_file(stamp, json.dumps({"key": key, "plan": plan}))
 
 
 def _run(folder: Path, arguments: dict[str, str], batch_size: int, limit: int | None) -> None:

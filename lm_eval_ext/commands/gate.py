@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from lm_eval_ext.errors import UserError
-from lm_eval_ext.gate.rules import MISUSE, STATUS
+from lm_eval_ext.gate.verdicts import MISUSE, STATUS
+from lm_eval_ext.io import cannot_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +107,7 @@ def check(
     """
     from lm_eval_ext.gate import judge, measure, outputs, read_gate
     from lm_eval_ext.gate.measuring import Side
+    from lm_eval_ext.io import write_file
 
     with _annotated(annotate):
         asked = read_gate(rules)
@@ -119,9 +120,9 @@ def check(
         )
         for path, text in files:
             if path is not None:
-                _write(path, text)
+                write_file(path, text)
         if summary is not None:
-            _write(summary, outputs.to_markdown(result, *sides), append=True)
+            _append(summary, outputs.to_markdown(result, *sides))
     notes = _console(stderr=True)
     for note in (note for side in sides for note in side.notes):
         notes.print(f"note: {note}", style="yellow")
@@ -163,10 +164,7 @@ def renew(
     if dry_run:
         console.print(f"{baseline} was not written", soft_wrap=True)
         return
-    try:
-        size = committed.write(asked, new.run, baseline)
-    except OSError as error:
-        raise UserError(f"cannot write {baseline}: {error.strerror}") from None
+    size = committed.write(asked, new.run, baseline)
     console.print(f"wrote {baseline} ({size / 1000:.0f} kB)", soft_wrap=True)
 
 
@@ -217,15 +215,10 @@ def _console(*, stderr: bool = False) -> Console:
     return console
 
 
-def _write(path: Path, text: str, *, append: bool = False) -> None:
+def _append(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if append:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-            return
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise cannot_write(path, error) from None

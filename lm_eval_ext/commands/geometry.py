@@ -106,9 +106,10 @@ def geometry(
     from rich.console import Console
 
     from lm_eval_ext.geometry import figures, page, tables
+    from lm_eval_ext.io import write_file
     from lm_eval_ext.steering.extraction import POOLINGS, parse_layers
     from lm_eval_ext.steering.vectors import VectorSet
-    from lm_eval_ext.viz.chart import FORMATS, write_charts, write_whole
+    from lm_eval_ext.viz.chart import FORMATS, write_charts
 
     wanted = _listed("parts", parts, PARTS) or [part for part in PARTS if part != "vectors" or vectors]
     forms = _listed("images", images, tuple(form for form in FORMATS if form != "csv"))
@@ -152,8 +153,8 @@ def geometry(
     charts = figures.charts(frames, hidden_size=hidden_size, pooling=pooling, level=level)
     for name, frame in frames.items():
         if len(frame):
-            write_whole(out / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g").encode())
-    write_whole(out / "geometry.html", page.page(charts, frames, description).encode())
+            write_file(out / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    write_file(out / "geometry.html", page.page(charts, frames, description))
     write_charts(charts, out, forms)
 
     console = Console(markup=False, highlight=False)

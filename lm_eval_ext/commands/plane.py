@@ -55,13 +55,14 @@ def plane(
     """
     from rich.console import Console
 
+    from lm_eval_ext.io import write_file
     from lm_eval_ext.plane.figures import charts
     from lm_eval_ext.plane.page import page
     from lm_eval_ext.plane.shifts import measure
     from lm_eval_ext.plane.table import terminal_table, to_csv
     from lm_eval_ext.plane.wording import conclusions
     from lm_eval_ext.results.runs import read_tree
-    from lm_eval_ext.viz.chart import write_charts, write_whole
+    from lm_eval_ext.viz.chart import write_charts
 
     csv = csv or out.with_suffix(".csv")
     if csv == out:
@@ -79,8 +80,8 @@ def plane(
         resamples=resamples,
         seed=seed,
     )
-    write_whole(out, page(measured).encode())
-    write_whole(csv, to_csv(measured).encode())
+    write_file(out, page(measured))
+    write_file(csv, to_csv(measured))
     written = write_charts(charts(measured), figures) if figures else []
 
     warnings = Console(stderr=True, markup=False, highlight=False)

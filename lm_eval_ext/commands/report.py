@@ -59,10 +59,11 @@ def report(
     """
     from rich.console import Console
 
+    from lm_eval_ext.io import write_file
     from lm_eval_ext.plane.shifts import measure
     from lm_eval_ext.report.build import Report, default_resamples
     from lm_eval_ext.results.runs import read_tree
-    from lm_eval_ext.viz.chart import write_charts, write_whole
+    from lm_eval_ext.viz.chart import write_charts
 
     tree = read_tree(results)
     measured = measure(
@@ -79,7 +80,7 @@ def report(
         seed=seed,
     )
     built = Report(measured, title=title, max_items=items)
-    write_whole(out, built.html().encode())
+    write_file(out, built.html())
     written = [out, *(write_charts(built.charts, figures) if figures else [])]
 
     warnings = Console(stderr=True, markup=False, highlight=False)

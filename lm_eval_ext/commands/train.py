@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lm_eval_ext.errors import TrainingError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.training.config import DTYPES
 from lm_eval_ext.training.methods import METHODS
 
@@ -95,7 +96,6 @@ def evaluate(
     _check_installed()
     if out.is_dir():
         raise TrainingError(f"--out {out} is a folder; give the path of a file, such as {out / 'measures.csv'}")
-    from lm_eval_ext.data import sources
     from lm_eval_ext.training import checkpoints, comparing
 
     lines, record = comparing.compare(
@@ -110,7 +110,7 @@ def evaluate(
         dtype=dtype,
         device=device,
     )
-    sources.write(out, comparing.table(lines).encode())
+    write_file(out, comparing.table(lines))
     checkpoints.write(out.with_suffix(".json"), record)
     for line in lines:
         values = f"{line.value:9.3f} {line.before:9.3f} {line.difference:+8.3f} [{line.low:+.3f}, {line.high:+.3f}]"

@@ -7,13 +7,13 @@ languages.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import languages
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_text
 from lm_eval_ext.languages import LANGUAGES
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def load(
     documents = []
     for row, chosen in _rows(file, file.stat().st_mtime_ns):
         if _split(row) == split and (row["near_functional"] or relations == "all") and len(chosen) >= MIN_OPTIONS:
-            order = sorted(chosen[: most or None], key=lambda index: _hash(seed, row["row"], index))
+            order = sorted(chosen[: most or None], key=lambda index: hash_text(seed, row["row"], index))
             documents.append(_document(row, code, order))
     return {"test": Dataset.from_list(documents)}
 
@@ -86,27 +86,27 @@ def _rows(file: Path, _: int) -> list[tuple[dict[str, Any], list[int]]]:
 
     Upstream sorts by relation: here the order is drawn by a hash, so that `--limit` takes a fair part.
     """
-    rows = sorted(sources.read_jsonl(file), key=lambda row: _hash("order", row["row"]))
+    rows = sorted(sources.read_jsonl(file), key=lambda row: hash_text("order", row["row"]))
     answers = _answers(rows)
     return [(row, _options(row, answers[_fact(row)])) for row in rows]
 
 
 def _document(row: dict[str, Any], code: str, order: list[int]) -> dict[str, Any]:
-    own, english = row[code], row["en"]
-    before, _, after = own["cloze"].partition(_GAP)
+    fact, english = row[code], row["en"]
+    before, _, after = fact["cloze"].partition(_GAP)
     prompt = before.rstrip()
-    options = [own["candidates"][index] for index in order]
-    gold = own["candidates"][own["gold"]]
+    options = [fact["candidates"][index] for index in order]
+    gold = fact["candidates"][fact["gold"]]
     return {
         "id": f"bmlama-{row['row']}",
         "language": code,
         "relation": row["template_en"],
-        "subject": own["subject"],
-        "question": own["cloze"].replace(_GAP, "___"),
+        "subject": fact["subject"],
+        "question": fact["cloze"].replace(_GAP, "___"),
         "prompt": prompt,
         "options": options,
         "continuations": [before[len(prompt) :] + option + after for option in options],
-        "gold": order.index(own["gold"]),
+        "gold": order.index(fact["gold"]),
         "split": _split(row),
         "same_as_english": code != "en" and gold == english["candidates"][english["gold"]],
     }
@@ -117,7 +117,7 @@ def _options(row: dict[str, Any], answers: set[str]) -> list[int]:
     gold = row["en"]["gold"]
     others = [index for index in range(len(row["en"]["candidates"])) if index != gold]
     chosen = [gold]
-    for index in sorted(others, key=lambda index: _hash("candidate", row["row"], index)):
+    for index in sorted(others, key=lambda index: hash_text("candidate", row["row"], index)):
         if row["en"]["candidates"][index] not in answers and not any(_alike(row, index, other) for other in chosen):
             chosen.append(index)
     return chosen
@@ -143,8 +143,4 @@ def _fact(row: dict[str, Any]) -> tuple[str, str]:
 
 def _split(row: dict[str, Any]) -> str:
     """By fact: rows with several answers of one subject stay together."""
-    return "dev" if int(_hash("split", *_fact(row)), 16) % _DEV_SHARE == 0 else "test"
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+    return "dev" if int(hash_text("split", *_fact(row)), 16) % _DEV_SHARE == 0 else "test"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval_ext.data import blend, sources
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import LANGUAGES
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def update(file: Path) -> None:
     """Put the numbers between the markers of a data card.
 
     Raises:
-        DataError: the file has no such markers, or cannot be read or written.
+        DataError: the file has no such markers, or cannot be read.
+        OutputError: it cannot be written.
     """
     before, begin, rest = sources.read_text(file).partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{file} has no place for the numbers: it needs the lines\n{BEGIN}\n{END}")
-    sources.write(file, (before + numbers() + after).encode("utf-8"))
+    write_file(file, before + numbers() + after)
 
 
 def written(file: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext.data import blend, sources
 from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.paths import tasks_dir
 
@@ -52,7 +53,7 @@ def export(form: str, folder: Path) -> list[Path]:
     if others := sorted(present - set(written)):
         raise DataError(f"{folder} holds other files, such as {others[0].name}: name a new or empty folder")
     for path, content in written.items():
-        sources.write(path, content)
+        write_file(path, content)
     return list(written)
 
 

@@ -79,8 +79,8 @@ def documents(language: str, split: str) -> list[dict[str, Any]]:
         DataError: the rows are unreachable or not in the Global-MMLU schema.
     """
     name = f"gmmlu/{language}/{split}"
-    if found := sources.mirrored(f"{name}.jsonl") or sources.mirrored(f"{name}.parquet"):
-        where, rows = str(found), _read(found)
+    if file := sources.mirrored(f"{name}.jsonl") or sources.mirrored(f"{name}.parquet"):
+        where, rows = str(file), _read(file)
         if len(rows) != ROWS[split]:
             logger.warning("%s has %d rows; the full release has %d", where, len(rows), ROWS[split])
     else:
@@ -131,8 +131,8 @@ def pairs(language: str) -> list[tuple[str, str]]:
         DataError: as `documents`, or the two dev splits share no question.
     """
     english = {row["id"]: row["question"].strip() for row in _untested()}
-    own = {row["id"]: row["question"].strip() for row in documents(_code(language), "dev")}
-    shared = [(text, own[sample_id]) for sample_id, text in english.items() if sample_id in own]
+    translated = {row["id"]: row["question"].strip() for row in documents(_code(language), "dev")}
+    shared = [(text, translated[sample_id]) for sample_id, text in english.items() if sample_id in translated]
     if not shared:
         raise DataError(f"the dev splits of {REPO} in en and {language} have no sample_id in common")
     return shared

@@ -5,7 +5,6 @@ What a row is, and how its files are read and written, is in `rows`.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from lm_eval_ext.data.rows import (
     write,
 )
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -187,7 +187,7 @@ def hold_out(rows: Iterable[Row], share: float) -> list[Row]:
         raise DataError(f"the share to hold out must be from 0 to below 1, got {share}")
 
     def drawn(row: Row) -> str:
-        number = int(hashlib.sha256(row.id.partition("/")[0].encode()).hexdigest()[:8], 16)
+        number = int(hash_text(row.id.partition("/")[0])[:8], 16)
         return "held_out" if number < share * 2**32 else "train"
 
     return [replace(row, split=drawn(row)) for row in rows]
@@ -201,7 +201,7 @@ def pair_up(rows: Iterable[Instruction], report: Report) -> list[Tuple]:
     by_id: dict[str, dict[str, Instruction]] = {}
     for row in rows:
         by_id.setdefault(row.id, {})[row.language] = row
-    made = []
+    tuples = []
     for known in by_id.values():
         english = known.pop("en", None)
         if english is not None and not known:
@@ -218,9 +218,9 @@ def pair_up(rows: Iterable[Instruction], report: Report) -> list[Tuple]:
             else:
                 sides = english.prompt, english.response, row.prompt, row.response
                 cultural = row.cultural or english.cultural
-                made.append(Tuple(row.id, code, *sides, cultural=cultural, source=row.source, split=row.split))
-    report.counted(made)
-    return made
+                tuples.append(Tuple(row.id, code, *sides, cultural=cultural, source=row.source, split=row.split))
+    report.counted(tuples)
+    return tuples
 
 
 def _text(row: Instruction | Tuple) -> str:

@@ -1,4 +1,4 @@
-"""What an answer is worth: the `process_results` functions of the tasks whose options are tied to countries.
+"""Scores of an answer: the `process_results` functions of the tasks whose options are tied to countries.
 
 Every value is 0 or 1 per document and is averaged. The chosen option is the first of highest score, as in the harness
 (`lm_eval/api/task.py`). With `countries` the countries of each option (the one it was taken for first) and `gold` the

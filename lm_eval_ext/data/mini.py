@@ -7,13 +7,13 @@ the question's id: the same for ever, and the same in every language.
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval_ext import languages
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_text
 from lm_eval_ext.languages import ENGLISH_COUNTRIES, Language
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def option_keys(row: dict[str, Any], language: Language) -> list[str]:
     local = _answers(row, language.country)
     english = [key for country in ("US", "UK") for key in _answers(row, country)]
     others = {key for country in row["answers"] for key in _answers(row, country)[:1]} - {*local, *english}
-    drawn = sorted(others, key=partial(_hash, row["id"], language.code))
+    drawn = sorted(others, key=partial(hash_text, row["id"], language.code))
     if language.country in ENGLISH_COUNTRIES:
         slots = [local[:1], drawn, drawn, drawn]
     else:
@@ -156,12 +156,8 @@ def _text(row: dict[str, Any], key: str, language: Language) -> str:
 
 def _order(question_id: str) -> list[int]:
     """Which option stands at each of the four positions."""
-    return sorted(range(4), key=lambda option: _hash(SALT, question_id, str(option)))
+    return sorted(range(4), key=lambda option: hash_text(SALT, question_id, str(option)))
 
 
 def _arranged(options: Sequence[T], order: Sequence[int]) -> list[T]:
     return [options[index] for index in order]
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("/".join(parts).encode("utf-8")).hexdigest()

@@ -15,31 +15,26 @@ All lines have `countries`, or none: with them the tasks report `english_bias` a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import languages
 from lm_eval_ext.data import sources, tasks_tree
-from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.data.tasks_tree import BIAS, BY_COUNTRY, CLOZE, LETTERS, RULES, Family, per_language
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_text
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-KEYS = ("question", "options", "answer", "language", "countries", "id", "topic")
-ALPHABET = "ABCDEFGHIJ"
+    from lm_eval_ext.data.questions import Question
 
 _HEADER = "# Written by `lm-eval-ext data import`."
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-#: Other names of the two countries that English bias is about: they would not be counted.
-_ENGLISH = {"usa": "US", "u.s.": "US", "united states": "US", "united kingdom": "UK", "u.k.": "UK", "gb": "UK"}
-_ENGLISH |= {"america": "US", "united states of america": "US", "great britain": "UK", "britain": "UK", "england": "UK"}
 _SHOWN = 10
 
 #: What finds the questions, so that the folder can be moved.
@@ -78,15 +73,15 @@ def write(file: Path, name: str, folder: Path, language: str = "") -> Family:
         )
     documents = read(file, language)
     text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    family = _family(name, documents, hashlib.sha256(text.encode()).hexdigest()[:12])
-    sources.write(folder / f"{name}.jsonl", text.encode())
-    sources.write(folder / "questions.py", _LOADER.encode())
+    family = _family(name, documents, hash_text(text)[:12])
+    write_file(folder / f"{name}.jsonl", text)
+    write_file(folder / "questions.py", _LOADER)
     for template in ("_letters", "_cloze", "_letters_by_country", "_cloze_by_country"):
         shutil.copyfile(tasks_dir() / template, folder / template)
     for suffix, template in family.templates.items():
-        sources.write(folder / template, _template(suffix, by_country="countries" in documents[0]).encode())
+        write_file(folder / template, _template(suffix, by_country="countries" in documents[0]))
     for file_name, content in tasks_tree.yaml_files(family, _HEADER):
-        sources.write(folder / f"{file_name}.yaml", content.encode())
+        write_file(folder / f"{file_name}.yaml", content)
     return family
 
 
@@ -96,13 +91,19 @@ def read(file: Path, language: str = "") -> list[dict[str, Any]]:
     Raises:
         DataError: lines that break the schema; the message names the first of them and what is wrong.
     """
+    from pydantic import ValidationError
+
+    from lm_eval_ext.configs import messages
+    from lm_eval_ext.data.questions import Question
+
     documents: list[dict[str, Any]] = []
-    problems = []
+    problems: list[str] = []
     for number, row in enumerate(sources.read_jsonl(file), start=1):
         try:
-            documents.append(_document(row, number, language))
-        except DataError as error:
-            problems.append(f"question {number}: {error}")
+            question = Question.model_validate(({"language": language} if language else {}) | row)
+            documents.append(_document(question, number))
+        except ValidationError as error:
+            problems += [f"question {number}: {message}" for message in messages(error, Question)]
     problems += _across(documents)
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
@@ -126,61 +127,20 @@ def load(file: Path, language: str, **_: object) -> dict[str, Dataset]:
     return {"test": Dataset.from_list(rows)}
 
 
-def _document(row: dict[str, Any], number: int, language: str) -> dict[str, Any]:
-    if unknown := sorted(set(row) - set(KEYS)):
-        raise DataError(f"unknown key {', '.join(map(repr, unknown))}; valid: {', '.join(KEYS)}")
-    options = [_text(option, "an option") for option in _list(row.get("options"), "options")]
-    if not 2 <= len(options) <= len(ALPHABET) or len(set(options)) < len(options):
-        raise DataError(f"options must be 2 to {len(ALPHABET)} different texts, got {options!r}")
-    code = languages.normalise(_text(row.get("language", language), "language"))
-    if code not in PROMPTS:
-        raise DataError(f"unknown language {code!r}; valid: {', '.join(sorted(PROMPTS))}")
+def _document(question: Question, number: int) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "id": str(row.get("id", number)),
-        "language": code,
-        "question": _text(row.get("question"), "question"),
-        "options": options,
-        "letters": list(ALPHABET[: len(options)]),
-        "gold": _gold(row.get("answer"), options),
+        "id": str(question.id) if "id" in question.model_fields_set else str(number),
+        "language": question.language,
+        "question": question.question,
+        "options": question.options,
+        "letters": question.letters,
+        "gold": question.gold,
     }
-    if "topic" in row:
-        document["topic"] = _text(row["topic"], "topic")
-    if "countries" in row:
-        document["countries"] = _countries(row["countries"], len(options))
-    return document
-
-
-def _gold(answer: object, options: list[str]) -> int:
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        found = {answer} & set(range(len(options)))
-    elif isinstance(answer, str):
-        letters = ALPHABET[: len(options)]
-        by_text = {options.index(answer.strip())} if answer.strip() in options else set[int]()
-        by_letter = {letters.index(answer)} if len(answer) == 1 and answer in letters else set[int]()
-        found = by_text | by_letter
-    else:
-        found = set()
-    if len(found) != 1:
-        what = "may mean two options" if found else "is none of the options"
-        valid = f"a number from 0 to {len(options) - 1}, a letter, or an option's text"
-        raise DataError(f"answer {answer!r} {what}: give {valid}")
-    return found.pop()
-
-
-def _countries(value: object, n: int) -> list[list[str]]:
-    countries = [
-        _list([entry] if isinstance(entry, str) else entry, "countries") for entry in _list(value, "countries")
-    ]
-    if len(countries) != n or not all(countries):
-        raise DataError(f"countries must name one or more for each of the {n} options, got {value!r}")
-    for name in (name for names in countries for name in names):
-        if (proper := _ENGLISH.get(_text(name, "a country").lower())) and name != proper:
-            raise DataError(f"country {name!r}: write {proper}")
-    return [[name.strip() for name in names] for names in countries]
+    return document | {key: value for key in ("topic", "countries") if (value := getattr(question, key)) is not None}
 
 
 def _across(documents: list[dict[str, Any]]) -> list[str]:
-    """What is wrong between documents."""
+    """Mistakes that concern several questions: fields that only some have, ids that occur twice."""
     if not documents:
         return []
     seen: set[tuple[str, str]] = set()
@@ -222,15 +182,3 @@ def _template(suffix: str, by_country: bool) -> str:
     if suffix == LETTERS:
         lines += [f"doc_to_text: {json.dumps(_LETTERED)}", "doc_to_choice: letters"]
     return "\n".join(lines) + "\n"
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{what} must be a text that is not empty, got {value!r}")
-    return value.strip()
-
-
-def _list(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{what} must be a list, got {value!r}")
-    return value

@@ -7,8 +7,6 @@ named against the same question without, in one language. Pairs are never evalua
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from lm_eval_ext.data import sources
 from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.errors import DataError, LanguageError
+from lm_eval_ext.fingerprints import hash_json
 from lm_eval_ext.languages import LANGUAGES, normalise
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class PairSet:
     def sha256(self) -> str:
         """Hash of the pairs' texts, kept in the vector file."""
         texts = [[pair.positive, pair.negative] for pair in self.pairs]
-        return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
+        return hash_json(texts, ascii_only=False)
 
 
 def load_pairs(
@@ -90,7 +89,7 @@ def load_pairs(
     """
     languages = list(languages)
     if source.endswith(".tsv"):
-        found = _from_tsv(kind, Path(source), languages)
+        pair_sets = _from_tsv(kind, Path(source), languages)
     else:
         reader = SOURCES.get(kind, {}).get(source)
         if reader is None:
@@ -108,8 +107,8 @@ def load_pairs(
         wanted = [code for code in languages if not (kind == "en" and code == "en")]
         if not wanted:
             raise DataError(f"there are no pairs of kind {kind!r} for English alone: name another language")
-        found = [PairSet(kind, code, source, tuple(reader(code))) for code in wanted]
-    return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in found]
+        pair_sets = [PairSet(kind, code, source, tuple(reader(code))) for code in wanted]
+    return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in pair_sets]
 
 
 def _mini_en(language: str) -> list[Pair]:
@@ -139,7 +138,7 @@ def _ntrex_en(language: str) -> list[Pair]:
 def _gmmlu_en(language: str) -> list[Pair]:
     from lm_eval_ext.data import gmmlu
 
-    return [Pair(english, own) for english, own in gmmlu.pairs(language)]
+    return [Pair(english, translated) for english, translated in gmmlu.pairs(language)]
 
 
 def _parallel(english: str, other: str) -> list[Pair]:

@@ -24,8 +24,8 @@ def refuse_mixing(source: str, tasks: Sequence[str]) -> None:
     Raises:
         DataError: a task is; the message names it.
     """
-    made = MADE_OF.get(source, ())
-    if mixed := [task for task in tasks if made and task.lower().replace("-", "").startswith(made)]:
+    names = MADE_OF.get(source, ())
+    if mixed := [task for task in tasks if names and task.lower().replace("-", "").startswith(names)]:
         raise DataError(
             f"{', '.join(mixed)} has the sentences of {source}, which is trained on: leave it out, or train on another "
             f"corpus, such as {'ntrex' if source == 'flores' else 'flores'}"

@@ -14,7 +14,6 @@ A line that breaks the schema is an error that names it. What is left out for an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from collections import Counter
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lm_eval_ext import languages
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, LanguageError
+from lm_eval_ext.fingerprints import hash_lines
+from lm_eval_ext.io import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -78,7 +79,7 @@ Row = TypeVar("Row", bound=Instruction | Tuple)
 
 @dataclass
 class Report:
-    """What became of the rows, by language; nothing is left out without a count here.
+    """How many rows are kept and left out, by language and reason.
 
     Attributes:
         kept: rows at hand, by language.
@@ -219,17 +220,14 @@ def write(file: Path, rows: Iterable[Instruction | Tuple]) -> None:
     """Write rows as JSON lines, the file whole or not at all; values that are not given are left out.
 
     Raises:
-        DataError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
-    sources.write(file, "".join(as_json(row) + "\n" for row in rows).encode("utf-8"))
+    write_file(file, "".join(as_json(row) + "\n" for row in rows))
 
 
 def sha256(rows: Iterable[Instruction | Tuple]) -> str:
     """Hash of what the rows say, in their order: the same for the same rows whatever file they are from."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(as_json(row).encode("utf-8") + b"\n")
-    return digest.hexdigest()
+    return hash_lines(map(as_json, rows))
 
 
 def as_json(row: Instruction | Tuple, without: Sequence[str] = ()) -> str:

@@ -1,7 +1,7 @@
-"""The one way to all data: a local mirror first, else upstream at a pinned version, checked and cached.
+"""Where data files come from: a local mirror first, else upstream at a pinned version, checked and cached.
 
-Nothing is ever replaced by something else: data that is missing, unreachable or not what its hash says is a `DataError`
-that names the file, the address tried, and the mirror variable.
+There is no fallback: data that is missing, unreachable or not what its hash says is a `DataError` that names the file, the
+address tried, and the mirror variable.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import zlib
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data.derived import DERIVED, Derived
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_file
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import PACKAGE, cache_dir
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def mirror() -> Path | None:
 def mirrored(name: str) -> Path | None:
     """The file of that name in the local mirror, unchecked; None where there is none."""
     folder = mirror()
-    found = folder / name if folder else None
-    return found if found and found.is_file() else None
+    file = folder / name if folder else None
+    return file if file and file.is_file() else None
 
 
 def path(name: str) -> Path:
@@ -74,34 +75,17 @@ def path(name: str) -> Path:
         DataError: the file is unknown, unreachable, or not what its hash says.
     """
     upstream, derived = registry().get(name), DERIVED.get(name)
-    if found := mirrored(name) or mirrored(f"{name}.gz"):
+    if file := mirrored(name) or mirrored(f"{name}.gz"):
         expected = upstream[0] if upstream else derived.sha256 if derived else None
         if expected and os.environ.get(MODIFIED_VARIABLE) != "1":
             # The hash of a file that is published packed is that of the packed file.
-            _verify(found, expected, packed=found.name == Path(name).name)
-        return found
+            _verify(file, expected, packed=file.name == Path(name).name)
+        return file
     if upstream:
         return _download(name, *upstream)
     if derived:
         return _derive(name, derived)
     raise DataError(f"no address is known for {name}. {_mirror_hint(name)}")
-
-
-def write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all, with its folder.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise DataError(f"cannot write {file}: {error.strerror}") from None
 
 
 def read_text(file: Path) -> str:
@@ -206,12 +190,12 @@ def _content(file: Path, unpack: bool = True) -> bytes:
 
 
 def _verify(file: Path, expected: str, packed: bool) -> None:
-    found = hashlib.sha256(_content(file, unpack=not packed)).hexdigest()
-    if found != expected:
+    actual = hashlib.sha256(_content(file, unpack=not packed)).hexdigest()
+    if actual != expected:
         raise DataError(
             f"{file} is not the upstream file\n"
             f"  SHA-256 expected: {expected}\n"
-            f"  SHA-256 found:    {found}\n"
+            f"  SHA-256 found:    {actual}\n"
             f"  copy it again, or set {MODIFIED_VARIABLE}=1 if it is changed on purpose"
         )
 
@@ -232,7 +216,7 @@ def _download(name: str, sha256: str | None, url: str) -> Path:
 
 def _derive(name: str, derived: Derived) -> Path:
     target = cache_dir() / "data" / name
-    if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == derived.sha256:
+    if target.is_file() and hash_file(target) == derived.sha256:
         return target
     # The commit is part of an input's name: two inputs may be one file at two commits.
     inputs = [
@@ -242,17 +226,17 @@ def _derive(name: str, derived: Derived) -> Path:
         content = derived.convert([file.read_bytes().decode("utf-8") for file in inputs]).encode("utf-8")
     except (ValueError, KeyError, TypeError):  # an input is damaged: its hash will say so
         content = b""
-    found = hashlib.sha256(content).hexdigest()
-    if found != derived.sha256:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != derived.sha256:
         for file in inputs:  # or the next run would meet the same damage
             file.unlink(missing_ok=True)
         raise DataError(
             f"{name}, made from {', '.join(derived.inputs)}, is not what it was\n"
             f"  SHA-256 expected: {derived.sha256}\n"
-            f"  SHA-256 found:    {found}\n"
+            f"  SHA-256 found:    {actual}\n"
             f"  {_mirror_hint(name)}"
         )
-    write(target, content)
+    write_file(target, content)
     return target
 
 

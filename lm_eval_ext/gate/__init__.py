@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lm_eval_ext.gate.config import read_gate as read_gate
     from lm_eval_ext.gate.measuring import measure as measure
-    from lm_eval_ext.gate.rules import judge as judge
+    from lm_eval_ext.gate.verdicts import judge as judge
 
-_HOME = {"judge": "rules", "measure": "measuring", "read_gate": "config"}
+_HOME = {"judge": "verdicts", "measure": "measuring", "read_gate": "config"}
 __all__ = ["judge", "measure", "read_gate"]
 
 

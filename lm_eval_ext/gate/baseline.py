@@ -1,4 +1,4 @@
-"""A baseline small enough to commit: which documents a run got right, and nothing of the documents themselves.
+"""A baseline small enough to commit: the scores of a run by document, without the documents' texts.
 
 It is a result tree like any other, which the reader, the plane and the report understand: ids, languages, hashes and
 scores of the documents that the gate's rules speak of, without prompts, options or answers.
@@ -7,13 +7,12 @@ scores of the documents that the gate's rules speak of, without prompts, options
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm_eval_ext import __version__
 from lm_eval_ext.errors import GateError, ResultsError
+from lm_eval_ext.io import write_folder
 from lm_eval_ext.results.axes import Axis, find_axis
 from lm_eval_ext.results.pairing import Paired
 from lm_eval_ext.results.runs import COMMITTED, read_tree, short_model
@@ -22,8 +21,8 @@ from lm_eval_ext.results.samples import read_samples
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lm_eval_ext.gate.config import Gate
     from lm_eval_ext.gate.measuring import Side
+    from lm_eval_ext.gate.rules import Gate
     from lm_eval_ext.results.runs import Run
 
 
@@ -49,7 +48,7 @@ class Move(NamedTuple):
 
 def moves(gate: Gate, old: Side | None, new: Side) -> list[Move]:
     """What moved between an old baseline, if there is one, and the run that is to replace it."""
-    found = []
+    moved = []
     for axis in _axes(gate, new.run):
         axis, after = new.scores(axis)
         before, note = _old_scores(old, new, axis)
@@ -58,17 +57,25 @@ def moves(gate: Gate, old: Side | None, new: Side) -> list[Move]:
             level = float(rows["value"].mean())
             pair = Paired.of(before, rows, "value", resamples=1, seed=[0]) if before is not None else None
             if pair is None:
-                why = note or "new"
-                found.append(Move(axis.name, axis.score, language, float("nan"), level, (), (), why))
+                moved.append(Move(axis.name, axis.score, language, float("nan"), level, (), (), note or "new"))
                 continue
             ids = pair.frame["question"].str.partition("/")[2]
             gained, lost = (tuple(ids[sign * pair.frame["change"] > 0]) for sign in (1, -1))
             unpaired = len(rows) - len(pair.frame)
-            told = f"{unpaired} of {len(rows)} items are new" if unpaired else ""
-            found.append(
-                Move(axis.name, axis.score, language, float(pair.frame["before"].mean()), level, gained, lost, told)
+            unpaired_note = f"{unpaired} of {len(rows)} items are new" if unpaired else ""
+            moved.append(
+                Move(
+                    axis.name,
+                    axis.score,
+                    language,
+                    float(pair.frame["before"].mean()),
+                    level,
+                    gained,
+                    lost,
+                    unpaired_note,
+                )
             )
-    return found
+    return moved
 
 
 def read_old(folder: Path, side: type[Side]) -> Side | None:
@@ -92,29 +99,22 @@ def read_old(folder: Path, side: type[Side]) -> Side | None:
 
 
 def write(gate: Gate, run: Run, folder: Path) -> int:
-    """Replace a baseline by what the gate needs of a run, whole or not at all; returns its size in bytes."""
+    """Replace a baseline by what the gate needs of a run, whole or not at all; returns its size in bytes.
+
+    Raises:
+        OutputError: the folder cannot be written; what was there stays.
+    """
     wanted: dict[str, set[str]] = {}
     for axis in _axes(gate, run):
         for task in axis.tasks:
             if task in run.tasks:
                 wanted.setdefault(task, set()).add(axis.metric)
     frames = {task: _wanted_samples(run, task, metrics) for task, metrics in sorted(wanted.items())}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        fresh, aside = Path(scratch, "new"), Path(scratch, "old")
-        fresh.mkdir()
+    with write_folder(folder, replace=True) as fresh:
         for task, frame in frames.items():
             (fresh / f"samples_{task}_{run.date}.jsonl").write_text(_lines(frame), encoding="utf-8")
         results = json.dumps(_results(run, frames), indent=1, sort_keys=True) + "\n"
         (fresh / f"results_{run.date}.json").write_text(results, encoding="utf-8")
-        if folder.exists():
-            folder.rename(aside)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if aside.exists():
-                shutil.move(aside, folder)
-            raise
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -146,7 +146,7 @@ def _wanted_samples(run: Run, task: str, metrics: set[str]) -> pd.DataFrame:
 
 
 def _lines(frame: pd.DataFrame) -> str:
-    """Samples as the harness writes them, without anything that can be read."""
+    """Samples as the harness writes them, without texts."""
     lines = []
     for _, rows in frame.groupby(["doc_id", "filter"], sort=True):
         first = rows.iloc[0]
@@ -172,7 +172,7 @@ def _results(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
         for task, frame in frames.items()
     }
     settings = next(iter(tasks.values())).settings
-    model = short_model(run.model)  # folders of the machine that evaluated are nobody else's business
+    model = short_model(run.model)  # without folders of the machine that evaluated
     return {
         COMMITTED: __version__,
         "results": means,

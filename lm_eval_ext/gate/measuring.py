@@ -1,4 +1,4 @@
-"""From two runs to measurements; nothing that cannot be compared is compared."""
+"""Two runs measured by the rules of a gate; runs that are not comparable are refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats as laws
 
 from lm_eval_ext.errors import GateError
-from lm_eval_ext.gate.config import AVERAGE
-from lm_eval_ext.gate.rules import Measured
+from lm_eval_ext.gate.rules import AVERAGE
+from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, read_axis
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from lm_eval_ext.gate.config import Gate, Rule
+    from lm_eval_ext.gate.rules import Gate, Rule
     from lm_eval_ext.results.axes import Axis
     from lm_eval_ext.results.runs import Run
 
@@ -99,7 +99,7 @@ def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = Fa
         ResultsError: missing or damaged samples, or an unknown axis or metric.
     """
     _check_sides(gate, baseline.run, candidate.run, any_order=any_order)
-    return [one for rule in gate.rules for one in _measure_rule(rule, gate, baseline, candidate)]
+    return [measured for rule in gate.rules for measured in _measure_rule(rule, gate, baseline, candidate)]
 
 
 def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) -> None:
@@ -197,7 +197,7 @@ def measure_pair(
         strata: the languages that it is the average of.
         pair: scores of which more is better.
         gate: resamples and seed.
-        is_lower: whether the scores were turned round (1 - score) to make more better.
+        is_lower: whether the scores are 1 - score, so that more is better.
     """
     summary = pair.summary(strata, 1 - 2 * rule.alpha)
     if summary is None:

@@ -1,4 +1,4 @@
-"""The verdicts for people and for machines: terminal, picture, JSON, JUnit XML, Markdown, GitHub annotations.
+"""Verdicts as output: terminal, picture, JSON, JUnit XML, Markdown, GitHub annotations.
 
 Names of tasks, models and runs come from files that others wrote: every format escapes them.
 """
@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_eval_ext import __version__
-from lm_eval_ext.gate.rules import STATUS
+from lm_eval_ext.gate.verdicts import STATUS
 
 if TYPE_CHECKING:
     from lm_eval_ext.gate.measuring import Side
-    from lm_eval_ext.gate.rules import Check, GateResult, Verdict
+    from lm_eval_ext.gate.verdicts import Check, GateResult, Verdict
 
 GLYPHS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 _COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -45,15 +45,15 @@ def table(result: GateResult) -> Table:
         is_number = title in ("baseline", "candidate")
         shown.add_column(Text(title), justify="right" if is_number else "left", overflow="fold")
     for check in worst_first(result):
-        one = check.measured
+        measured = check.measured
         style = _COLOURS[check.verdict]
         shown.add_row(
             Text(f"{GLYPHS[check.verdict]} {check.verdict}", style=style),
-            Text(f"{one.rule.axis} {one.rule.metric}"),
-            Text(one.language),
-            Text(f"{one.baseline:.1%}"),
-            Text(f"{one.candidate:.1%}"),
-            Text(one.rule.text),
+            Text(f"{measured.rule.axis} {measured.rule.metric}"),
+            Text(measured.language),
+            Text(f"{measured.baseline:.1%}"),
+            Text(f"{measured.candidate:.1%}"),
+            Text(measured.rule.text),
             Text(check.detail),
         )
     return shown
@@ -90,17 +90,17 @@ def to_json(result: GateResult, baseline: Side, candidate: Side) -> str:
 
 
 def _record(check: Check) -> dict[str, Any]:
-    one, rule = check.measured, check.measured.rule
+    measured, rule = check.measured, check.measured.rule
     figures = ("baseline", "candidate", "n", "questions", "gains", "losses", "change", "low", "high", "smallest")
     record = {
         "verdict": check.verdict,
         "axis": rule.axis,
         "metric": rule.metric,
-        "language": one.language,
+        "language": measured.language,
         "rule": rule.kind,
         **{key: getattr(rule, key) for key in ("limit", "margin", "alpha", "power")},
-        **{key: getattr(one, key) for key in figures},
-        "p": one.p,
+        **{key: getattr(measured, key) for key in figures},
+        "p": measured.p,
         "p_holm": check.p,
         "detail": check.detail,
     }
@@ -143,14 +143,14 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
         "|---|---|---|---:|---:|---|---|",
     ]
     for check in worst_first(result):
-        one = check.measured
+        measured = check.measured
         cells = (
             f"{GLYPHS[check.verdict]} {check.verdict}",
-            _markdown(f"{one.rule.axis} {one.rule.metric}"),
-            _markdown(one.language),
-            f"{one.baseline:.1%}",
-            f"{one.candidate:.1%}",
-            _markdown(one.rule.text),
+            _markdown(f"{measured.rule.axis} {measured.rule.metric}"),
+            _markdown(measured.language),
+            f"{measured.baseline:.1%}",
+            f"{measured.candidate:.1%}",
+            _markdown(measured.rule.text),
             _markdown(check.detail),
         )
         lines.append("| " + " | ".join(cells) + " |")

@@ -1,149 +1,73 @@
-"""Verdicts: a pure function of what was measured.
-
-- pass: a loss of the margin is excluded. A candidate that did lose the margin passes with a probability of about alpha:
-  bootstrap bounds keep it within a point or so (benchmarks/coverage_of_intervals.py prints it).
-- fail: a loss is shown, and a loss of the margin is not excluded. Losses are tested by sign flips (in one language the
-  exact McNemar test) and corrected over all rules and languages together (Holm), so that a gate fails an unchanged
-  candidate with probability alpha at most.
-- inconclusive: there are too few items to see the margin (checked first), or neither a loss nor its absence is shown.
-  With too few items only a change as large as these items can show is judged.
-
-A floor and the level of chance are held against exact binomial bounds, which few items make wide by themselves.
-"""
+"""The rules of a gate, read from a file by `config` or made in Python."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from lm_eval_ext.stats.significance import holm
+from lm_eval_ext.stats.bootstrap import RESAMPLES
+from lm_eval_ext.stats.power import POWER
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Kind = Literal["non-inferiority", "floor", "chance", "unchanged"]
 
-    from lm_eval_ext.gate.config import Rule
+#: The macro average, as a language of a rule.
+AVERAGE = "average"
 
-Verdict = Literal["pass", "fail", "inconclusive"]
-
-#: Worst first, with the exit status of a gate whose worst verdict it is; misuse is 3.
-STATUS: dict[Verdict, int] = {"fail": 1, "inconclusive": 2, "pass": 0}
-MISUSE = 3
+#: Our defaults.
+ALPHA = 0.05
+MARGIN = 0.02
+CHANCE_MARGIN = 0.05
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One rule in one language, or in the average.
-
-    Changes count in the direction in which the score gets better: a loss is negative for the English bias too.
+class Rule:
+    """One line of the gate, which holds for each of its languages.
 
     Attributes:
-        rule: the rule.
-        language: code, `average`, or `all` where documents have no language.
-        baseline, candidate: scores on the same documents.
-        n, questions: documents and clusters of them.
-        gains, losses: documents whose score got better and worse.
-        change: against the baseline, or against the floor or the level of chance.
-        low, high: its one-sided bounds, each at the rule's alpha.
-        p: of a loss; NaN where none is tested.
-        smallest: the smallest loss that these items can show.
+        axis: task, group or family.
+        metric: per-document score, `metric` or `metric,filter`.
+        languages: codes and `average`; empty means all the results have, and their average.
+        kind: what is asked.
+        limit: the floor, the level of chance, or the share of documents that may change; 0 for non-inferiority.
+        margin: the loss that must be excluded.
+        better: "higher" or "lower"; None: as the task says.
+        alpha, power: of the tests.
     """
 
-    rule: Rule
-    language: str
-    baseline: float
-    candidate: float
-    n: int
-    questions: int
-    gains: int
-    losses: int
-    change: float
-    low: float
-    high: float
-    p: float
-    smallest: float
+    axis: str
+    metric: str = "acc"
+    languages: tuple[str, ...] = ()
+    kind: Kind = "non-inferiority"
+    limit: float = 0.0
+    margin: float = MARGIN
+    better: Literal["higher", "lower"] | None = None
+    alpha: float = ALPHA
+    power: float = POWER
+
+    @property
+    def text(self) -> str:
+        """What is asked, in words."""
+        return {
+            "non-inferiority": f"loses less than {100 * self.margin:g} points",
+            "floor": f"at least {self.limit:g}",
+            "chance": f"not {100 * self.margin:g} points below chance, {self.limit:g}",
+            "unchanged": f"at most {100 * self.limit:g}% of the items change",
+        }[self.kind]
 
 
 @dataclass(frozen=True)
-class Check:
-    """One verdict and why."""
+class Gate:
+    """All rules.
 
-    measured: Measured
-    verdict: Verdict
-    detail: str
-    p: float
-
-    @property
-    def name(self) -> str:
-        """What was checked: `blend_decon acc el`."""
-        return f"{self.measured.rule.axis} {self.measured.rule.metric} {self.measured.language}"
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """All verdicts."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst one."""
-        verdicts = {check.verdict for check in self.checks}
-        return next(verdict for verdict in STATUS if verdict in verdicts)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every rule passed."""
-        return self.verdict == "pass"
-
-    def count(self, verdict: Verdict) -> int:
-        """Checks with this verdict."""
-        return sum(check.verdict == verdict for check in self.checks)
-
-    @property
-    def detail(self) -> str:
-        """The verdict in a sentence."""
-        counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in STATUS if self.count(verdict))
-        return f"{self.verdict}: {counts}, of {len(self.checks)} checks"
-
-
-def judge(measured: Sequence[Measured]) -> GateResult:
-    """Verdicts on everything that was measured, corrected for its number.
-
-    Raises:
-        ValueError: nothing was measured.
+    Attributes:
+        rules: in the order of the file.
+        baseline: what the baseline must be, by `model` and `plan`; empty where it may be anything.
+        same_prompts: whether other prompts than the baseline's are refused.
+        resamples, seed: of the bootstrap.
     """
-    if not measured:
-        raise ValueError("a gate needs at least one measurement")
-    corrected = holm([one.p for one in measured]).tolist()
-    return GateResult(tuple(Check(one, *_decide(one, p), p) for one, p in zip(measured, corrected, strict=True)))
 
-
-def points(share: float) -> str:
-    """A change in percentage points, with its sign."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
-    rule = measured.rule
-    if rule.kind == "unchanged":
-        changed = measured.gains + measured.losses
-        text = f"{changed} of {measured.n} items changed ({100 * changed / measured.n:.1f}%)"
-        return ("pass" if changed <= rule.limit * measured.n + 1e-9 else "fail"), text
-    moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"
-    excluded = "a score below it" if rule.kind == "floor" else f"a loss of {100 * rule.margin:.1f}"
-    if rule.kind != "non-inferiority":
-        moved += f" against {rule.limit:g}"
-    if rule.kind == "non-inferiority" and measured.smallest > max(rule.margin, abs(measured.change)):
-        least = f"{100 * measured.smallest:.1f} points" if math.isfinite(measured.smallest) else "no loss at all"
-        return "inconclusive", f"{moved}: too few items, {measured.n} can show {least}, not {100 * rule.margin:.1f}"
-    if measured.low > -rule.margin:
-        return "pass", f"{moved}: {excluded} is excluded"
-    if p <= rule.alpha:
-        return "fail", f"{moved}: a loss is shown (p {_p(p)}), and {excluded} is not excluded"
-    return "inconclusive", f"{moved}: no loss is shown (p {_p(p)}), but {excluded} is not excluded"
-
-
-def _p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "below 0.001"
+    rules: tuple[Rule, ...]
+    baseline: dict[str, str]
+    same_prompts: bool = True
+    resamples: int = RESAMPLES
+    seed: int = 0

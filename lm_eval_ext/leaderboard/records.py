@@ -100,16 +100,16 @@ def hub_results(board: Board) -> Iterator[tuple[PurePosixPath, str]]:
 
 def write_records(board: Board, folder: Path, *, organization: str, relationship: str) -> list[Path]:
     """Write both kinds under a folder: `every_eval_ever/data/...` and `eval_results/MODEL/.eval_results/...`."""
-    from lm_eval_ext.viz.chart import write_whole
+    from lm_eval_ext.io import write_file
 
     written = []
     for path, record in every_eval_ever(board, organization=organization, relationship=relationship):
         target = folder / "every_eval_ever" / "data" / path
-        write_whole(target, json.dumps(record, indent=2, ensure_ascii=False).encode())
+        write_file(target, json.dumps(record, indent=2, ensure_ascii=False))
         written.append(target)
     for path, text in hub_results(board):
         target = folder / "eval_results" / path
-        write_whole(target, text.encode())
+        write_file(target, text)
         written.append(target)
     return written
 

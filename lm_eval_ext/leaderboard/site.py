@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from lm_eval_ext.io import write_file
 from lm_eval_ext.leaderboard.tables import to_csv, to_markdown
 from lm_eval_ext.plane.shifts import AVERAGE
 from lm_eval_ext.results.runs import short_model
 from lm_eval_ext.viz import labels, theme
-from lm_eval_ext.viz.chart import Chart, write_whole
+from lm_eval_ext.viz.chart import Chart
 from lm_eval_ext.viz.page import figure_part, render
 from lm_eval_ext.viz.panels import text
 
@@ -44,7 +45,7 @@ def write_site(board: Board, folder: Path, *, title: str = "") -> list[Path]:
         "leaderboard.md": to_markdown(board),
     }
     for name, content in files.items():
-        write_whole(folder / name, content.encode())
+        write_file(folder / name, content)
     return [folder / name for name in files]
 
 

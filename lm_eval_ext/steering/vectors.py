@@ -8,16 +8,16 @@ mean differences) are read too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import VectorFileError
+from lm_eval_ext.fingerprints import hash_bytes, hash_file
+from lm_eval_ext.io import write_file
 from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.decoder import LAYER_CONVENTION, fingerprint, hidden_size, layer_count
 
@@ -284,19 +284,17 @@ class VectorSet:
         return AppliedSteering(model, table, language)
 
     def save(self, path: Path | str) -> None:
-        """Write the file in one piece (a temporary file, then a rename)."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # `save_file` and temporary files would keep others from reading the result.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            unfinished = Path(folder) / path.name
-            unfinished.write_bytes(self._content())
-            unfinished.replace(path)
+        """Write the file, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_file(Path(path), self._content())
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file, also of one that is not saved yet."""
-        return self.sha256 or hashlib.sha256(self._content()).hexdigest()
+        return self.sha256 or hash_bytes(self._content())
 
     def _content(self) -> bytes:
         from safetensors.torch import save
@@ -363,7 +361,7 @@ class VectorSet:
             model=model,
             vectors={(entry.info.kind, entry.info.language): entry for entry in entries},
             path=path,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=hash_file(path),
             created_by=str(metadata.get("created_by", "")),
         )
 

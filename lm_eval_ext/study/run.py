@@ -8,7 +8,6 @@ recorded.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext import __version__
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, StudyError
+from lm_eval_ext.fingerprints import hash_text, hash_tree
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 from lm_eval_ext.study.source_files import SourceFiles
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 STATE = "study.json"
 _LOCK = ".study.lock"
-#: Weights are told apart by their names, sizes, and so many bytes at both ends: reading 24 GB at each start takes minutes.
-_SAMPLE = 2**20
 #: What `eval` runs of this package: all that the harness is given, models and tasks.
 EVAL_MODULE = "lm_eval_ext.harness"
 #: How many changed source files a message names.
@@ -83,7 +82,7 @@ class State:
         """Write what is known of a stage, the file whole or not at all."""
         self.stages[name] = entry
         text = json.dumps({"version": 1, "stages": self.stages}, indent=1, ensure_ascii=False)
-        sources.write(self.file, (text + "\n").encode("utf-8"))
+        write_file(self.file, text + "\n")
 
 
 class Runner:
@@ -215,7 +214,7 @@ class Runner:
             "built in": self._built_in,
             # The plan that a stage waits for is a file that it reads.
             "arguments": [self._relative(argument) for argument in stage.arguments],
-            "reads": {self._path(path): fingerprint(path) for path in (*earlier, *stage.reads)},
+            "reads": {self._path(path): hash_tree(path) for path in (*earlier, *stage.reads)},
             "code": self._source_files.hashes(self.modules[stage.arguments[0]]),
         }
 
@@ -227,10 +226,10 @@ class Runner:
     def _built_in(self) -> str:
         """A hash of the data and tasks that come with the package: they may change while its version does not."""
         folders = (sources.packaged("mini"), sources.packaged("instruct_mini"), tasks_dir())
-        return hashlib.sha256("".join(map(fingerprint, folders)).encode()).hexdigest()
+        return hash_text(*map(hash_tree, folders), separator="")
 
     def _outputs(self, stage: Stage) -> dict[str, str]:
-        return {self._path(file): fingerprint(file) for file in stage.outputs.files()}
+        return {self._path(file): hash_tree(file) for file in stage.outputs.files()}
 
     def _path(self, path: Path) -> str:
         return str(path.relative_to(self.out)) if self.out in path.parents else str(path)
@@ -276,23 +275,3 @@ def launch(arguments: Sequence[str], lock: int) -> int:
     """
     command = [sys.executable, "-m", "lm_eval_ext", *arguments]
     return subprocess.run(command, pass_fds=[lock]).returncode  # noqa: S603
-
-
-def fingerprint(path: Path) -> str:
-    """A hash of a file, or of all files of a model's folder; of large files, of their size and both ends."""
-    digest = hashlib.sha256()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
-        if not file.is_file() or file.suffix == ".pyc":
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
-        with file.open("rb") as content:
-            if path.is_dir() and size > 2 * _SAMPLE:
-                digest.update(content.read(_SAMPLE))
-                content.seek(-_SAMPLE, 2)
-                digest.update(content.read(_SAMPLE))
-            else:
-                for block in iter(lambda: content.read(_SAMPLE), b""):
-                    digest.update(block)
-    return digest.hexdigest()

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import __version__
+from lm_eval_ext.io import write_file
 from lm_eval_ext.sweep import page
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.figures import charts
-from lm_eval_ext.viz.chart import write_charts, write_whole
+from lm_eval_ext.viz.chart import write_charts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,14 +41,14 @@ class Outcome:
         """Write everything to the settings' folder; print the largest effects, and notes to `console`.
 
         Raises:
-            ResultsError: the folder cannot be written.
+            OutputError: the folder cannot be written.
         """
         out = self.settings.out
-        write_whole(out / "items.parquet", self.items.to_parquet(index=False, compression="zstd"))
-        write_whole(out / "summary.csv", self.summary.to_csv(index=False, float_format="%.5f").encode())
-        write_whole(out / "sweep.html", page.page(self.summary, self._description(seconds)).encode())
+        write_file(out / "items.parquet", self.items.to_parquet(index=False, compression="zstd"))
+        write_file(out / "summary.csv", self.summary.to_csv(index=False, float_format="%.5f"))
+        write_file(out / "sweep.html", page.page(self.summary, self._description(seconds)))
         write_charts(charts(self.summary), out / "figures", ("csv",))
-        write_whole(out / "sweep.json", (json.dumps(self._record(seconds), indent=1) + "\n").encode())
+        write_file(out / "sweep.json", json.dumps(self._record(seconds), indent=1) + "\n")
         chosen = self._write_plan(console)
         self._print(chosen)
 
@@ -69,7 +70,7 @@ class Outcome:
             console.print("note: no plan is chosen: no pair of en and loc was evaluated", style="yellow")
             return False
         record = {**plan, "vectors": {"sha256": self.vectors.sha256}, "model": self.vectors.model.name}
-        write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120).encode())
+        write_file(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
         return True
 
     def _print(self, chosen: bool) -> None:

@@ -7,13 +7,12 @@ file or precision, is refused.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
 from array import array
 from typing import TYPE_CHECKING
 
 from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.fingerprints import hash_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -121,5 +120,4 @@ class Store:
 
 def tree_key(prompt: tuple[int, ...], continuations: Iterable[tuple[int, ...]], language: str, normalised: bool) -> str:
     """A name for a tree that another start finds again."""
-    content = json.dumps([prompt, list(continuations), language, normalised])
-    return hashlib.sha256(content.encode()).hexdigest()[:24]
+    return hash_json([prompt, list(continuations), language, normalised])[:24]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lm_eval_ext.errors import TrainingError
+from lm_eval_ext.errors import TrainingError, UserError
+from lm_eval_ext.io import write_folder
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model, loading
 from lm_eval_ext.steering.decoder import decoder_layers
@@ -97,7 +97,8 @@ def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:
         dtype: of the merged weights; that of the base where `auto`.
 
     Raises:
-        TrainingError: no finished run of an adapter, another base, or a folder that cannot be written.
+        TrainingError: no finished run of an adapter, another base, or `out` exists.
+        OutputError: the folder cannot be written.
     """
     record = checkpoints.read(folder / checkpoints.FINISHED)
     if record["settings"]["full"]:
@@ -111,13 +112,10 @@ def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:
     check_base(model, record["base"], name)
     merged = put_on(model, folder).merge_and_unload().to(merged_dtype)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
-            target = Path(unfinished) / out.name
-            merged.save_pretrained(target)
-            tokenizer.save_pretrained(target)
-            if out.is_dir():
-                out.rmdir()
-            target.replace(out)
-    except Exception as error:  # OSError, SafetensorError
+        with write_folder(out) as unfinished:
+            merged.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    except UserError:
+        raise
+    except Exception as error:  # SafetensorError, where the disk is full
         raise TrainingError(f"cannot write {out}: {type(error).__name__}: {error}") from error

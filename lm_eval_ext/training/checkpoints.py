@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, TrainingError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.training.methods import METHODS
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def loading_options(record: dict[str, Any]) -> dict[str, Any]:
 
 def write(file: Path, record: dict[str, Any]) -> None:
     """Write a record whole or not at all."""
-    sources.write(file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    write_file(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def newest(out: Path) -> Path | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval_ext.data import instruct
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ class TrainingData:
 
 def digest(text: str) -> str:
     """Tells texts apart whatever their case and punctuation."""
-    return hashlib.sha256(instruct.normal_form(text).encode()).hexdigest()[:16]
+    return hash_text(instruct.normal_form(text))[:16]
 
 
 def short_name(source: str) -> str:

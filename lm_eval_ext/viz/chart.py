@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.io import write_file
 from lm_eval_ext.viz import theme
 
 if TYPE_CHECKING:
@@ -77,7 +76,8 @@ def write_charts(charts: Iterable[Chart], folder: Path, forms: Sequence[str] = F
     """Write every figure as `folder/NAME.FORM`; one browser makes all images.
 
     Raises:
-        ResultsError: an unknown format, no kaleido or browser, or a folder that cannot be written.
+        ResultsError: an unknown format, or no kaleido or browser.
+        OutputError: the folder cannot be written.
     """
     if unknown := sorted(set(forms) - set(FORMATS)):
         raise ResultsError(f"no figure can be written as {', '.join(unknown)}; formats: {', '.join(FORMATS)}")
@@ -86,7 +86,7 @@ def write_charts(charts: Iterable[Chart], folder: Path, forms: Sequence[str] = F
     written = []
     for chart, form in jobs:
         path = folder / f"{chart.name}.{form}"
-        write_whole(path, chart.csv().encode() if form == "csv" else next(images))
+        write_file(path, chart.csv() if form == "csv" else next(images))
         written.append(path)
     return written
 
@@ -120,20 +120,3 @@ async def _drawn(jobs: Sequence[tuple[Chart, str, bool]]) -> list[bytes]:
             options = {"format": form, "scale": 2 if form == "png" else 1, **size}
             images.append(await kaleido.calc_fig(theme.recolour(content) if dark else content, opts=options))
     return images
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        ResultsError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise ResultsError(f"cannot write {path}: {error.strerror}") from None

@@ -331,7 +331,6 @@ BAD_INPUT: dict[str, tuple[Case, tuple[str, ...]]] = {
         ("a.gz", "unpacked", "cut off"),
     ),
     "packed and damaged": (lambda tmp, *_: sources.read_text(put(tmp, "a.gz", b"no gzip")), ("a.gz", "unpacked")),
-    "not writable": (lambda tmp, *_: sources.write(put(tmp, "a", b"") / "b", b""), ("cannot write",)),
     "empty file": (lambda tmp, *_: sources.read_text(put(tmp, "a", b" \n")), ("is empty",)),
     "not UTF-8": (lambda tmp, *_: sources.read_text(put(tmp, "a", "año".encode("latin-1"))), ("not UTF-8", "byte 1")),
     "truncated JSON": (lambda tmp, *_: sources.read_json(put(tmp, "a", b'{"x": [1,')), ("not JSON", "cut off")),

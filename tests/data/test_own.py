@@ -172,26 +172,40 @@ def test_codes_of_a_language_are_understood(tmp_path: Path) -> None:
 
 WITHOUT = {key: {k: v for k, v in SPANISH.items() if k != key} for key in SPANISH}
 BAD: dict[str, tuple[list[object], str]] = {
-    "no question": ([WITHOUT["question"]], "question 1: question must be a text"),
-    "empty question": ([SPANISH | {"question": " "}], "question must be a text that is not empty"),
-    "no options": ([WITHOUT["options"]], "options must be a list, got None"),
+    "no question": ([WITHOUT["question"]], "question 1: question is missing; needed: a text"),
+    "empty question": ([SPANISH | {"question": " "}], "question is ' '; needed: a text that is not empty"),
+    "no options": ([WITHOUT["options"]], "options is missing; needed: a list of 2 to 10 different texts"),
     "one option": ([SPANISH | {"options": ["a"]}], "2 to 10 different texts"),
     "too many options": ([SPANISH | {"options": [str(n) for n in range(11)]}], "2 to 10 different texts"),
     "equal options": ([SPANISH | {"options": ["a", "b", "a", "c"]}], "2 to 10 different texts"),
-    "an option is a number": ([SPANISH | {"options": ["a", 2, "b", "c"]}], "an option must be a text"),
-    "options as a text": ([SPANISH | {"options": "a, b"}], "options must be a list, got 'a, b'"),
-    "no answer": ([WITHOUT["answer"]], "answer None is none of the options"),
+    "an option is a number": (
+        [SPANISH | {"options": ["a", 2, "b", "c"]}],
+        "question 1: option 2: got 2; needed: a text that is not empty",
+    ),
+    "options as a text": ([SPANISH | {"options": "a, b"}], "options is 'a, b'; needed: a list of 2 to 10"),
+    "no answer": (
+        [WITHOUT["answer"]],
+        "answer is missing; needed: the number of an option from 0, its letter, or its text",
+    ),
     "answer outside": ([SPANISH | {"answer": 4}], "answer 4 is none of the options: give a number from 0 to 3"),
     "answer is no option": ([SPANISH | {"answer": "Paella"}], "answer 'Paella' is none"),
     "letter outside": ([SPANISH | {"answer": "E"}], "answer 'E' is none"),
     "answer is true": ([SPANISH | {"answer": True}], "answer True is none"),
     "ambiguous answer": ([SPANISH | {"options": ["B", "A", "C", "D"], "answer": "A"}], "may mean two options"),
-    "misspelt key": ([SPANISH | {"contries": []}], "unknown key 'contries'; valid: question, options, answer"),
-    "no language": ([WITHOUT["language"]], "language must be a text"),
+    "misspelt key": (
+        [SPANISH | {"contries": []}],
+        "unknown key 'contries', did you mean 'countries'? Valid keys: question, options, answer",
+    ),
+    "no language": ([WITHOUT["language"]], "language is missing; needed: a code such as ko"),
+    "language is no text": ([SPANISH | {"language": False}], "language is False; needed: a code such as ko"),
     "unknown language": ([SPANISH | {"language": "xx"}], "unknown language 'xx'; valid: am, ar"),
     "countries of three options": ([SPANISH | {"countries": ["Spain", "US", "UK"]}], "each of the 4 options"),
     "an option without countries": ([SPANISH | {"countries": ["Spain", [], "UK", "US"]}], "each of the 4 options"),
-    "countries as a text": ([SPANISH | {"countries": "Spain"}], "countries must be a list"),
+    "countries as a text": ([SPANISH | {"countries": "Spain"}], "countries is 'Spain'; needed: a list: of each option"),
+    "a country is a number": (
+        [SPANISH | {"countries": ["Spain", ["US", 1], "UK", "US"]}],
+        "country 2.2: got 1; needed: a text",
+    ),
     "another name of the US": ([SPANISH | {"countries": ["Spain", "USA", "UK", "Mexico"]}], "'USA': write US"),
     "another name of the UK": (
         [SPANISH | {"countries": ["Spain", "US", ["Great Britain"], "Mexico"]}],
@@ -211,6 +225,19 @@ def test_a_mistake_is_named_with_its_question(case: str, tmp_path: Path) -> None
     assert message in str(error.value)
     assert "my.jsonl" in str(error.value)
     assert not (tmp_path / "tasks").exists()
+
+
+def test_all_mistakes_of_a_question_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        own.read(put(tmp_path, SPANISH | {"language": "xx", "topic": 3, "answr": 1}, KOREAN | {"answer": 9}))
+    assert [
+        line.partition(";")[0].partition(",")[0].partition(":")[2].strip() for line in str(error.value).splitlines()[1:]
+    ] == [
+        "language: unknown language 'xx'",
+        "topic is 3",
+        "unknown key 'answr'",
+        "answer 9 is none of the options: give a number from 0 to 3",
+    ]
 
 
 def test_many_mistakes_fit_one_screen(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate import read_gate
-from lm_eval_ext.gate.config import ALPHA, CHANCE_MARGIN, MARGIN, Rule
+from lm_eval_ext.gate.rules import ALPHA, CHANCE_MARGIN, MARGIN, Rule
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,18 +54,30 @@ def test_every_kind_of_rule(tmp_path):
     ("text", "message"),
     [
         ("rules: [", "is not YAML"),
-        ("", "got None, needed are keys"),
-        ("- axis: a", "needed are keys with values; valid keys: alpha, power"),
-        ("rule: []", "unknown key 'rule'; valid keys: alpha, power, resamples, seed, baseline, prompts, rules"),
+        ("", "got nothing; needed: keys with values; valid keys: alpha, power"),
+        ("- axis: a", "needed: keys with values; valid keys: alpha, power"),
+        (
+            "rule: []",
+            r"unknown key 'rule', did you mean 'rules'\? Valid keys: alpha, power, resamples, seed, baseline, prompts",
+        ),
         ("alpha: 0.05", "rules is missing; needed: a list"),
         ("rules: []", "rules is .*; needed: a list of at least one"),
-        ("rules: [gmmlu]", "rule 1: got 'gmmlu', needed are keys"),
-        ("rules: [{axis: a}, {axis: b, marginn: 1}]", "rule 2: unknown key 'marginn'; valid keys: axis, metric"),
+        ("rules: [gmmlu]", "rule 1: got 'gmmlu'; needed: keys with values; valid keys: axis, metric"),
+        (
+            "rules: [{axis: a}, {axis: b, marginn: 1}]",
+            r"rule 2: unknown key 'marginn', did you mean 'margin'\? Valid keys: axis, metric",
+        ),
+        ("rules: [{axis: a, colour: 1}]", "rule 1: unknown key 'colour'; valid keys: axis, metric"),
         ("rules: [{margin: 0.1}]", "rule 1: axis is missing; needed: a name"),
         ("rules: [{axis: 3}]", "axis is 3; needed: a name"),
         ("rules: [{axis: a, margin: 3}]", r"margin is 3; needed: a share above 0, below 1 \(3 points are 0.03\)"),
         ("rules: [{axis: a, margin: 0}]", "margin is 0; needed: a share above 0"),
-        ("rules: [{axis: a, margin: yes}]", "margin is True"),
+        ("rules: [{axis: a, margin: yes}]", "margin is 'yes'; needed: a share"),
+        ("rules: [{axis: a, margin: true}]", "margin is True"),
+        ("rules: [{axis: a, margin: }]", "margin is missing"),
+        ("rules: [{axis: a, margin: 1:30}]", "margin is '1:30'"),
+        ("rules: [{axis: a, axis: b}]", r"gate.yaml: the key 'axis' is given twice, in lines 1 and 1"),
+        ("rules: [{axis: a}]\nalpha: 0.1\n\nalpha: 0.01", "the key 'alpha' is given twice, in lines 2 and 4"),
         ("rules: [{axis: a, margin: .nan}]", "margin is nan"),
         ("rules: [{axis: a, margin: '0.1'}]", "margin is '0.1'"),
         ("rules: [{axis: a, floor: 0.3, chance: 0.2}]", "floor and chance in one rule"),
@@ -74,18 +87,51 @@ def test_every_kind_of_rule(tmp_path):
         ("rules: [{axis: a, alpha: 0.2, power: 0.1}]", r"power is 0.1; needed: a share above alpha \(0.2\)"),
         ("rules: [{axis: a, better: more}]", "better is 'more'; needed: higher or lower"),
         ("rules: [{axis: a, better: lower, floor: 0.1}]", "floor asks for a score of which more is better"),
-        ("rules: [{axis: a, languages: [no, ko]}]", "languages is .*quote 'no'"),
-        ("rules: [{axis: a, languages: []}]", "at least one"),
+        ("rules: [{axis: a, languages: [false, ko]}]", r"languages is \[False, 'ko'\]; needed: at least one code"),
+        ("rules: [{axis: a, languages: []}]", r"languages is \[\]; needed: at least one"),
+        ("rules: [{axis: a, languages: }]", "languages is missing; needed: at least one"),
         ("prompts: other\nrules: [{axis: a}]", "prompts is 'other'; needed: same or any"),
         ("resamples: 5\nrules: [{axis: a}]", "resamples is 5; needed: a whole number, at least 100"),
         ("baseline: {name: x}\nrules: [{axis: a}]", "baseline: unknown key 'name'; valid keys: model, plan"),
         ("rules: !!python/object/apply:os.system ['true']", "is not YAML"),
+        ("rules: [{axis: a, margin: !!int x}]", "is not YAML"),
+        ("rules: [{axis: a, margin: !!timestamp x}]", "is not YAML"),
     ],
 )
 def test_what_means_nothing_is_named(tmp_path, text, message):
     with pytest.raises(GateError, match=message) as error:
         read(tmp_path, text)
     assert str(tmp_path / "gate.yaml") in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(GateError) as error:
+        read(
+            tmp_path,
+            "alfa: 1\nseed: -1\nrules: [{axis: a, margin: 3, flor: 0.2}, {axis: b, floor: 0.2, chance: 0.1}, 5]",
+        )
+    first, *lines = str(error.value).splitlines()
+    assert first == f"{tmp_path / 'gate.yaml'}: 6 mistakes"
+    assert [line.partition(";")[0].partition("?")[0].strip() for line in lines] == [
+        "seed is -1",
+        "rule 1: margin is 3",
+        "rule 1: unknown key 'flor', did you mean 'floor'",
+        "rule 2: floor and chance in one rule",
+        "rule 3: got 5",
+        "unknown key 'alfa', did you mean 'alpha'",
+    ]
+
+
+def test_a_word_means_what_is_written(tmp_path):
+    """YAML 1.1 makes false, a number and a date of these."""
+    gate = read(tmp_path, "baseline: {model: 2024-05-01, plan: off}\nrules: [{axis: 1_000, languages: [no, EL]}]")
+    assert gate.baseline == {"model": "2024-05-01", "plan": "off"}
+    assert (gate.rules[0].axis, gate.rules[0].languages) == ("1_000", ("no", "el"))
+
+
+def test_a_key_of_an_anchor_may_be_given_again(tmp_path):
+    gate = read(tmp_path, "rules: [&first {axis: a, margin: 0.1}, {<<: *first, axis: b}]")
+    assert [(rule.axis, rule.margin) for rule in gate.rules] == [("a", 0.1), ("b", 0.1)]
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -99,6 +145,15 @@ def test_files_that_cannot_be_read(tmp_path):
         read_gate(path)
 
 
-@pytest.mark.parametrize("path", ["examples/gate.yaml", "results/baselines/gate.yaml"])
-def test_the_gates_of_this_repository_are_read(path):
-    assert len(read_gate(ROOT / path).rules) > 3
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("examples/gate.yaml", {"non-inferiority", "chance"}),
+        ("results/baselines/gate.yaml", {"non-inferiority", "unchanged"}),
+    ],
+)
+def test_the_gates_of_this_repository_are_read(path, kinds):
+    gate = read_gate(ROOT / path)
+    listed = [line for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if re.match(r" +- .*axis:", line)]
+    assert len(gate.rules) == len(listed)
+    assert {rule.kind for rule in gate.rules} == kinds

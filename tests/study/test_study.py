@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lm_eval_ext.cli import app
 from lm_eval_ext.commands.table import COMMANDS, subcommand
 from lm_eval_ext.errors import StudyError, UserError
+from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.study import config
 from lm_eval_ext.study import run as running
 from lm_eval_ext.study.options import CommandLines
@@ -434,9 +435,11 @@ def test_a_sweep_that_chose_nothing_says_so(tmp_path: Path) -> None:
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"modells": {}}, "unknown key 'modells'; valid keys: out, model"),
-    ({"models": {}}, "models is missing"),
-    ({"models": "base"}, "models is 'base', needed are keys with values"),
+    ({"modells": {}}, "unknown key 'modells', did you mean 'models'? Valid keys: out, model"),
+    ({"models": {}}, "models is {}; needed: at least one name with its options, such as base: {}"),
+    ({"models": "LEFT OUT"}, "models is missing; needed: at least one name"),
+    ({"models": "base"}, "models is 'base'; needed: at least one name with its options"),
+    ({"models": {"a": 3, "b": {}}}, "models: a is 3; needed: keys with values"),
     ({"models": {"a": {"method": "dpo"}}}, "method is 'dpo'; valid: clo, midalign, mist, sft-en"),
     ({"models": {"a b": {}}}, "'a b' is no name"),
     ({"models": {"../a": {}}}, "'../a' is no name"),
@@ -459,7 +462,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"sweep": "LEFT OUT"}, "nothing says which layers to steer"),
     ({"steer": "en@42%"}, "must name both en and loc"),
     ({"steer": "en@42%:x"}, "steer: steering plan, character 8"),
-    ({"evaluate": "LEFT OUT"}, "evaluate: tasks is None; needed: a list of names"),
+    ({"evaluate": "LEFT OUT"}, "evaluate is missing; needed: keys with values; valid keys: tasks, conditions"),
+    ({"evaluate": {}}, "evaluate: tasks is missing; needed: a list of names"),
+    ({"evaluate": {"tasks": ["a"], "batch-size": 1, "batch_size": 2}}, "batch-size and batch_size are one key"),
     ({"evaluate": {"tasks": []}}, "evaluate: tasks is []"),
     ({"evaluate": {"tasks": ["a"], "conditions": ["best"]}}, "unknown condition 'best'; valid: unsteered, en"),
     ({"evaluate": {"tasks": ["a"], "limit": 0}}, "limit is 0; needed: a whole number from 1"),
@@ -499,13 +504,73 @@ def test_an_unknown_task_is_found_before_anything_runs(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"models: [", "is not YAML"), (b"\xff\xfe", "is not text in UTF-8"), (b"- a", "the study is ['a'], needed are")],
+    [
+        (b"models: [", "is not YAML"),
+        (b"\xff\xfe", "is not text in UTF-8"),
+        (b"out: a\nout: b", "the key 'out' is given twice, in lines 1 and 2"),
+        (b"", "got nothing; needed: keys with values; valid keys: out"),
+        (b"- a", "got ['a']; needed: keys with values; valid keys: out"),
+    ],
 )
 def test_a_file_that_is_no_study(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "study.yaml").write_bytes(content)
     result = CliRunner().invoke(app, ["study", str(tmp_path / "study.yaml")])
     assert (result.exit_code, said in result.output, "Traceback" in result.output) == (2, True, False)
     assert CliRunner().invoke(app, ["study", str(tmp_path / "nothing.yaml")]).exit_code == 2
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StudyError) as refused:
+        study(
+            tmp_path,
+            {"modells": {}, "models": {"a b": {}, "c": {"method": "dpo"}}, "steer": "en@2", "evaluate": {"limit": 0}},
+        )
+    first, *lines = str(refused.value).splitlines()
+    assert first.endswith("study.yaml: 6 mistakes")
+    for said, line in zip(
+        [
+            "models: 'a b' is no name",
+            "models: c: method is 'dpo'; valid: mist",
+            "steer: 'en@2' must name both",
+            "evaluate: tasks is missing",
+            "evaluate: limit is 0; needed: a whole number from 1",
+            "unknown key 'modells', did you mean 'models'?",
+        ],
+        lines,
+        strict=True,
+    ):
+        assert line.strip().startswith(said)
+
+
+def test_options_reach_the_commands_as_they_are_written(tmp_path: Path) -> None:
+    """YAML 1.1 makes numbers, a date and false of these."""
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        """
+        out: 2024-05-01
+        models: {no: , mist: {method: mist, revision: 12e4567, learning-rate: 1.50e-5, languages: [no, ko]}}
+        extract: {revision: 0123456}
+        steer: en@42%:2+loc@58%:2
+        evaluate: {tasks: a, batch_size: auto, num_fewshot: 0, model-args: {revision: 1.10}}
+        train:
+        """
+    )
+    asked = config.read(file)
+    assert asked.out == Path("2024-05-01")
+    options = {"method": "mist", "revision": "12e4567", "learning-rate": "1.50e-5", "languages": ["no", "ko"]}
+    assert asked.models == {"no": {}, "mist": options}
+    assert (asked.extract, asked.train, asked.sweep) == ({"revision": "0123456"}, {}, None)
+    assert asked.evaluate.options == {"batch_size": "auto", "num_fewshot": 0}
+    assert asked.evaluate.model_args == {"revision": "1.10"}
+    assert asked.languages == tuple(LANGUAGES)
+
+
+def test_the_folder_on_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, "out": 3}))
+    assert config.read(file, tmp_path / "b").out == tmp_path / "b"
+    with pytest.raises(StudyError, match="must have no comma"):
+        config.read(file, tmp_path / "a,b")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.glob("*.yaml")))

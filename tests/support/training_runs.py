@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lm_eval_ext.training.config import TrainingConfig
+from lm_eval_ext.training.config import TrainingConfig  # noqa: TC001
 from lm_eval_ext.training.methods import METHODS
 from lm_eval_ext.training.run import train
 from support import tiny

@@ -19,7 +19,6 @@ least two annotators gave it; an option names them all, the country it was taken
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 from lm_eval_ext.data.blend import forms, leaks
 from lm_eval_ext.data.blend.source import COUNTRIES, Answer, Corpus, fold
 from lm_eval_ext.data.blend.tables import Meaning, excluded, generality, meaning, translations
+from lm_eval_ext.fingerprints import hash_text
 from lm_eval_ext.languages import ENGLISH_COUNTRIES, LANGUAGES
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def excluded_because(question_id: str, language: str, answer: str) -> str | None
 
 def digest(*parts: object) -> str:
     """A hash that is the same for ever, on every platform."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+    return hash_text(*parts, separator="\x1f")
 
 
 class _Rule:

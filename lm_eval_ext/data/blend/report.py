@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from lm_eval_ext.data.blend.dataset import documents, pairs
 from lm_eval_ext.data.blend.source import corpus
 from lm_eval_ext.data.blend.tables import decontext
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.fingerprints import hash_lines
 from lm_eval_ext.languages import LANGUAGES
 
 if TYPE_CHECKING:
@@ -107,12 +107,8 @@ def counts() -> list[Counts]:
 
 def fingerprint() -> str:
     """SHA-256 of all items of all languages, with all repeats, as JSON lines: the version of the built set."""
-    digest = hashlib.sha256()
-    for language in LANGUAGES:
-        for row in documents(language, split="all", repeats=options.MAX_SETS):
-            line = json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-            digest.update(line.encode("utf-8") + b"\n")
-    return digest.hexdigest()
+    rows = (row for code in LANGUAGES for row in documents(code, split="all", repeats=options.MAX_SETS))
+    return hash_lines(json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")) for row in rows)
 
 
 def _check(language: str) -> Check:

@@ -6,7 +6,6 @@ package and the arguments. Whatever changes gets another name, so nothing here i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from functools import lru_cache
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import sources
 from lm_eval_ext.data.blend.source import files
-from lm_eval_ext.errors import DataError
+from lm_eval_ext.errors import OutputError
+from lm_eval_ext.fingerprints import hash_files, hash_text
+from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def rows(arguments: tuple[object, ...], build: Callable[[], list[dict[str, Any]]
     Raises:
         DataError: an upstream file is missing, unreachable, or not what its hash says.
     """
-    digest = hashlib.sha256(f"{_content()}/{arguments!r}".encode())
-    file = cache_dir() / "blend" / f"{digest.hexdigest()[:32]}.json"
+    file = cache_dir() / "blend" / f"{hash_text(_content(), repr(arguments))[:32]}.json"
     try:
         stored: list[dict[str, Any]] = json.loads(file.read_bytes())
     except (OSError, ValueError):  # not there, or cut off
@@ -44,8 +44,8 @@ def rows(arguments: tuple[object, ...], build: Callable[[], list[dict[str, Any]]
 
 def _keep(file: Path, built: list[dict[str, Any]]) -> None:
     try:
-        sources.write(file, json.dumps(built, ensure_ascii=False).encode())
-    except DataError as error:
+        write_file(file, json.dumps(built, ensure_ascii=False))
+    except OutputError as error:
         _warn(f"BLEnD items are built again in every process: {error}")
 
 
@@ -64,7 +64,4 @@ def _content() -> str:
 
 @lru_cache(maxsize=4)
 def _hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for file, _, _ in stamped:
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
+    return hash_files(file for file, _, _ in stamped)

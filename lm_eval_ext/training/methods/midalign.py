@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm_eval_ext.data.pairs import SOURCES, Pair, PairSet
-from lm_eval_ext.data.pairs import load_pairs
+from lm_eval_ext.data.pairs import SOURCES, Pair, PairSet, load_pairs
 from lm_eval_ext.data.parallel import refuse_mixing
 from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.training import schedule

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_eval_ext.gate import judge
-from lm_eval_ext.gate.config import Rule
-from lm_eval_ext.gate.rules import STATUS, Measured
+from lm_eval_ext.gate.rules import Rule
+from lm_eval_ext.gate.verdicts import STATUS, Measured
 
 RULE = Rule("qa", margin=0.03)
 STILL = Measured(

@@ -1,0 +1,149 @@
+"""Verdicts: a pure function of what was measured.
+
+- pass: a loss of the margin is excluded. A candidate that did lose the margin passes with a probability of about alpha:
+  bootstrap bounds keep it within a point or so (benchmarks/coverage_of_intervals.py prints it).
+- fail: a loss is shown, and a loss of the margin is not excluded. Losses are tested by sign flips (in one language the
+  exact McNemar test) and corrected over all rules and languages together (Holm), so that a gate fails an unchanged
+  candidate with probability alpha at most.
+- inconclusive: there are too few items to see the margin (checked first), or neither a loss nor its absence is shown.
+  With too few items only a change as large as these items can show is judged.
+
+A floor and the level of chance are held against exact binomial bounds, which few items make wide by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lm_eval_ext.stats.significance import holm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval_ext.gate.rules import Rule
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+#: Worst first, with the exit status of a gate whose worst verdict it is; misuse is 3.
+STATUS: dict[Verdict, int] = {"fail": 1, "inconclusive": 2, "pass": 0}
+MISUSE = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One rule in one language, or in the average.
+
+    Changes count in the direction in which the score gets better: a loss is negative for the English bias too.
+
+    Attributes:
+        rule: the rule.
+        language: code, `average`, or `all` where documents have no language.
+        baseline, candidate: scores on the same documents.
+        n, questions: documents and clusters of them.
+        gains, losses: documents whose score got better and worse.
+        change: against the baseline, or against the floor or the level of chance.
+        low, high: its one-sided bounds, each at the rule's alpha.
+        p: of a loss; NaN where none is tested.
+        smallest: the smallest loss that these items can show.
+    """
+
+    rule: Rule
+    language: str
+    baseline: float
+    candidate: float
+    n: int
+    questions: int
+    gains: int
+    losses: int
+    change: float
+    low: float
+    high: float
+    p: float
+    smallest: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict and why."""
+
+    measured: Measured
+    verdict: Verdict
+    detail: str
+    p: float
+
+    @property
+    def name(self) -> str:
+        """What was checked: `blend_decon acc el`."""
+        return f"{self.measured.rule.axis} {self.measured.rule.metric} {self.measured.language}"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """All verdicts."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst one."""
+        verdicts = {check.verdict for check in self.checks}
+        return next(verdict for verdict in STATUS if verdict in verdicts)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rule passed."""
+        return self.verdict == "pass"
+
+    def count(self, verdict: Verdict) -> int:
+        """Checks with this verdict."""
+        return sum(check.verdict == verdict for check in self.checks)
+
+    @property
+    def detail(self) -> str:
+        """The verdict in a sentence."""
+        counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in STATUS if self.count(verdict))
+        return f"{self.verdict}: {counts}, of {len(self.checks)} checks"
+
+
+def judge(measured: Sequence[Measured]) -> GateResult:
+    """Verdicts on everything that was measured, corrected for its number.
+
+    Raises:
+        ValueError: nothing was measured.
+    """
+    if not measured:
+        raise ValueError("a gate needs at least one measurement")
+    corrected = holm([measurement.p for measurement in measured]).tolist()
+    return GateResult(tuple(Check(one, *_decide(one, p), p) for one, p in zip(measured, corrected, strict=True)))
+
+
+def points(share: float) -> str:
+    """A change in percentage points, with its sign."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
+    rule = measured.rule
+    if rule.kind == "unchanged":
+        changed = measured.gains + measured.losses
+        text = f"{changed} of {measured.n} items changed ({100 * changed / measured.n:.1f}%)"
+        return ("pass" if changed <= rule.limit * measured.n + 1e-9 else "fail"), text
+    moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"
+    excluded = "a score below it" if rule.kind == "floor" else f"a loss of {100 * rule.margin:.1f}"
+    if rule.kind != "non-inferiority":
+        moved += f" against {rule.limit:g}"
+    if rule.kind == "non-inferiority" and measured.smallest > max(rule.margin, abs(measured.change)):
+        least = f"{100 * measured.smallest:.1f} points" if math.isfinite(measured.smallest) else "no loss at all"
+        return "inconclusive", f"{moved}: too few items, {measured.n} can show {least}, not {100 * rule.margin:.1f}"
+    if measured.low > -rule.margin:
+        return "pass", f"{moved}: {excluded} is excluded"
+    if p <= rule.alpha:
+        return "fail", f"{moved}: a loss is shown (p {_p(p)}), and {excluded} is not excluded"
+    return "inconclusive", f"{moved}: no loss is shown (p {_p(p)}), but {excluded} is not excluded"
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "below 0.001"
