@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -23,6 +21,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.processes import HUNG, environment
+from support.sweeps import TASKS, given_settings, sweep, tiny_tasks
 from typer.testing import CliRunner
 
 from lm_eval_ext.cli import app
@@ -38,61 +38,13 @@ from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.engine import Budget, SharedEngine
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition, Grid
 from lm_eval_ext.sweep.run import Sweep
-from lm_eval_ext.sweep.settings import Settings
 from lm_eval_ext.sweep.store import Store
 from lm_eval_ext.sweep.summary import AVERAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from lm_eval_ext.sweep.settings import Settings
 
 FAMILIES = ("gemma3", "llama", "gpt2", "mistral", "qwen2")
-TASKS = ("tiny_cloze", "tiny_letters")
-
-
-def given_settings(family: str, out: Path, **changes: Any) -> Settings:
-    """A small sweep of a tiny model."""
-    default = Settings(
-        vectors=tiny.vector_file(family),
-        tasks=TASKS,
-        out=out,
-        kinds=("en", "loc"),
-        layers="1",
-        gammas=("1",),
-        positions=("prompt",),
-        pair_layers=0,
-        n_random=0,
-        controls=False,
-        control_gammas=(),
-        languages=(),
-        limit=3,
-        num_fewshot=None,
-        metric="acc",
-        prior=True,
-        lang=None,
-        model=str(tiny.folder(family)),
-        model_args="dtype=float32",
-        device="cpu",
-        memory=2**24,
-        max_tokens=1024,
-        likelihoods=True,
-        resamples=200,
-        restart=False,
-    )
-    return replace(default, **changes)
-
-
-@contextmanager
-def tiny_tasks() -> Iterator[None]:
-    """The harness knows the tiny tasks only."""
-    with mock.patch("lm_eval.tasks.TaskManager", tiny.task_manager):
-        yield
-
-
-def sweep(asked: Settings) -> pd.DataFrame:
-    """Run a sweep; its items."""
-    with tiny_tasks():
-        Sweep(asked).run()
-    return pd.read_parquet(asked.out / "items.parquet")
 
 
 def trees_of(family: str, seed: int = 0, n: int = 6) -> tuple[list[Tree], list[str]]:
@@ -363,51 +315,54 @@ def test_the_check_finds_a_mask_that_is_ignored():
 
 # Resuming ------------------------------------------------------------------------------------------------------------
 
+#: Writes three times, says so, and waits to be killed.
 _CHILD = """
 import sys
-sys.path[:0] = [{tests!r}, {tests!r} + '/sweep']
-import test_sweep, time
-from lm_eval_ext.sweep.store import Store
 from pathlib import Path
-write = Store.write
-def slowly(self, cells):
+from lm_eval_ext.sweep.store import Store
+from support.sweeps import given_settings, sweep
+write, out, model, vectors = Store.write, *sys.argv[1:]
+written = []
+def then_wait(self, cells):
     write(self, cells)
-    print("wrote", flush=True)
-    time.sleep(0.05)
-Store.write = slowly
-test_sweep.sweep(
-    test_sweep.given_settings("llama", Path({out!r}), layers="0-2", model={model!r}, vectors=Path({vectors!r}))
-)
+    written.append(1)
+    if len(written) == 3:
+        print("wrote", flush=True)
+        sys.stdin.read()
+Store.write = then_wait
+sweep(given_settings("llama", Path(out), layers="0-2", model=model, vectors=Path(vectors)))
 """
 
 
 def test_kill_9_loses_nothing_that_was_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    tests = str(Path(__file__).parents[1])
-    script = _CHILD.format(
-        tests=tests,
-        out=str(tmp_path / "killed"),
-        model=str(tiny.folder("llama")),
-        vectors=str(tiny.vector_file("llama")),
+    files = [str(path) for path in (tmp_path / "killed", tiny.folder("llama"), tiny.vector_file("llama"))]
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, *files],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
-    assert list(islice((line for line in child.stdout if line == b"wrote\n"), 3)), "it ended before it wrote"
+    assert b"wrote\n" in child.stdout, "it ended before it wrote"
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    kept = len(Store(tmp_path / "killed" / "cells", {})._cells)
+    kept = sum(map(len, Store(tmp_path / "killed" / "cells", {})._cells.values()))
     assert kept >= 3
     capfd.readouterr()
-    written: list[int] = []
+    written: list[bool] = []
     write = Store.write
 
     def counting(self: Store, cells: Any) -> None:
         rows = list(cells)
-        written.append(sum(self.get(condition, tree) is not None for condition, tree, _ in rows))
+        written.extend(self.get(name, tree) is not None for name, tree, _ in rows if name != UNSTEERED)
         write(self, rows)
 
     with mock.patch.object(Store, "write", counting):
         resumed = sweep(given_settings("llama", tmp_path / "killed", layers="0-2"))
     assert "were begun before" in capfd.readouterr().err
+    assert written
+    assert not any(written), "a steered cell was computed again"
     pd.testing.assert_frame_equal(resumed, sweep(given_settings("llama", tmp_path / "whole", layers="0-2")))
 
 
@@ -466,28 +421,33 @@ def test_the_fingerprint_sees_one_changed_weight():
     assert weights_fingerprint(model) != before
 
 
+_TWO = """
+import sys
+from pathlib import Path
+from lm_eval_ext.sweep.run import Sweep
+from support.sweeps import given_settings, tiny_tasks
+out, model, vectors = sys.argv[1:]
+with tiny_tasks():
+    Sweep(given_settings("llama", Path(out), model=model, vectors=Path(vectors))).run()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over a local socket")
 def test_two_processes_share_the_work(tmp_path: Path):
-    script = tmp_path / "sweep.py"
-    script.write_text(_two(tmp_path))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240)
+    (tmp_path / "sweep.py").write_text(_TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    files = [str(path) for path in (tmp_path / "two", tiny.folder("llama"), tiny.vector_file("llama"))]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "sweep.py"), *files],
+        capture_output=True,
+        text=True,
+        env=environment(ACCELERATE_USE_CPU="true"),
+        timeout=HUNG,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "two" / "cells").glob("cells-*.sqlite"))) == 2
     two = pd.read_parquet(tmp_path / "two" / "items.parquet")
     pd.testing.assert_frame_equal(two, sweep(given_settings("llama", tmp_path / "one")), atol=1e-4)
-
-
-def _two(folder: Path) -> str:
-    return (
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}\n"
-        "import test_sweep\nfrom pathlib import Path\n"
-        f"asked = test_sweep.given_settings('llama', Path({str(folder / 'two')!r}), "
-        f"model={str(tiny.folder('llama'))!r}, vectors=Path({str(tiny.vector_file('llama'))!r}))\n"
-        "with test_sweep.tiny_tasks():\n"
-        "    test_sweep.Sweep(asked).run()\n"
-    )
 
 
 # Questions -----------------------------------------------------------------------------------------------------------
