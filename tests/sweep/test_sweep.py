@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,6 @@ from typer.testing import CliRunner
 from lm_eval_ext.cli import app
 from lm_eval_ext.errors import ModelError, ResultsError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
-from lm_eval_ext.scoring import shared_forward as forward
 from lm_eval_ext.scoring.shared_forward import SweepModel
 from lm_eval_ext.scoring.token_trees import PROMPT, Aligned, Batch, Packed, Tree
 from lm_eval_ext.steering.injection import SteeringTable
@@ -298,12 +298,16 @@ def test_an_error_that_is_not_about_memory_is_not_hidden(tmp_path: Path):
 
 
 def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    expected = sweep(given_settings("llama", tmp_path / "shared"))
-    with mock.patch.object(forward.SweepModel, "check", return_value="its layers are of the type mamba"):
-        found = sweep(given_settings("llama", tmp_path / "separate"))
-    assert "its layers are of the type mamba; every condition is computed in full" in capfd.readouterr().err
-    assert found["acc"].tolist() == expected["acc"].tolist()
-    assert found["margin"].tolist() == pytest.approx(expected["margin"].tolist(), abs=1e-4)
+    found = sweep(given_settings("mpt", tmp_path, limit=None))
+    assert "it counts positions itself; every condition is computed in full" in " ".join(capfd.readouterr().err.split())
+    for plan in ("en@1:1/prompt", "loc@1:1/prompt", UNSTEERED):
+        samples = tiny.evaluate(tiny.steered("mpt", plan), *TASKS)["samples"]
+        rows = found[found["condition"] == plan]
+        assert len(rows) == sum(map(len, samples.values())) == 16
+        for task, number, acc in zip(rows["task"], rows["doc_id"], rows["acc"], strict=True):
+            assert acc == samples[task][number]["acc"]
+    plain, steered = (found[found["condition"] == c]["margin"].to_numpy() for c in (UNSTEERED, "loc@1:1/prompt"))
+    assert abs(plain - steered).max() > 1e-2
 
 
 def test_the_check_finds_a_mask_that_is_ignored():
@@ -556,11 +560,14 @@ def test_bad_input(changes: dict[str, Any], words: str, tmp_path: Path):
 
 def test_all_that_cannot_work_is_told_at_once_and_before_the_model(tmp_path: Path):
     vectors = tiny.vector_file("llama", ("en", "loc"), ("en", "ko", "es"))
-    asked = given_settings(
-        "llama", tmp_path, vectors=vectors, layers="7", kinds=("en", "style"), gammas=("x", "1"), limit=None
-    )
-    with mock.patch.object(Sweep, "_load", side_effect=AssertionError("loaded")), pytest.raises(UserError) as found:
-        sweep(asked)
+    weightless = tmp_path / "model"
+    weightless.mkdir()
+    shutil.copy(tiny.folder("llama") / "config.json", weightless)
+    asked = given_settings("llama", tmp_path / "out", vectors=vectors, model=str(weightless), limit=None)
+    with pytest.raises(ModelError, match="cannot load the model"):
+        sweep(replace(asked, vectors=tiny.vector_file("llama")))
+    with pytest.raises(UserError) as found:
+        sweep(replace(asked, layers="7", kinds=("en", "style"), gammas=("x", "1")))
     for words in ("layer 7", "no kind style", "gamma 'x'", "language 'zh'"):
         assert words in str(found.value)
 
