@@ -1,5 +1,6 @@
 # make demo    environment, embedded model, vectors, five evaluations, the plane in results/demo/
 # make test    environment, whole suite
+# make test-fast  the suite without the tests marked slow
 # make lint    ruff and mypy
 # make bench   every benchmark with a target, as one table (about ten minutes)
 # make study-smoke  a whole study at a reduced size: trains three models, steers and compares four (under 15 minutes)
@@ -17,13 +18,16 @@ TORCH ?= torch==2.13.0
 TRANSFORMERS4 ?= transformers>=4.50,<5
 PYTEST ?= pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-transformers4 lint bench clean study-smoke
+.PHONY: demo test test-fast test-transformers4 lint bench clean study-smoke
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m lm_eval_ext demo
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST)
+
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST) -m 'not slow'
 
 study-smoke: $(VENV)/.installed-study
 	$(VENV)/bin/python -m lm_eval_ext study studies/gemma3-270m-smoke.yaml

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.transformers4
 @pytest.mark.parametrize("family", ["gemma3", "gpt2"])
 def test_compiled_equals_eager(family: str) -> None:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     steer = "en@1:2/last+loc@2:3+loc@0:1/all"
     pairs = [*ALL, *FEW_SHOT]
     languages = [tiny.LANGUAGES[i % 4] for i in range(len(pairs))]

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cosine as cosine_distance
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
-from support import tiny
+from support import gmmlu_mirror, tiny
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
-from lm_eval_ext.data import gmmlu
 from lm_eval_ext.errors import DataError, ModelError, VectorFileError
 from lm_eval_ext.geometry import measures, tables, texts
 from lm_eval_ext.geometry.states import distinct, hidden_states
@@ -276,12 +275,10 @@ def test_changes_are_paired_and_differences_are_not() -> None:
 # Texts ----------------------------------------------------------------------------------------------------------------
 
 
-def test_questions_are_those_that_all_languages_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    def documents(language: str, split: str) -> list[dict[str, str]]:
-        first = 3 if language == "fr" else 0
-        return [{"sample_id": f"q{i}", "question": f" {language} {i} "} for i in range(first, 12)]
-
-    monkeypatch.setattr(gmmlu, "documents", documents)
+def test_questions_are_those_that_all_languages_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(tmp_path))
+    for code, first in (("en", 0), ("fr", 3)):
+        gmmlu_mirror.write_questions(tmp_path, code, "dev", {f"q{i}": f" {code} {i} " for i in range(first, 12)})
     (found,) = texts.questions("gmmlu", ["en", "fr"], 8)
     assert found.ids == tuple(f"q{i}" for i in range(3, 11))
     assert found.texts["fr"][0] == "fr 3"

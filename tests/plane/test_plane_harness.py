@@ -125,7 +125,9 @@ def test_every_document_of_every_run_is_in_the_frame(tree):
 def test_the_frame_has_the_scores_that_the_harness_reports(tree):
     frame = load(tree, metrics=["acc"], runs=["other"])
     results = json.loads(next((tree / "other").rglob("results_*.json")).read_text())["results"]
-    for task, mean in frame.groupby("task", observed=True)["value"].mean().items():
+    means = frame.groupby("task", observed=True)["value"].mean()
+    assert len(means) == 2 * len(LANGUAGES)
+    for task, mean in means.items():
         assert mean == pytest.approx(results[task]["acc,none"])
 
 

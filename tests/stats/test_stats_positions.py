@@ -198,6 +198,7 @@ def test_rows_say_where_a_run_lies_and_how_surely(plane):
     assert row["y_p"] < 0.001
     assert math.isnan(row["y_holm"])  # the average is not one of the languages
     languages = plane.shifts[(plane.shifts["run"] == "aligned") & (plane.shifts["language"] != "average")]
+    assert len(languages) == 7
     for _, one in languages.iterrows():
         assert one["y_p"] == pytest.approx(mcnemar_of(one))
         assert one["y_p"] <= one["y_holm"] <= min(1, 7 * one["y_p"])
@@ -212,6 +213,7 @@ def mcnemar_of(row) -> float:
 def test_contributions_add_up_to_the_change(plane):
     averages = plane.shifts[plane.shifts["language"] == "average"].set_index("run")
     for axis, parts in zip("xy", plane.contributions, strict=True):
+        assert set(parts) >= {"aligned", "surgical"}
         for run in parts:
             assert parts[run].sum() == pytest.approx(averages[f"{axis}_change"][run])
 

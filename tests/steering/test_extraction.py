@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import tiny
+from support import gmmlu_mirror, tiny
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
-from lm_eval_ext.data import gmmlu, pairs
+from lm_eval_ext.data import pairs
 from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.errors import DataError, ModelError, PlanError
 from lm_eval_ext.steering.decoder import decoder_layers
@@ -325,13 +325,18 @@ def test_the_defaults_of_the_command(tmp_path: Path) -> None:
 
 
 def test_languages_beyond_the_seven_where_the_pairs_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gmmlu, "pairs", lambda language: [(tiny.TEXTS["en"], f"{language}: {tiny.TEXTS['es']}")])
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(tmp_path / "mirror"))
+    for language, split in (("en", "test"), ("en", "dev"), ("es", "dev"), ("fr", "dev")):
+        questions = {f"{split}/{i}": f"{language} {split} {i}: {tiny.TEXTS['en'][i:]}" for i in range(3)}
+        gmmlu_mirror.write_questions(tmp_path / "mirror", language, split, questions)
     out = tmp_path / "v.safetensors"
     arguments = ["extract", "--model", str(tiny.folder("gpt2")), "--out", str(out), "--device", "cpu"]
     arguments += ["--pairs", "en=gmmlu", "--languages", "es,fr", "--kinds"]
     result = CliRunner().invoke(cli.app, [*arguments, "en"])
     assert result.exit_code == 0, result.output
-    assert VectorSet.load(out).languages("en") == ["es", "fr"]
+    loaded = VectorSet.load(out)
+    assert loaded.languages("en") == ["es", "fr"]
+    assert {entry.info.n_pairs for entry in loaded.vectors.values()} == {3}
     refused = CliRunner().invoke(cli.app, [*arguments, "en,loc"])
     assert refused.exit_code == 2
     assert "unknown fr; valid: en, es, id, el, ko, zh, ar (pairs loc=mini)" in " ".join(refused.output.split())

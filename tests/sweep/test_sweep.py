@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -23,12 +22,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.processes import HUNG, environment
+from support.sweeps import TASKS, given_settings, sweep, tiny_tasks
 from typer.testing import CliRunner
 
 from lm_eval_ext.cli import app
 from lm_eval_ext.errors import ModelError, ResultsError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
-from lm_eval_ext.scoring import shared_forward as forward
 from lm_eval_ext.scoring.batching import Budget
 from lm_eval_ext.scoring.shared_forward import SweepModel
 from lm_eval_ext.scoring.token_trees import PROMPT, Aligned, Batch, Packed, Tree
@@ -39,61 +39,13 @@ from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.engine import SharedEngine
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition, Grid
 from lm_eval_ext.sweep.run import Sweep
-from lm_eval_ext.sweep.settings import Settings
 from lm_eval_ext.sweep.store import Store
 from lm_eval_ext.sweep.summary import AVERAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from lm_eval_ext.sweep.settings import Settings
 
 FAMILIES = ("gemma3", "llama", "gpt2", "mistral", "qwen2")
-TASKS = ("tiny_cloze", "tiny_letters")
-
-
-def given_settings(family: str, out: Path, **changes: Any) -> Settings:
-    """A small sweep of a tiny model."""
-    default = Settings(
-        vectors=tiny.vector_file(family),
-        tasks=TASKS,
-        out=out,
-        kinds=("en", "loc"),
-        layers="1",
-        gammas=("1",),
-        positions=("prompt",),
-        pair_layers=0,
-        n_random=0,
-        controls=False,
-        control_gammas=(),
-        languages=(),
-        limit=3,
-        num_fewshot=None,
-        metric="acc",
-        prior=True,
-        lang=None,
-        model=str(tiny.folder(family)),
-        model_args="dtype=float32",
-        device="cpu",
-        memory=2**24,
-        max_tokens=1024,
-        likelihoods=True,
-        resamples=200,
-        restart=False,
-    )
-    return replace(default, **changes)
-
-
-@contextmanager
-def tiny_tasks() -> Iterator[None]:
-    """The harness knows the tiny tasks only."""
-    with mock.patch("lm_eval.tasks.TaskManager", tiny.task_manager):
-        yield
-
-
-def sweep(asked: Settings) -> pd.DataFrame:
-    """Run a sweep; its items."""
-    with tiny_tasks():
-        Sweep(asked).run()
-    return pd.read_parquet(asked.out / "items.parquet")
 
 
 def trees_of(family: str, seed: int = 0, n: int = 6) -> tuple[list[Tree], list[str]]:
@@ -141,6 +93,7 @@ def test_sampled_cells_equal_runs_of_the_harness(family: str, tmp_path: Path):
                 for index in indices:
                     likelihoods[index] = value
         rows = found[found["condition"] == plan].set_index(["task", "doc_id"])
+        assert len(rows) == len(run.questions.questions) == 16
         for question in run.questions.questions:
             sample = results["samples"][question.task][question.doc_id]
             ours = [likelihoods[index] for index in question.instances]
@@ -347,17 +300,19 @@ def test_an_error_that_is_not_about_memory_is_not_hidden(tmp_path: Path):
 
 
 def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    expected = sweep(given_settings("llama", tmp_path / "shared"))
     load, models = Sweep._load, []
-    with (
-        mock.patch.object(forward.SweepModel, "check", return_value="its layers are of the type mamba"),
-        mock.patch.object(Sweep, "_load", lambda self: models.append(load(self)) or models[0]),
-    ):
-        found = sweep(given_settings("llama", tmp_path / "separate"))
+    with mock.patch.object(Sweep, "_load", lambda self: models.append(load(self)) or models[0]):
+        found = sweep(given_settings("mpt", tmp_path, limit=None))
     assert tiny.hooks(models[0].model) == []
-    assert "its layers are of the type mamba; every condition is computed in full" in capfd.readouterr().err
-    assert found["acc"].tolist() == expected["acc"].tolist()
-    assert found["margin"].tolist() == pytest.approx(expected["margin"].tolist(), abs=1e-4)
+    assert "it counts positions itself; every condition is computed in full" in " ".join(capfd.readouterr().err.split())
+    for plan in ("en@1:1/prompt", "loc@1:1/prompt", UNSTEERED):
+        samples = tiny.evaluate(tiny.steered("mpt", plan), *TASKS)["samples"]
+        rows = found[found["condition"] == plan]
+        assert len(rows) == sum(map(len, samples.values())) == 16
+        for task, number, acc in zip(rows["task"], rows["doc_id"], rows["acc"], strict=True):
+            assert acc == samples[task][number]["acc"]
+    plain, steered = (found[found["condition"] == c]["margin"].to_numpy() for c in (UNSTEERED, "loc@1:1/prompt"))
+    assert abs(plain - steered).max() > 1e-2
 
 
 def test_the_check_finds_a_mask_that_is_ignored():
@@ -370,51 +325,54 @@ def test_the_check_finds_a_mask_that_is_ignored():
 
 # Resuming ------------------------------------------------------------------------------------------------------------
 
+#: Writes three times, says so, and waits to be killed.
 _CHILD = """
 import sys
-sys.path[:0] = [{tests!r}, {tests!r} + '/sweep']
-import test_sweep, time
-from lm_eval_ext.sweep.store import Store
 from pathlib import Path
-write = Store.write
-def slowly(self, cells):
+from lm_eval_ext.sweep.store import Store
+from support.sweeps import given_settings, sweep
+write, out, model, vectors = Store.write, *sys.argv[1:]
+written = []
+def then_wait(self, cells):
     write(self, cells)
-    print("wrote", flush=True)
-    time.sleep(0.05)
-Store.write = slowly
-test_sweep.sweep(
-    test_sweep.given_settings("llama", Path({out!r}), layers="0-2", model={model!r}, vectors=Path({vectors!r}))
-)
+    written.append(1)
+    if len(written) == 3:
+        print("wrote", flush=True)
+        sys.stdin.read()
+Store.write = then_wait
+sweep(given_settings("llama", Path(out), layers="0-2", model=model, vectors=Path(vectors)))
 """
 
 
 def test_kill_9_loses_nothing_that_was_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    tests = str(Path(__file__).parents[1])
-    script = _CHILD.format(
-        tests=tests,
-        out=str(tmp_path / "killed"),
-        model=str(tiny.folder("llama")),
-        vectors=str(tiny.vector_file("llama")),
+    files = [str(path) for path in (tmp_path / "killed", tiny.folder("llama"), tiny.vector_file("llama"))]
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, *files],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
-    assert list(islice((line for line in child.stdout if line == b"wrote\n"), 3)), "it ended before it wrote"
+    assert b"wrote\n" in child.stdout, "it ended before it wrote"
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    kept = len(Store(tmp_path / "killed" / "cells", {})._cells)
+    kept = sum(map(len, Store(tmp_path / "killed" / "cells", {})._cells.values()))
     assert kept >= 3
     capfd.readouterr()
-    written: list[int] = []
+    written: list[bool] = []
     write = Store.write
 
     def counting(self: Store, cells: Any) -> None:
         rows = list(cells)
-        written.append(sum(self.get(condition, tree) is not None for condition, tree, _ in rows))
+        written.extend(self.get(name, tree) is not None for name, tree, _ in rows if name != UNSTEERED)
         write(self, rows)
 
     with mock.patch.object(Store, "write", counting):
         resumed = sweep(given_settings("llama", tmp_path / "killed", layers="0-2"))
     assert "were begun before" in capfd.readouterr().err
+    assert written
+    assert not any(written), "a steered cell was computed again"
     pd.testing.assert_frame_equal(resumed, sweep(given_settings("llama", tmp_path / "whole", layers="0-2")))
 
 
@@ -473,28 +431,33 @@ def test_the_fingerprint_sees_one_changed_weight():
     assert weights_fingerprint(model) != before
 
 
+_TWO = """
+import sys
+from pathlib import Path
+from lm_eval_ext.sweep.run import Sweep
+from support.sweeps import given_settings, tiny_tasks
+out, model, vectors = sys.argv[1:]
+with tiny_tasks():
+    Sweep(given_settings("llama", Path(out), model=model, vectors=Path(vectors))).run()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over a local socket")
 def test_two_processes_share_the_work(tmp_path: Path):
-    script = tmp_path / "sweep.py"
-    script.write_text(_two(tmp_path))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240)
+    (tmp_path / "sweep.py").write_text(_TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    files = [str(path) for path in (tmp_path / "two", tiny.folder("llama"), tiny.vector_file("llama"))]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "sweep.py"), *files],
+        capture_output=True,
+        text=True,
+        env=environment(ACCELERATE_USE_CPU="true"),
+        timeout=HUNG,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "two" / "cells").glob("cells-*.sqlite"))) == 2
     two = pd.read_parquet(tmp_path / "two" / "items.parquet")
     pd.testing.assert_frame_equal(two, sweep(given_settings("llama", tmp_path / "one")), atol=1e-4)
-
-
-def _two(folder: Path) -> str:
-    return (
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}\n"
-        "import test_sweep\nfrom pathlib import Path\n"
-        f"asked = test_sweep.given_settings('llama', Path({str(folder / 'two')!r}), "
-        f"model={str(tiny.folder('llama'))!r}, vectors=Path({str(tiny.vector_file('llama'))!r}))\n"
-        "with test_sweep.tiny_tasks():\n"
-        "    test_sweep.Sweep(asked).run()\n"
-    )
 
 
 # Questions -----------------------------------------------------------------------------------------------------------
@@ -522,7 +485,7 @@ def test_an_option_longer_than_the_context_is_an_error(tmp_path: Path):
 
 def test_one_question_is_enough(tmp_path: Path):
     found = sweep(given_settings("llama", tmp_path, limit=1, tasks=("tiny_letters",)))
-    assert found.groupby("condition", observed=True).size().eq(1).all()
+    assert found["condition"].value_counts().to_dict() == {UNSTEERED: 1, "en@1:1/prompt": 1, "loc@1:1/prompt": 1}
 
 
 @pytest.mark.parametrize(
@@ -537,7 +500,7 @@ def test_options_that_tokenise_to_nothing(options: list[str], words: str | None,
     instances[0].arguments = (instances[0].args[0], options[0])
     model = tiny.steered("llama")
     if words is None:
-        assert model.encode(instances)
+        assert model.encode(instances)[0].continuation
     else:
         with pytest.raises(UserError, match=words):
             model.encode(instances)
@@ -602,11 +565,14 @@ def test_bad_input(changes: dict[str, Any], words: str, tmp_path: Path):
 
 def test_all_that_cannot_work_is_told_at_once_and_before_the_model(tmp_path: Path):
     vectors = tiny.vector_file("llama", ("en", "loc"), ("en", "ko", "es"))
-    asked = given_settings(
-        "llama", tmp_path, vectors=vectors, layers="7", kinds=("en", "style"), gammas=("x", "1"), limit=None
-    )
-    with mock.patch.object(Sweep, "_load", side_effect=AssertionError("loaded")), pytest.raises(UserError) as found:
-        sweep(asked)
+    weightless = tmp_path / "model"
+    weightless.mkdir()
+    shutil.copy(tiny.folder("llama") / "config.json", weightless)
+    asked = given_settings("llama", tmp_path / "out", vectors=vectors, model=str(weightless), limit=None)
+    with pytest.raises(ModelError, match="cannot load the model"):
+        sweep(replace(asked, vectors=tiny.vector_file("llama")))
+    with pytest.raises(UserError) as found:
+        sweep(replace(asked, layers="7", kinds=("en", "style"), gammas=("x", "1")))
     for words in ("layer 7", "no kind style", "gamma 'x'", "language 'zh'"):
         assert words in str(found.value)
 
@@ -689,7 +655,9 @@ def test_the_command(tmp_path: Path):
         done = CliRunner().invoke(app, ["sweep", *where, "--tasks", "tiny_letters", *smallest, "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "items.parquet").is_file()
-    assert CliRunner().invoke(app, ["sweep", *where, "--tasks", "tiny_letters", "--pairs", "all"]).exit_code == 2
+    refused = CliRunner().invoke(app, ["sweep", *where, "--tasks", "tiny_letters", "--pairs", "all"])
+    assert refused.exit_code == 2
+    assert "--pairs" in refused.output
 
 
 def test_choose_needs_pairs():

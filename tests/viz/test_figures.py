@@ -224,13 +224,16 @@ def test_slopes_lead_from_before_to_after_and_say_what_is_decided(cultural):
     )
     assert 0 < solid == decided
     assert len({trace.marker.symbol for trace in lines}) == 7
-    for label in chart.figure.select_traces({"mode": "text"}):  # plotly leaves out what lies beyond the axis
+    labelled = list(chart.figure.select_traces({"mode": "text"}))
+    assert labelled
+    for label in labelled:  # plotly leaves out what lies beyond the axis
         low, high = chart.figure.layout[label.yaxis.replace("y", "yaxis")].range
         assert low < label.y[0] < high
 
 
 def test_bias_bars_show_before_and_after_with_the_interval_of_the_change(cultural):
     chart = bias_bars(cultural)
+    assert "Korean" in chart.figure.data[0].x
     assert "English" not in chart.figure.data[0].x
     before, after = chart.figure.data[0], chart.figure.data[2]
     assert (before.name, after.name) == ("unsteered", "loc")
