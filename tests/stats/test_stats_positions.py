@@ -12,7 +12,7 @@ from support.runs import random_scores, write_demo, write_run
 
 from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.plane.standing import null_bands, pareto, recoveries
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import (
     QUADRANTS,
     JointShift,
@@ -187,7 +187,7 @@ def plane(tmp_path_factory):
     for number, plan in enumerate(("loc~random1@3:2", "loc~zh@3:2")):
         scores = random_scores(9 + number, {"localization": -0.2}, n=200)
         write_run(root / f"control{number}", scores, model="x/aligned", plan=plan)
-    return measure(read_tree(root), "unsteered", resamples=1000)
+    return measure(load(root), "unsteered", resamples=1000)
 
 
 def test_rows_say_where_a_run_lies_and_how_surely(plane):
@@ -250,7 +250,7 @@ def test_axes_that_share_questions_are_drawn_together(tmp_path):
     task = "transfer_mini_ko_cloze"
     write_run(tmp_path / "base", scores, groups={"all_of_it": sorted(scores)})
     write_run(tmp_path / "run", random_scores(5, {"transfer": 0.2}), groups={"all_of_it": sorted(scores)})
-    plane = measure(read_tree(tmp_path), "base", x="all_of_it", y=task, resamples=1000)
+    plane = measure(load(tmp_path), "base", x="all_of_it", y=task, resamples=1000)
     rows = plane.shifts.set_index(["run", "language"])
     assert rows["correlation"]["run", "ko"] > 0.3
     assert len(pareto(plane, resamples=500).runs) == 2
