@@ -85,7 +85,7 @@ def collect(
     runs, notes = _runs(roots)
     present = _families(runs.values())
     if unknown := sorted(set(families) - set(present)):
-        raise ResultsError(f"no results for {', '.join(unknown)}; there are: {', '.join(present)}")
+        raise ResultsError(f"no results for {', '.join(unknown)}; there are: {', '.join(sorted(present))}")
     rows: list[dict[str, Any]] = []
     axes: dict[str, Axis] = {}
     for family in [name for name in present if not families or name in families]:

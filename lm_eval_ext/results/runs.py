@@ -211,15 +211,21 @@ class Runs:
     def table(self) -> pd.DataFrame:
         """One row per run and task.
 
-        Columns: run, model, plan ("" if unsteered), control (kind of control, None for none), label, date, task, family,
-        axis (None where nothing says it), split, language, version, n_documents.
+        Columns: run, model, plan ("" if unsteered), control ("" for a plan that is none), label, date, task, family,
+        axis ("" where nothing says it), split, language, version, n_documents.
         """
         import pandas as pd
 
         rows = [
             {
-                **{"run": run.name, "model": run.model, "plan": run.plan, "control": run.control, "label": run.label},
-                **{"date": record.date, "task": record.task, "family": record.family, "axis": record.axis},
+                **{
+                    "run": run.name,
+                    "model": run.model,
+                    "plan": run.plan,
+                    "control": run.control or "",
+                    "label": run.label,
+                },
+                **{"date": record.date, "task": record.task, "family": record.family, "axis": record.axis or ""},
                 **{"split": record.split, "language": record.language, "version": record.version},
                 "n_documents": record.n_documents,
             }
