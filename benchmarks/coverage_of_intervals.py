@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 
 from lm_eval_ext.gate.measuring import measure_pair
-from lm_eval_ext.gate.rules import AVERAGE, Gate, Rule
+from lm_eval_ext.gate.rules import Gate, Rule
 from lm_eval_ext.gate.verdicts import judge
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.results.pairing import Paired
 from lm_eval_ext.stats import JointShift, cluster_bootstrap, null_band, recovery, resample_together, smallest_difference
 

@@ -44,6 +44,9 @@ LANGUAGES: dict[str, Language] = {
 
 NON_ENGLISH: tuple[str, ...] = tuple(code for code in LANGUAGES if code != "en")
 
+#: The macro average over all languages but English, among the codes of a column of languages.
+AVERAGE = "average"
+
 #: Countries whose answers count as English-biased in the six other languages.
 ENGLISH_COUNTRIES: frozenset[str] = frozenset({"US", "UK"})
 

@@ -159,6 +159,10 @@ def import_(
     name: Annotated[str, typer.Option(help="What the tasks are called.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of task files, for --include_path of the harness.")],
     language: Annotated[str, typer.Option("--lang", help="Language of the lines that name none.")] = "",
+    axis: Annotated[
+        str, typer.Option(help="transfer or localization. Default: localization with countries, else transfer.")
+    ] = "",
+    split: Annotated[str, typer.Option(help="test, or dev for questions that choose layers.")] = "test",
 ) -> None:
     """Make tasks of your own multiple-choice questions: with letters and as cloze.
 
@@ -174,7 +178,7 @@ def import_(
     """
     from lm_eval_ext.data import own
 
-    family = own.write(file, name, out, language)
+    family = own.write(file, name, out, language, axis=axis or None, split=split)
     typer.echo(f"wrote {', '.join(family.groups)} to {out}; run them with")
     typer.echo(f"  lm_eval --include_path {out} --tasks {','.join(family.groups)} --model ...")
 

@@ -61,14 +61,14 @@ def plane(
     from lm_eval_ext.plane.shifts import measure
     from lm_eval_ext.plane.table import terminal_table, to_csv
     from lm_eval_ext.plane.wording import conclusions
-    from lm_eval_ext.results.runs import read_tree
+    from lm_eval_ext.results.runs import load
     from lm_eval_ext.viz.chart import write_charts
 
     csv = csv or out.with_suffix(".csv")
     if csv == out:
         raise ResultsError(f"the page and the CSV would both be written to {out}; give --out a name that ends in .html")
     measured = measure(
-        read_tree(results),
+        load(results),
         baseline,
         x=x,
         y=y,

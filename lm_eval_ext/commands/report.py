@@ -62,10 +62,10 @@ def report(
     from lm_eval_ext.io import write_file
     from lm_eval_ext.plane.shifts import measure
     from lm_eval_ext.report.build import Report, default_resamples
-    from lm_eval_ext.results.runs import read_tree
+    from lm_eval_ext.results.runs import load
     from lm_eval_ext.viz.chart import write_charts
 
-    tree = read_tree(results)
+    tree = load(results)
     measured = measure(
         tree,
         baseline,

@@ -10,7 +10,8 @@ One JSON object per line:
     id          optional: the same in every language for the same question; else the number of the line
     topic       optional: text
 
-All lines have `countries`, or none: with them the tasks report `english_bias` and `other_rate` too.
+All lines have `countries`, or none: with them the tasks report `english_bias` and `other_rate` too, and stand on the
+localization axis unless something else is said; without them, on the transfer axis.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import sources, tasks_tree
+from lm_eval_ext.data.task_metadata import AXES, SPLITS
 from lm_eval_ext.data.tasks_tree import BIAS, BY_COUNTRY, CLOZE, LETTERS, RULES, Family, per_language
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.fingerprints import hash_text
@@ -51,7 +53,9 @@ def load(questions, **arguments):
 _LETTERED = "{{question.strip()}}\n{% for option in options %}{{letters[loop.index0]}}. {{option}}\n{% endfor %}Answer:"
 
 
-def write(file: Path, name: str, folder: Path, language: str = "") -> Family:
+def write(
+    file: Path, name: str, folder: Path, language: str = "", *, axis: str | None = None, split: str = "test"
+) -> Family:
     """Make tasks of a file: `{name}_{language}`, each also `_cloze`, in the groups `{name}` and `{name}_cloze`.
 
     The folder works with the harness's `--include_path` wherever it is, and may hold several such families.
@@ -61,9 +65,12 @@ def write(file: Path, name: str, folder: Path, language: str = "") -> Family:
         name: lower-case letters, digits and underscores.
         folder: where the task files go, with a copy of the questions.
         language: of the lines that name none.
+        axis: of the plane; if left out, localization where the options have countries, else transfer.
+        split: `dev` for questions that choose layers, `test` for those that are reported.
 
     Raises:
-        DataError: a name that is taken or not valid, or lines that break the schema; the message names the lines.
+        DataError: an unknown axis or split, a name that is taken or not valid, or lines that break the schema; the message
+            names the lines.
     """
     taken = {path.rpartition("/")[2].removesuffix(".yaml").removeprefix("_") for path in tasks_tree.files()}
     if not _NAME.fullmatch(name) or name.endswith(CLOZE) or name in taken:
@@ -71,9 +78,12 @@ def write(file: Path, name: str, folder: Path, language: str = "") -> Family:
             f"--name {name!r} cannot be used: it must be of lower-case letters, digits and underscores, not end in {CLOZE}, "
             "and not be a task of this package"
         )
+    for option, value, valid in (("--axis", axis, AXES), ("--split", split, SPLITS)):
+        if value is not None and value not in valid:
+            raise DataError(f"{option} {value!r} is unknown; valid: {', '.join(valid)}")
     documents = read(file, language)
     text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    family = _family(name, documents, hash_text(text)[:12])
+    family = _family(name, documents, hash_text(text)[:12], axis, split)
     write_file(folder / f"{name}.jsonl", text)
     write_file(folder / "questions.py", _LOADER)
     for template in ("_letters", "_cloze", "_letters_by_country", "_cloze_by_country"):
@@ -156,7 +166,7 @@ def _across(documents: list[dict[str, Any]]) -> list[str]:
     return problems
 
 
-def _family(name: str, documents: list[dict[str, Any]], content: str) -> Family:
+def _family(name: str, documents: list[dict[str, Any]], content: str, axis: str | None, split: str) -> Family:
     codes = list(dict.fromkeys(document["language"] for document in documents))
     averaged = {LETTERS: ("acc",), CLOZE: RULES}
     if "countries" in documents[0]:
@@ -169,6 +179,8 @@ def _family(name: str, documents: list[dict[str, Any]], content: str) -> Family:
         averaged=averaged,
         version=f"1.0+{content}",
         templates={LETTERS: f"_{name}_letters", CLOZE: f"_{name}_texts"},
+        axis=axis or ("localization" if "countries" in documents[0] else "transfer"),
+        split=split,
     )
 
 

@@ -1,15 +1,19 @@
 """Writes the per-language and group files under `tasks/`: `python -m lm_eval_ext.data.tasks_tree`.
 
-What tasks share (data, prompt, metrics) is in the hand-written template files there, which have no suffix.
+What tasks share (data, prompt, metrics) is in the hand-written template files there, which have no suffix. Hand-written
+YAML files beside the generated ones are left alone.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lm_eval_ext.data.prompts import PROMPTS
+from lm_eval_ext.data.task_metadata import EXPLICIT_CONTEXT
+from lm_eval_ext.errors import DataError
 from lm_eval_ext.languages import LANGUAGES, NON_ENGLISH
 from lm_eval_ext.paths import tasks_dir
 
@@ -61,6 +65,9 @@ class Family:
         averaged: the groups, by suffix, and their metrics: the mean over members, each counting the same.
         templates: by suffix.
         version: raised whenever a score could change.
+        axis, split, variant: metadata of its tasks (see `lm_eval_ext.data.task_metadata`); the loader is given the split.
+        forms: metadata too, by suffix.
+        variant_of: the family whose questions it asks in another way, without suffix.
     """
 
     name: str
@@ -71,6 +78,11 @@ class Family:
     averaged: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {LETTERS: ("acc",), CLOZE: RULES})
     version: str = "1.0"
     templates: Mapping[str, str] = field(default_factory=lambda: {LETTERS: "_letters", CLOZE: "_cloze"})
+    axis: str = "localization"
+    split: str = "test"
+    forms: Mapping[str, str] = field(default_factory=lambda: {LETTERS: "letters", CLOZE: "texts"})
+    variant_of: str = ""
+    variant: str = ""
 
     @property
     def groups(self) -> list[str]:
@@ -89,36 +101,67 @@ BIAS = {
 }
 
 
+def _gmmlu(name: str, further: tuple[Member, ...] = _FURTHER_GMMLU, split: str = "test", **options: str) -> Family:
+    return Family(name, "gmmlu", further=further, options=options, axis="transfer", split=split)
+
+
 def _blend(
     name: str,
     members: tuple[Member, ...] = per_language(*LANGUAGES),
     folder: str = "blend_decon",
     averaged: Mapping[str, tuple[str, ...]] = BY_COUNTRY,
+    split: str = "test",
+    variant: str = "",
     **options: str,
 ) -> Family:
-    return Family(name, folder, members, options=options, averaged=averaged, version=_BLEND_VERSION)
+    return Family(
+        name,
+        folder,
+        members,
+        options=options,
+        averaged=averaged,
+        version=_BLEND_VERSION,
+        split=split,
+        variant_of="blend_decon" if variant else "",
+        variant=variant,
+    )
 
 
-def _bmlama(name: str, **options: str) -> Family:
-    return Family(name, "bmlama", options=options, averaged={LETTERS: RULES}, templates={LETTERS: "_candidates"})
+def _bmlama(name: str, split: str = "test") -> Family:
+    return Family(
+        name,
+        "bmlama",
+        averaged={LETTERS: RULES},
+        templates={LETTERS: "_candidates"},
+        axis="transfer",
+        split=split,
+        forms={LETTERS: "texts"},
+    )
 
 
 FAMILIES = (
-    Family("gmmlu", "gmmlu", further=_FURTHER_GMMLU),
-    Family("gmmlu_ca", "gmmlu", further=_FURTHER_GMMLU, options={"subset": "CA"}),
-    Family("gmmlu_cs", "gmmlu", further=_FURTHER_GMMLU, options={"subset": "CS"}),
-    Family("gmmlu_dev", "gmmlu", options={"split": "dev"}),
+    _gmmlu("gmmlu"),
+    _gmmlu("gmmlu_ca", subset="CA"),
+    _gmmlu("gmmlu_cs", subset="CS"),
+    _gmmlu("gmmlu_dev", further=(), split="dev"),
     _blend("blend_decon"),
-    _blend("blend_decon_dev", split="dev2"),
+    _blend("blend_decon_dev", split="dev"),
     _blend("blend_decon_core", per_language(*NON_ENGLISH), subset="core"),
-    _blend("blend_decon_en_about", _ABOUT),
-    _blend("blend_ctx", wording="ctx"),
-    _blend("english_bias", per_language(*NON_ENGLISH), "english_bias", BIAS),
+    _blend("blend_decon_en_about", _ABOUT, variant="english_with_country"),
+    _blend("blend_ctx", variant=EXPLICIT_CONTEXT, wording="ctx"),
+    _blend("english_bias", per_language(*NON_ENGLISH), "english_bias", BIAS, variant="english_bias"),
     _bmlama("bmlama"),
     _bmlama("bmlama_dev", split="dev"),
-    Family("transfer_mini", "transfer_mini"),
+    Family("transfer_mini", "transfer_mini", axis="transfer"),
     Family("localization_mini", "localization_mini", averaged=BY_COUNTRY),
-    Family("localization_mini_ctx", "localization_mini", options={"named": True}, averaged=BY_COUNTRY),
+    Family(
+        "localization_mini_ctx",
+        "localization_mini",
+        options={"named": True},
+        averaged=BY_COUNTRY,
+        variant_of="localization_mini",
+        variant=EXPLICIT_CONTEXT,
+    ),
 )
 
 
@@ -128,13 +171,42 @@ def files() -> dict[str, str]:
 
 
 def write(folder: Path) -> None:
-    """Bring the YAML of a folder to what `files` says: write what differs, delete what is not listed."""
+    """Bring the generated YAML of a folder to what `files` says: write what differs, delete what is not listed.
+
+    Only files that begin with `HEADER` are changed or deleted.
+
+    Raises:
+        DataError: a hand-written file has the name of a generated one.
+    """
     wanted = {folder / name: text for name, text in files().items()}
-    for stale in set(folder.rglob("*.yaml")) - set(wanted):
-        stale.unlink()
+    for file in set(folder.rglob("*.yaml")) - set(wanted):
+        if is_generated(file):
+            file.unlink()
     for file, text in wanted.items():
+        if file.exists() and not is_generated(file):
+            raise DataError(f"{file} is hand-written and has the name of a generated task: give it another name")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def is_generated(file: Path) -> bool:
+    """Whether a YAML file was written by this module."""
+    return file.read_text(encoding="utf-8").startswith(HEADER)
+
+
+def family_of_task(task: str) -> Family | None:
+    """The family of one of our own tasks by the task's exact name; None for another task."""
+    return _by_task().get(task)
+
+
+@cache
+def _by_task() -> dict[str, Family]:
+    return {
+        f"{family.name}_{member.name}{suffix}": family
+        for family in FAMILIES
+        for suffix in family.averaged
+        for member in (*family.members, *family.further)
+    }
 
 
 def yaml_files(family: Family, header: str = HEADER) -> Iterator[tuple[str, str]]:
@@ -161,7 +233,20 @@ def _task(family: Family, member: Member, suffix: str) -> list[str]:
     if suffix == CLOZE:
         prompt = PROMPTS[member.language]
         lines += [f"doc_to_text: {_quoted(prompt.template)}", f"target_delimiter: {_quoted(prompt.delimiter)}"]
-    return [*lines, "metadata:", f"  version: {family.version}", f"  language: {_quoted(member.language)}"]
+    return [*lines, "metadata:", f"  version: {family.version}", *_metadata(family, member, suffix)]
+
+
+def _metadata(family: Family, member: Member, suffix: str) -> list[str]:
+    said = {
+        "axis": family.axis,
+        "split": family.split,
+        "form": family.forms[suffix],
+        "family": f"{family.name}{suffix}",
+        "language": member.language,
+        "variant_of": f"{family.variant_of}{suffix}" if family.variant_of else "",
+        "variant": family.variant,
+    }
+    return [f"  {key}: {_quoted(value)}" for key, value in said.items() if value]
 
 
 def _quoted(text: str) -> str:

@@ -15,7 +15,7 @@ from lm_eval_ext.errors import GateError, ResultsError
 from lm_eval_ext.io import write_folder
 from lm_eval_ext.results.axes import Axis, find_axis
 from lm_eval_ext.results.pairing import Paired
-from lm_eval_ext.results.runs import COMMITTED, read_tree, short_model
+from lm_eval_ext.results.runs import COMMITTED, load, short_model
 from lm_eval_ext.results.samples import read_samples
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read_old(folder: Path, side: type[Side]) -> Side | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        tree = read_tree(folder)
+        tree = load(folder)
     except ResultsError as error:
         raise GateError(f"{folder} exists and is no committed baseline ({error}); nothing was written") from None
     if len(tree.runs) != 1 or not tree.runs[0].is_committed:

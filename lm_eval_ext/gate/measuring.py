@@ -9,12 +9,11 @@ import numpy as np
 from scipy import stats as laws
 
 from lm_eval_ext.errors import GateError
-from lm_eval_ext.gate.rules import AVERAGE
 from lm_eval_ext.gate.verdicts import Measured
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, read_axis
-from lm_eval_ext.results.runs import find_run, list_runs, read_tree, short_model
+from lm_eval_ext.results.runs import find_run, list_runs, load, short_model
 from lm_eval_ext.stats import (
     ClusterBootstrap,
     cluster_bootstrap,
@@ -60,7 +59,7 @@ class Side:
             ResultsError: no results, or no such run.
             GateError: several runs and none named, or one run evaluated with several seeds.
         """
-        tree = read_tree(folder)
+        tree = load(folder)
         if name is None and len(tree.runs) > 1:
             raise GateError(
                 f"the {role} {folder} holds {len(tree.runs)} runs, and a gate never averages them; "

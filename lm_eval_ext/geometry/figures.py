@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lm_eval_ext.geometry.measures import random_cosine
-from lm_eval_ext.geometry.tables import AVERAGE, MINUS, SHARE, SILHOUETTE
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.geometry.tables import MINUS, SHARE, SILHOUETTE
+from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import Chart
 from lm_eval_ext.viz.panels import language_style, panel_title, text

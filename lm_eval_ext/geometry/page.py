@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.geometry.tables import AVERAGE, CHANGE, MINUS
+from lm_eval_ext.geometry.tables import CHANGE, MINUS
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering.vectors import ranges
 from lm_eval_ext.viz.page import figure_part, render
 

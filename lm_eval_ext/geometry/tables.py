@@ -11,6 +11,7 @@ import pandas as pd
 
 from lm_eval_ext.errors import VectorFileError
 from lm_eval_ext.geometry import measures
+from lm_eval_ext.languages import AVERAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.geometry.texts import Parallel
     from lm_eval_ext.steering.vectors import VectorSet
-
-#: In the column of languages: all of them, each weighing the same.
-AVERAGE = "average"
 
 NORMS = ("layer", "kind", "language", "norm", "residual_norm", "relative_norm", "position", "n_pairs", "source")
 ANGLES = ("layer", "language", "cosine", "degrees", "s_per")

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import LANGUAGES
-from lm_eval_ext.plane.shifts import AVERAGE
-from lm_eval_ext.results.axes import LOCALIZATION, METRIC, TRANSFER, Axis, family_of, find_axis
+from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.results.axes import METRIC, Axis, find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, read_axis
-from lm_eval_ext.results.runs import Run, read_tree, short_model
+from lm_eval_ext.results.runs import Run, load, short_model
 from lm_eval_ext.stats import LEVEL, cluster_bootstrap
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 #: Our default: levels need fewer resamples than the small differences of a plane.
 RESAMPLES = 1_000
@@ -41,11 +40,11 @@ class Board:
 
     Attributes:
         scores: one row per run, family and language, `average` (the macro average over all languages but English) first.
-            Columns: `run`, `tree`, `model`, `plan`, `type` (of the harness's model), `is_control`, `date`, `family`,
-            `metric`, `language`, `score` with `low` and `high`, `bias` (English bias of the choices, missing where not
-            scored) with its ends, `n` (documents), `questions`, `change` with its ends (paired, against the unsteered run
-            of the same model in the same tree, asked the same; missing elsewhere), `version`, `items` (hash of documents
-            and prompts), `comparable` (whether most runs were asked the same). Shares lie between 0 and 1.
+            Columns: `run`, `tree`, `model`, `plan`, `type` (of the harness's model), `is_control` (of any kind), `date`,
+            `family`, `metric`, `language`, `score` with `low` and `high`, `bias` (English bias of the choices, missing
+            where not scored) with its ends, `n` (documents), `questions`, `change` with its ends (paired, against the
+            unsteered run of the same model in the same tree, asked the same; missing elsewhere), `version`, `items` (hash of
+            documents and prompts), `comparable` (whether most runs were asked the same). Shares lie between 0 and 1.
         runs: by name.
         axes: by family.
         languages: that any score has; English last.
@@ -84,12 +83,12 @@ def collect(
         ResultsError: no results, missing or damaged samples, an unknown family, or no family with the metric.
     """
     runs, notes = _runs(roots)
-    present = {family for run in runs.values() for family in map(family_of, run.tasks)}
-    if unknown := sorted(set(families) - present):
+    present = _families(runs.values())
+    if unknown := sorted(set(families) - set(present)):
         raise ResultsError(f"no results for {', '.join(unknown)}; there are: {', '.join(sorted(present))}")
     rows: list[dict[str, Any]] = []
     axes: dict[str, Axis] = {}
-    for family in sorted(set(families) or present, key=_place):
+    for family in [name for name in present if not families or name in families]:
         try:
             axis, scored = _family(family, find_axis(family, runs.values(), metric), runs, level, resamples, seed)
         except _NoScoreError as error:
@@ -109,10 +108,12 @@ def collect(
     return Board(frame, runs, axes, tuple(languages), level, resamples, seed, tuple(notes))
 
 
-def _place(family: str) -> tuple[int, str]:
-    """Transfer, localization, then everything else."""
-    known = [name + suffix for suffix in ("", "_cloze") for name in (*TRANSFER, *LOCALIZATION)]
-    return (known.index(family) if family in known else len(known), family)
+def _families(runs: Iterable[Run]) -> list[str]:
+    """The families that any run was asked: transfer, localization, then everything else."""
+    axes: dict[str, str] = {}
+    for record in (record for run in runs for record in run.tasks.values()):
+        axes[record.family] = axes.get(record.family) or record.axis or ""
+    return sorted(axes, key=lambda family: (("transfer", "localization", "").index(axes[family]), family))
 
 
 class _NoScoreError(Exception):
@@ -124,7 +125,7 @@ def _runs(roots: Sequence[Path]) -> tuple[dict[str, Run], list[str]]:
     runs: dict[str, Run] = {}
     notes: list[str] = []
     for root in roots:
-        tree = read_tree(root)
+        tree = load(root)
         prefix = f"{root.resolve().name}/" if len(roots) > 1 else ""
         notes += [f"{prefix}{note}" if prefix else note for note in tree.notes]
         for run in tree.runs:

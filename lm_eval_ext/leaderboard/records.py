@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lm_eval_ext import __version__
-from lm_eval_ext.plane.shifts import AVERAGE
-from lm_eval_ext.results.axes import family_of
+from lm_eval_ext.data import tasks_tree
+from lm_eval_ext.languages import AVERAGE
+from lm_eval_ext.results.axes import records_of
 from lm_eval_ext.results.runs import short_model
 
 if TYPE_CHECKING:
@@ -176,24 +177,30 @@ def _source_data(run: Run, row: dict[str, Any]) -> dict[str, Any]:
         where = {"hf_config": dataset["task_id"]} if row["language"] != AVERAGE else {}
         where |= {"hf_revision": dataset["revision"]} if "revision" in dataset else {}
         return {"dataset_name": family, "source_type": "hf_dataset", "hf_repo": dataset["id"], **where, **version}
-    if family.startswith(("blend", "english_bias")):
+    if _own_folder(run, family) in ("blend_decon", "english_bias"):
         return {"dataset_name": family, "source_type": "url", "url": [_BLEND], **version}
     return {"dataset_name": family, "source_type": "other", "source_version": str(row["version"])}
 
 
 def _hub_dataset(run: Run, family: str, language: str) -> dict[str, str] | None:
     """The hub data set of a family: id, task (its configuration), revision where it is known."""
-    if family.startswith("gmmlu"):
+    if _own_folder(run, family) == "gmmlu":
         from lm_eval_ext.data.gmmlu import REPO, REVISION
 
         return {"id": REPO, "task_id": language, "revision": REVISION}
-    task = next((task for task in run.tasks if family in (task, family_of(task))), "")
-    source, _, revision = run.tasks[task].source.partition("@") if task else ("", "", "")
+    record = next(iter(records_of(family, run)), None)
+    source, _, revision = record.source.partition("@") if record else ("", "", "")
     parts = source.split("/")
     if len(parts) < 2 or not all(parts):
         return None
-    found = {"id": "/".join(parts[:2]), "task_id": "/".join(parts[2:]) or "default"}
-    return found | ({"revision": revision} if revision else {})
+    dataset = {"id": "/".join(parts[:2]), "task_id": "/".join(parts[2:]) or "default"}
+    return dataset | ({"revision": revision} if revision else {})
+
+
+def _own_folder(run: Run, family: str) -> str | None:
+    """The folder under `tasks/` of one of our own families, whose data a loader of ours reads; None for another family."""
+    own = (tasks_tree.family_of_task(record.task) for record in records_of(family, run))
+    return next((known.folder for known in own if known), None)
 
 
 def _entry(board: Board, run: Run, row: dict[str, Any], dataset: dict[str, str]) -> dict[str, Any]:
@@ -214,12 +221,12 @@ def _entry(board: Board, run: Run, row: dict[str, Any], dataset: dict[str, str])
 
 
 def _settings(run: Run, family: str) -> dict[str, str]:
-    record = next((record for task, record in run.tasks.items() if family in (task, family_of(task))), None)
+    record = next(iter(records_of(family, run)), None)
     return {key: str(value) for key, value in (record.settings if record else {}).items() if value is not None}
 
 
 def _higher_is_better(run: Run, family: str, metric: str) -> bool:
-    said = (record.higher_is_better for task, record in run.tasks.items() if family_of(task) == family)
+    said = (record.higher_is_better for record in records_of(family, run))
     return next((bool(known[metric]) for known in said if metric in known), True)
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from lm_eval_ext.io import write_file
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.leaderboard.tables import to_csv, to_markdown
-from lm_eval_ext.plane.shifts import AVERAGE
 from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.steering.controls import Control, control_of
 from lm_eval_ext.viz import labels, theme
 from lm_eval_ext.viz.chart import Chart
 from lm_eval_ext.viz.page import figure_part, render
@@ -29,12 +30,19 @@ _HERE = Path(__file__).parent / "templates"
 #: With more points than this the hover names them.
 _MAX_LABELS = 16
 
-#: What a run may be: how its points look. Filled, hollow, crossed: told apart without colour.
+#: What a run may be: how its points look. Controls are hollow: told apart without colour.
 _KINDS = (
     ("unsteered", "circle", theme.INK),
     ("steered", "diamond", theme.SERIES[0]),
     ("random direction", "triangle-up-open", theme.QUIET),
+    ("other language's vector", "square-open", theme.QUIET),
+    ("negated vector", "triangle-down-open", theme.QUIET),
 )
+_CONTROL_KINDS: dict[Control, str] = {
+    "random": "random direction",
+    "other_language": "other language's vector",
+    "negated": "negated vector",
+}
 
 
 def write_site(board: Board, folder: Path, *, title: str = "") -> list[Path]:
@@ -78,7 +86,8 @@ def level_chart(board: Board) -> Chart | None:
     if not views:
         return None
     named = frame["run"].nunique() <= _MAX_LABELS
-    traces = [_arrows(frame, views[0]), *(_points(board, frame, views[0], *kind, named=named) for kind in _KINDS)]
+    kinds = _kinds(frame)
+    traces = [_arrows(frame, views[0]), *(_points(board, frame, views[0], *kind, named=named) for kind in kinds)]
     figure = go.Figure(
         traces,
         layout=theme.layout(
@@ -100,7 +109,11 @@ def level_chart(board: Board) -> Chart | None:
 
 
 def _only(board: Board, subject: str) -> Axis | None:
-    axes = [axis for axis in board.axes.values() if axis.subject == subject and "_ctx" not in axis.name]
+    """The only axis of a subject; variants of another family, such as the country named, do not count."""
+    variants = {
+        record.family for run in board.runs.values() for record in run.tasks.values() if record.variant_of is not None
+    }
+    axes = [axis for axis in board.axes.values() if axis.subject == subject and axis.name not in variants]
     return axes[0] if len(axes) == 1 else None
 
 
@@ -119,7 +132,14 @@ def _beside(board: Board, x: Axis, y: Axis) -> pd.DataFrame:
 
 
 def _kind(row: Mapping[Any, Any]) -> str:
-    return "random direction" if row["is_control"] else "steered" if row["plan"] else "unsteered"
+    control = control_of(row["plan"])
+    return _CONTROL_KINDS[control] if control else "steered" if row["plan"] else "unsteered"
+
+
+def _kinds(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Kinds of runs that are drawn; of the controls only those that there are."""
+    present = {_kind(row) for row in frame.to_dict("records")}
+    return [kind for kind in _KINDS if kind[0] in present or kind[0] not in _CONTROL_KINDS.values()]
 
 
 def _point_data(board: Board, frame: pd.DataFrame, view: str, kind: str, *, named: bool) -> dict[str, Any]:
@@ -208,7 +228,7 @@ def _arrows(frame: pd.DataFrame, view: str) -> go.Scatter:
 
 
 def _button(board: Board, frame: pd.DataFrame, view: str, *, named: bool) -> dict[str, Any]:
-    points = [_point_data(board, frame, view, kind, named=named) for kind, _, _ in _KINDS]
+    points = [_point_data(board, frame, view, kind, named=named) for kind, _, _ in _kinds(frame)]
     lines = {**{key: [] for key in points[0]}, **_line_data(frame, view)}
     moved = {key: [trace[key] for trace in (lines, *points)] for key in points[0]}
     return {"label": _view_name(board, view), "method": "restyle", "args": [moved]}

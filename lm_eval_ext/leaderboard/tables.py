@@ -6,7 +6,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.plane.shifts import AVERAGE
+from lm_eval_ext.languages import AVERAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

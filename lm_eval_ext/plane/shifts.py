@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import LANGUAGES
-from lm_eval_ext.results.axes import LOCALIZATION, METRIC, TRANSFER, Axis, default_axis, find_axis, list_tasks
+from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.results.axes import METRIC, Axis, default_axis, find_axis, list_tasks
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
-from lm_eval_ext.results.runs import Run, Tree, find_run, short_model
+from lm_eval_ext.results.runs import Run, Runs, find_run, short_model
 from lm_eval_ext.stats import LEVEL, QUADRANTS, RESAMPLES, holm
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-#: The name of the macro average among the languages.
-AVERAGE = "average"
+    import plotly.graph_objects as go
 
 #: What is said of each axis and of the English bias.
 SHARES = ("baseline", "run", "change", "low", "high")
@@ -48,8 +47,8 @@ class Plane:
             whole questions for the average), `holm` (the same, corrected for the number of languages). Then for the
             position as a whole: `x_error`, `y_error`, `correlation` (standard errors; `stats.region.ellipse` draws the
             joint region) and the probability of each quadrant, from `upper_right` on clockwise.
-        contrasts: the same columns for each steered run against each random-direction control of its model (`control`).
-            The baseline cancels: this is the difference of their differences.
+        contrasts: the same columns for each steered run against each random direction of its model (`control`). The
+            baseline cancels: this is the difference of their differences.
         contributions: of x and of y, one row per question and one column per run (the baseline has none): what the
             question adds to the run's change of the average.
         notes: what a reader should know about the comparison.
@@ -81,9 +80,35 @@ class Plane:
             return "all documents"
         return f"average of {' '.join(self.averaged)}" if len(self.averaged) > 1 else f"{self.averaged[0]} only"
 
+    def plot(self) -> go.Figure:
+        """The plane as an interactive plotly figure."""
+        from lm_eval_ext.plane.figures.plane import draw
+
+        return draw(self)
+
+    def table(self) -> pd.DataFrame:
+        """The changes in percentage points, one row per run and language (`average` first), without the baseline.
+
+        Columns: `run`, `model`, `plan`, `language`; for each of `x`, `y` and, where it was scored, `bias`: `_change` with
+        `_low` and `_high` (the ends of its interval) and `_n` (paired documents). `shifts` has everything else.
+        """
+        scores = [score for score in ("x", "y", "bias") if self.shifts[f"{score}_change"].notna().any()]
+        shares = [f"{score}_{end}" for score in scores for end in ("change", "low", "high")]
+        columns = [f"{score}_{column}" for score in scores for column in ("change", "low", "high", "n")]
+        frame: pd.DataFrame = self.shifts[self.shifts["run"] != self.baseline.name]
+        frame = frame[["run", "model", "plan", "language", *columns]].reset_index(drop=True)
+        frame[shares] = 100 * frame[shares]
+        return frame
+
+    def conclusions(self) -> list[str]:
+        """What the intervals of the averages allow to conclude, in sentences."""
+        from lm_eval_ext.plane.wording import conclusions
+
+        return conclusions(self)
+
 
 def measure(
-    tree: Tree,
+    results: Runs,
     baseline: str,
     *,
     x: str | None = None,
@@ -96,12 +121,13 @@ def measure(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Plane:
-    """Place every run of a tree on the plane.
+    """Place every run of some results on the plane.
 
     Args:
-        tree: what `read_tree` found.
+        results: of `lm_eval_ext.results.load`.
         baseline: the run at the origin, by name, folder, label, plan or model.
-        x, y: task, group or family of each axis; if left out, the only transfer or localization family in the tree.
+        x, y: task, group or family of each axis; if left out, the only family of tasks whose metadata says
+            `axis: transfer` (x) or `axis: localization` (y).
         x_metric, y_metric: score of each axis, `metric` or `metric,filter`.
         runs: only these runs (all if empty).
         languages: only these languages (all if empty).
@@ -112,9 +138,9 @@ def measure(
         ResultsError: an unknown or ambiguous name, a score that the samples lack, missing samples, task versions that
             differ, or no documents in common.
     """
-    origin = find_run(tree.runs, baseline)
-    named = {find_run(tree.runs, name).name for name in runs}
-    chosen = [run for run in tree.runs if not named or run.name in named or run is origin]
+    origin = find_run(results.runs, baseline)
+    named = {find_run(results.runs, name).name for name in runs}
+    chosen = [run for run in results.runs if not named or run.name in named or run is origin]
     x, y = _name_axes(chosen, x, y)
     axes = find_axis(x, chosen, x_metric), find_axis(y, chosen, y_metric)
     others, absence_notes = _having(axes, chosen, origin)
@@ -126,14 +152,14 @@ def measure(
     def pair(before: Scores, after: Scores) -> _Pairs:
         return _Pairs.of(before, after, resamples=resamples, seed=seed)
 
-    notes = [*tree.notes, *absence_notes, *language_notes]
+    notes = [*results.notes, *absence_notes, *language_notes]
     shifts = pair(at_origin, at_origin).changes(views, level)
     contributions: dict[str, dict[str, pd.Series[float]]] = {"x": {}, "y": {}}
     contrasts: list[dict[str, Any]] = []
-    controls = {run.name: Scores.read(run, axes) for run in others if run.is_control}
-    read = read_ahead([run for run in others if not run.is_control], axes)
+    random = {run.name: Scores.read(run, axes) for run in others if run.control == "random"}
+    read = read_ahead([run for run in others if run.name not in random], axes)
     for run in others:
-        scores = controls.get(run.name) or next(read)
+        scores = random.get(run.name) or next(read)
         notes += compare(at_origin, scores, spoken)
         pairs = pair(at_origin, scores)
         shifts += pairs.changes(views, level)
@@ -141,7 +167,7 @@ def measure(
             if (adds := pairs.contributions(axis, averaged)) is not None:
                 parts[run.name] = adds
         if run.plan and not run.is_control:
-            for control in controls.values():
+            for control in random.values():
                 if control.run.model == run.model:
                     rows = pair(control, scores).changes(views, level)
                     contrasts += [{**row, "control": control.run.name} for row in rows]
@@ -164,8 +190,8 @@ def measure(
 
 def _name_axes(runs: Collection[Run], x: str | None, y: str | None) -> tuple[str, str]:
     """The axes asked for, or the only known ones."""
-    x = x or default_axis("--x", TRANSFER, runs)
-    y = y or default_axis("--y", LOCALIZATION, runs)
+    x = x or default_axis("--x", "transfer", runs)
+    y = y or default_axis("--y", "localization", runs)
     if x == y:
         raise ResultsError(f"both axes are {x!r}; a plane needs two different ones, here:\n{list_tasks(runs)}")
     return x, y

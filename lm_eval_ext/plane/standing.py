@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from lm_eval_ext.plane.shifts import AVERAGE
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.results.runs import short_model
 from lm_eval_ext.stats import Interval, front_distance, hypervolume, null_band, on_front, recovery, resample_together
+from lm_eval_ext.steering.controls import CONTROL_NAMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,14 +44,14 @@ class Pareto:
 
 
 def pareto(plane: Plane, reference: tuple[float, float] = (-0.1, -0.1), resamples: int = RESAMPLES) -> Pareto:
-    """Compare all runs that have an average, controls aside: they may lie on the front by chance alone.
+    """Compare all runs that have an average, without controls of any kind: they may lie on the front by chance alone.
 
     Args:
         plane: what `measure` found.
         reference: corner of the hypervolume; our default lies ten points below the baseline on both axes.
         resamples: of whole questions, the same for every run.
     """
-    runs = [run for run in plane.runs if not _is_control(run) and _has_average(plane, run)]
+    runs = [run for run in plane.runs if not run.is_control and _has_average(plane, run)]
     draws = _draws(plane, [run.name for run in runs], resamples)
     draws = np.concatenate([np.zeros((resamples, 1, 2)), draws], axis=1)
     observed = np.array([(0.0, 0.0), *(_position(plane, run) for run in runs)])
@@ -89,7 +91,7 @@ def recoveries(plane: Plane, resamples: int = RESAMPLES) -> pd.DataFrame:
         if aligned.plan or aligned.model == plane.baseline.model or not _has_average(plane, aligned):
             continue
         for steered in plane.runs:
-            if steered.model != aligned.model or not steered.plan or _is_control(steered):
+            if steered.model != aligned.model or not steered.plan or steered.is_control:
                 continue
             if not _has_average(plane, steered):
                 continue
@@ -104,40 +106,39 @@ def recoveries(plane: Plane, resamples: int = RESAMPLES) -> pd.DataFrame:
 
 
 def null_bands(plane: Plane) -> pd.DataFrame:
-    """Each steered run among the controls of its model: random directions and vectors of other languages.
+    """Each steered run among the controls of its model, a band for each kind of control.
 
     An effect is the change against the unsteered run of the same model. Models without controls have no rows.
 
     Returns:
-        one row per steered run, language (`average` is one) and axis, with the columns `run`, `language`, `axis`,
-        `effect`, and those of `stats.NullBand`: `low`, `high`, `coverage`, `n`, `below`, `p`.
+        one row per steered run, kind of control, language (`average` is one) and axis, with the columns `run`, `model`,
+        `control` (`random`, `other_language` or `negated`), `language`, `axis`, `effect`, and those of `stats.NullBand`:
+        `low`, `high`, `coverage`, `n`, `below`, `p`.
     """
     shifts = plane.shifts.set_index(["run", "language"])
     everyone = [plane.baseline, *plane.runs]
     unsteered = {run.model: run.name for run in reversed(everyone) if not run.plan}
     rows = []
     for run in plane.runs:
-        controls = [other.name for other in plane.runs if _is_control(other) and other.model == run.model]
-        if not run.plan or _is_control(run) or run.model not in unsteered or not controls:
+        if not run.plan or run.is_control or run.model not in unsteered:
             continue
-        for language in (AVERAGE, *plane.languages):
+        for kind, language in product(CONTROL_NAMES, (AVERAGE, *plane.languages)):
             origin = unsteered[run.model], language
-            held = [(name, language) for name in controls if (name, language) in shifts.index]
-            if not held or origin not in shifts.index or (run.name, language) not in shifts.index:
+            controls = [
+                (other.name, language)
+                for other in plane.runs
+                if other.control == kind and other.model == run.model and (other.name, language) in shifts.index
+            ]
+            if not controls or origin not in shifts.index or (run.name, language) not in shifts.index:
                 continue
             for axis in ("x", "y"):
                 changes = shifts[f"{axis}_change"]
                 effect = float(changes[run.name, language] - changes[origin])
-                band = null_band([changes[place] - changes[origin] for place in held], effect, plane.level)
-                rows.append((run.name, short_model(run.model), language, axis, effect, *band))
-    names = ["run", "model", "language", "axis", "effect", "low", "high", "coverage", "n", "below", "p"]
+                band = null_band([changes[control] - changes[origin] for control in controls], effect, plane.level)
+                rows.append((run.name, short_model(run.model), kind, language, axis, effect, *band))
+    names = ["run", "model", "control", "language", "axis", "effect", "low", "high", "coverage", "n", "below", "p"]
     frame: pd.DataFrame = pd.DataFrame(rows, columns=names)
     return frame
-
-
-def _is_control(run: Run) -> bool:
-    """Whether the plan adds a random direction or another language's vector (`loc~random1`, `loc~zh`)."""
-    return "~" in run.plan
 
 
 def _has_average(plane: Plane, run: Run) -> bool:

@@ -1,16 +1,18 @@
-"""The plane in words: numbers as they are printed, and what the intervals allow to conclude."""
+"""The plane in words: changes with their intervals, and what the intervals allow to conclude."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_eval_ext.languages import LANGUAGES
-from lm_eval_ext.plane.shifts import AVERAGE, Plane
+from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.stats import MIN_CHANGED
+from lm_eval_ext.steering.controls import CONTROL_NAMES
+from lm_eval_ext.viz.numbers import points_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.results.runs import Run
 
 Verdict = Literal["up", "down", "undecided"]
@@ -31,7 +33,7 @@ def conclusions(plane: Plane) -> list[str]:
 
     An axis is up or down where the whole interval lies on one side of zero and at least `MIN_CHANGED` questions changed
     (fewer cannot differ from chance); else it is undecided, which is not the same as unchanged. A steered run is also
-    held against every random-direction control of its model: only what goes beyond the control speaks for the vector.
+    compared with every random direction of its model: only what goes beyond it speaks for the vector.
     """
     sentences = [_conclude(plane, run) for run in plane.runs]
     if any(run.plan and not run.is_control for run in plane.runs) and plane.contrasts.empty:
@@ -55,15 +57,9 @@ def verdict(row: Mapping[str, Any], score: str) -> Verdict:
     return "undecided"
 
 
-def points(share: float) -> str:
-    """A change in percentage points, with its sign: `+3.1`, `−0.4`, `0.0`."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
 def interval(row: Mapping[str, Any], score: str) -> str:
     """A change with its interval, in points: `+3.1 [+0.2, +6.0]`."""
-    return "{} [{}, {}]".format(*(points(row[f"{score}_{end}"]) for end in ("change", "low", "high")))
+    return points_interval(row[f"{score}_change"], row[f"{score}_low"], row[f"{score}_high"])
 
 
 def levels(row: Mapping[str, Any], score: str) -> str:
@@ -96,14 +92,14 @@ def view_name(plane: Plane, language: str) -> str:
 
 def _conclude(plane: Plane, run: Run) -> str:
     rows = plane.shifts[(plane.shifts["run"] == run.name) & (plane.shifts["language"] == AVERAGE)].to_dict("records")
-    who = f"{run.name} (a random direction, the control)" if run.is_control else run.name
+    who = f"{run.name} ({CONTROL_NAMES[run.control][0]}, a control)" if run.control else run.name
     if not rows:
         return f"{who}: no average, because languages are missing; nothing is concluded."
     row = rows[0]
     text = f"{who}: {_axes(plane, row)}."
     if not is_missing(row, "bias") and verdict(row, "bias") != "undecided":
         text += f" English bias {verdict(row, 'bias')}: {interval(row, 'bias')}."
-    if run.is_control and {verdict(row, "x"), verdict(row, "y")} != {"undecided"}:
+    if run.control == "random" and {verdict(row, "x"), verdict(row, "y")} != {"undecided"}:
         text += " A shift of this size needs no particular direction."
     against = plane.contrasts[(plane.contrasts["run"] == run.name) & (plane.contrasts["language"] == AVERAGE)]
     for contrast in against.to_dict("records"):

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.plane.figures import charts
 from lm_eval_ext.plane.figures.context import context_gaps
-from lm_eval_ext.plane.shifts import AVERAGE, Plane
 from lm_eval_ext.plane.table import LEGEND, describe, header, rows
 from lm_eval_ext.report import provenance
 from lm_eval_ext.report.findings import findings, open_questions
@@ -18,6 +18,7 @@ from lm_eval_ext.stats import RESAMPLES
 from lm_eval_ext.viz.page import figure_part, render, sentence
 
 if TYPE_CHECKING:
+    from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.viz.chart import Chart
 
 #: Of more runs each has fewer resamples: our default, so that 200 runs are reported in a minute.

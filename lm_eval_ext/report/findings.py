@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.plane.shifts import AVERAGE, Plane
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.plane.standing import null_bands, pareto, recoveries
 from lm_eval_ext.plane.wording import (
     conclusions,
     interval,
     is_missing,
     likeliest_quadrant,
-    points,
     verdict,
     view_name,
 )
 from lm_eval_ext.stats import smallest_difference
+from lm_eval_ext.steering.controls import CONTROL_NAMES
+from lm_eval_ext.viz.numbers import points, points_interval
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lm_eval_ext.plane.shifts import Plane
 
 
 #: With more runs than this, sentences speak of the front only; the tables hold the rest.
@@ -165,8 +168,9 @@ def _beyond_controls(plane: Plane) -> list[str]:
         axis = plane.x if row["axis"] == "x" else plane.y
         place = "inside" if row["low"] <= row["effect"] <= row["high"] else "outside"
         sentences.append(
-            f"{row['run']}, {axis.title}: {points(row['effect'])} lies {place} the band of {row['n']} controls, "
-            f"[{points(row['low'])}, {points(row['high'])}], which would hold another control with {row['coverage']:.0%}."
+            f"{row['run']}, {axis.title}: {points(row['effect'])} lies {place} the band of {row['n']} "
+            f"{CONTROL_NAMES[row['control']][1]}, [{points(row['low'])}, {points(row['high'])}], which would hold another "
+            f"one with {row['coverage']:.0%}."
         )
     return sentences
 
@@ -176,8 +180,7 @@ def _context(plane: Plane, context: pd.DataFrame | None) -> list[str]:
         return []
     rows = context[context["language"] == AVERAGE].to_dict("records")[:MAX_RUNS]
     told = "; ".join(
-        f"{row['run']} {points(row['gap'])} [{points(row['low'])}, {points(row['high'])}] "
-        f"({row['plain']:.1%} → {row['named']:.1%})"
+        f"{row['run']} {points_interval(row['gap'], row['low'], row['high'])} ({row['plain']:.1%} → {row['named']:.1%})"
         for row in rows
     )
     return [f"Naming the country in the question changes {plane.y.title} by, in points: {told}."]

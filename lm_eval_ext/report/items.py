@@ -6,9 +6,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.languages import normalise
+from lm_eval_ext.languages import AVERAGE, normalise
 from lm_eval_ext.plane.figures.panels import ranked_runs
-from lm_eval_ext.plane.shifts import AVERAGE
 from lm_eval_ext.results.samples import read_documents, read_samples
 
 if TYPE_CHECKING:

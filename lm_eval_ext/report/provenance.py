@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.results.axes import family_of
 from lm_eval_ext.results.runs import short_model
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _asked(run: Run) -> list[str]:
     """Groups and tasks as they must have been asked for: what no group holds."""
     held = {member for members in run.groups.values() for member in members}
     asked = [name for name in (*run.groups, *run.tasks) if name not in held]
-    return list(dict.fromkeys(asked)) or sorted({family_of(task) for task in run.tasks})
+    return list(dict.fromkeys(asked)) or sorted({record.family for record in run.tasks.values()})
 
 
 def _value(value: Any) -> str:

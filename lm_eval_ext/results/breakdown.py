@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_Z = 1.959964  # 95%
-
 
 class Share(NamedTuple):
     """The score of one run on one group of documents, with its 95% Wilson interval.
@@ -39,15 +37,15 @@ def shares(results: Path, task: str, by: Sequence[str], metric: str = "acc") -> 
         metric: the score.
 
     Raises:
-        ResultsError: no results or samples of the task, or no such column or score.
+        ResultsError: no results or samples of the task, no such column, or no such score of 0 or 1.
     """
     from lm_eval_ext.data import sources
     from lm_eval_ext.results.axes import find_axis
-    from lm_eval_ext.results.runs import read_tree
+    from lm_eval_ext.results.runs import load
 
-    runs = read_tree(results).runs
+    runs = load(results).runs
     tasks = find_axis(task, runs, metric).tasks
-    found: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+    scores: dict[tuple[str, tuple[str, ...]], list[float]] = {}
     for run in runs:
         for record in (run.tasks[name] for name in tasks if name in run.tasks):
             if record.samples is None:
@@ -61,13 +59,18 @@ def shares(results: Path, task: str, by: Sequence[str], metric: str = "acc") -> 
                 if not isinstance(score := sample.get(metric), (int, float)):
                     valid = ", ".join(sample.get("metrics") or ())
                     raise ResultsError(f"{record.task} was not scored by {metric!r}; its metrics: {valid}")
+                if score not in (0, 1):
+                    raise ResultsError(
+                        f"{record.task}: {metric} is {score} in a document; a share and its interval need scores of 0 or 1"
+                    )
                 values = tuple(str(document[column]) for column in by)
-                found.setdefault((run.name, values), []).append(float(score))
-    return [_share(run, values, scores) for (run, values), scores in sorted(found.items())]
+                scores.setdefault((run.name, values), []).append(float(score))
+    return [_share(run, values, of_group) for (run, values), of_group in sorted(scores.items())]
 
 
 def _share(run: str, values: tuple[str, ...], scores: list[float]) -> Share:
-    n, mean = len(scores), sum(scores) / len(scores)
-    centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * (mean * (1 - mean) / n + _Z**2 / (4 * n**2)) ** 0.5
-    return Share(run, values, n, mean, max(0.0, centre - half), min(1.0, centre + half))
+    from scipy.stats import binomtest
+
+    n, right = len(scores), int(sum(scores))
+    interval = binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return Share(run, values, n, right / n, float(interval.low), float(interval.high))

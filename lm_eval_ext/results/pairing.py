@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.results.axes import BIAS_OF, Axis, family_of
+from lm_eval_ext.results.axes import BIAS_OF, Axis
 from lm_eval_ext.results.runs import Run, some
 from lm_eval_ext.results.samples import read_samples
 from lm_eval_ext.stats import ClusterBootstrap, JointShift, cluster_bootstrap, paired_difference, sign_flip
@@ -263,7 +263,8 @@ def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:
         places = pd.MultiIndex.from_frame(scored[["task", "doc_id"]])
         frame["bias"] = bias.set_index(["task", "doc_id"])["value"].reindex(places).to_numpy()
     frame["language"] = _fill_language(frame, axis, run)
-    frame["question"] = frame["task"].map({task: f"{family_of(task)}/" for task in axis.tasks}) + frame["question_id"]
+    families = {task: f"{run.tasks[task].family}/" for task in axis.tasks if task in run.tasks}
+    frame["question"] = frame["task"].map(families) + frame["question_id"]
     frame["copy"] = 0
     # The same document may stand in a task twice.
     if not frame["doc_hash"].is_unique and frame.duplicated(["task", "doc_hash"]).any():

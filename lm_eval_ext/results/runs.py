@@ -1,9 +1,8 @@
-"""Which runs a tree of the harness's result files holds.
+"""Which runs a folder of the harness's result files holds.
 
-A tree is any folder with `results_DATE.json` and `samples_TASK_DATE.jsonl` as `lm_eval --output_path --log_samples`
-writes them, at any depth. A run is one model under one steering in one folder; evaluations of several dates belong to
-one run and the newest of each task counts. Runs of every model type can be read: one that says nothing of steering is
-unsteered.
+Such a folder has `results_DATE.json` and `samples_TASK_DATE.jsonl`, as `lm_eval --output_path --log_samples` writes them,
+at any depth. A run is one model under one steering in one folder; evaluations of several dates belong to one run and the
+newest of each task counts. Runs of every model type can be read: one that says nothing of steering is unsteered.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.data.task_metadata import EXPLICIT_CONTEXT, TaskMetadata
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import LANGUAGES, normalise
+from lm_eval_ext.results import legacy_names
+from lm_eval_ext.steering.controls import Control, control_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
+
+    import pandas as pd
 
 _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _RESULTS_FILE = re.compile(rf"(?P<stem>.+)_(?P<date>{_DATE})\.json")
@@ -43,12 +46,12 @@ class TaskResults:
         samples: the `samples_*.jsonl` file, or None if none was written.
         date: as in the file names; sorts as text.
         version: the task's version.
-        language: from the task's metadata or its name; a document's own `language` goes first.
         n_documents: how many documents were evaluated, as the results file says; None if it does not.
         settings: limit, number of few-shot examples and seeds.
         higher_is_better: by metric, as the task says; silent metrics are missing.
         source: the data set, with its configuration and revision, or the task's file where it is made by code.
         hash: the harness's hash over documents, prompts and targets; "" where samples were not logged.
+        metadata: what the task's YAML says of it.
     """
 
     task: str
@@ -56,12 +59,47 @@ class TaskResults:
     samples: Path | None
     date: str
     version: str
-    language: str | None
     n_documents: int | None
     settings: dict[str, Any]
     higher_is_better: dict[str, bool] = field(default_factory=dict)
     source: str = ""
     hash: str = ""
+    metadata: TaskMetadata = field(default_factory=lambda: TaskMetadata(""), repr=False)
+
+    @property
+    def language(self) -> str | None:
+        """From the task's metadata or its name; a document's own `language` goes first."""
+        return self.metadata.language or legacy_names.language(self.task)
+
+    @property
+    def family(self) -> str:
+        """What this task and those in other languages are called together.
+
+        Raises:
+            DataError: metadata that is not valid; so do `axis` and `split`.
+        """
+        return self.metadata.family or legacy_names.family(self.task)
+
+    @property
+    def axis(self) -> str | None:
+        """The axis of the plane: `transfer`, `localization`, or None where nothing says it."""
+        return self.metadata.axis or legacy_names.axis(self.family)
+
+    @property
+    def split(self) -> str:
+        """`dev` for questions that choose layers, `test` for all others."""
+        return self.metadata.split or legacy_names.split(self.family)
+
+    @property
+    def variant_of(self) -> str | None:
+        """The family whose questions this task asks in another way."""
+        return self.metadata.variant_of or legacy_names.explicit_context_of(self.family)
+
+    @property
+    def variant(self) -> str | None:
+        """In which way."""
+        named = EXPLICIT_CONTEXT if legacy_names.explicit_context_of(self.family) else None
+        return self.metadata.variant or named
 
 
 @dataclass(frozen=True)
@@ -70,7 +108,8 @@ class Run:
 
     Attributes:
         name: how the run is called: its folder, with more only where two runs would share a name.
-        folder: path inside the tree, without the last folder where that repeats the model's name ("." for the root).
+        folder: path inside the folder that was read ("." for itself), without the last part where that repeats the model's
+            name.
         home: the same folder as a path.
         path: the folder that holds the newest results file.
         model: name of the model.
@@ -101,9 +140,14 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
+    def control(self) -> Control | None:
+        """Which kind of control the plan is; None for a plan in its own right and for an unsteered run."""
+        return control_of(self.plan)
+
+    @property
     def is_control(self) -> bool:
-        """Whether the plan adds a random direction."""
-        return "~random" in self.plan
+        """Whether the plan is a control of any kind."""
+        return self.control is not None
 
     @property
     def aliases(self) -> frozenset[str]:
@@ -112,15 +156,87 @@ class Run:
         return frozenset(names - {""} | {self.plan})
 
 
-class Tree(NamedTuple):
-    """The runs of a folder, and what a reader should be told about them."""
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a folder of result files.
+
+    Attributes:
+        root: the folder.
+        runs: sorted by name.
+        notes: what a reader should be told about them.
+    """
 
     root: Path
     runs: tuple[Run, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, name: str) -> Run:
+        """The run that a name means; see `find_run`."""
+        return find_run(self.runs, name)
+
+    def samples(
+        self,
+        *,
+        runs: Collection[str] | None = None,
+        tasks: Collection[str] | None = None,
+        metrics: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Every document's scores as a tidy frame: one row per run, task, document, filter and metric.
+
+        Columns:
+            run, model, plan: name of the run, its model, its steering plan ("" if unsteered).
+            task, version: name and version of the task.
+            language: code from the document, else the task's metadata or name; missing where none says.
+            question_id: the id that a question shares over languages, else the document's hash.
+            doc_id, doc_hash, prompt_hash: as the harness saved them.
+            filter, metric: names, "none" being the harness's word for no filter.
+            value: the score of this document (0 or 1 for accuracies); NaN where the harness saved none.
+
+        Args:
+            runs, tasks, metrics: read only these, by name; all if None.
+
+        Raises:
+            ResultsError: nothing matches, a damaged file, or a task without samples.
+        """
+        from lm_eval_ext.results.samples import read_all
+
+        return read_all(self, runs=runs, tasks=tasks, metrics=metrics)
+
+    def table(self) -> pd.DataFrame:
+        """One row per run and task.
+
+        Columns: run, model, plan ("" if unsteered), control ("" for a plan that is none), label, date, task, family,
+        axis ("" where nothing says it), split, language, version, n_documents.
+        """
+        import pandas as pd
+
+        rows = [
+            {
+                **{
+                    "run": run.name,
+                    "model": run.model,
+                    "plan": run.plan,
+                    "control": run.control or "",
+                    "label": run.label,
+                },
+                **{"date": record.date, "task": record.task, "family": record.family, "axis": record.axis or ""},
+                **{"split": record.split, "language": record.language, "version": record.version},
+                "n_documents": record.n_documents,
+            }
+            for run in self.runs
+            for record in run.tasks.values()
+        ]
+        frame: pd.DataFrame = pd.DataFrame(rows)
+        return frame
 
 
-def read_tree(root: Path | str) -> Tree:
+def load(root: Path | str) -> Runs:
     """Find the runs under a folder. Samples are not read yet.
 
     Raises:
@@ -152,7 +268,7 @@ def read_tree(root: Path | str) -> Tree:
     runs = _name_runs([_newest(same) for same in evaluations.values()])
     for run, same in zip(runs, evaluations.values(), strict=True):
         notes += _superseded(run, same)
-    return Tree(root, tuple(sorted(runs, key=lambda run: run.name)), tuple(notes))
+    return Runs(root, tuple(sorted(runs, key=lambda run: run.name)), tuple(notes))
 
 
 def list_runs(runs: Iterable[Run]) -> str:
@@ -179,11 +295,11 @@ def find_run(runs: Collection[Run], name: str) -> Run:
         [run for run in runs if name in (run.model, short_model(run.model)) and not run.plan],
         [run for run in runs if name in (run.model, short_model(run.model))],
     )
-    found = next(filter(None, readings), [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ResultsError(f"{name!r} is ambiguous, it may mean any of these runs:\n{list_runs(found)}")
+    meant = next(filter(None, readings), [])
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise ResultsError(f"{name!r} is ambiguous, it may mean any of these runs:\n{list_runs(meant)}")
     raise ResultsError(
         f"no run is called {name!r}; a run is named by its folder, label, plan or model:\n{list_runs(runs)}"
     )
@@ -262,15 +378,12 @@ def _task_results(task: str, path: Path, date: str, content: dict[str, Any]) -> 
     samples = path.with_name(f"samples_{task}_{date}.jsonl")
     config = content.get("config") or {}
     metadata = content["configs"][task].get("metadata") or {}
-    in_name = [token for token in re.split(r"[_\-]", task) if token in LANGUAGES]
-    declared = normalise(str(metadata["language"])) if metadata.get("language") else None
     return TaskResults(
         task=task,
         results=path,
         samples=samples if samples.is_file() else None,
         date=date,
         version=str((content.get("versions") or {}).get(task)),
-        language=declared or (in_name[0] if len(in_name) == 1 else None),
         n_documents=((content.get("n-samples") or {}).get(task) or {}).get("effective"),
         settings={
             "limit": config.get("limit"),
@@ -281,6 +394,7 @@ def _task_results(task: str, path: Path, date: str, content: dict[str, Any]) -> 
         higher_is_better=(content.get("higher_is_better") or {}).get(task) or {},
         source=_source(content["configs"][task]),
         hash=str((content.get("task_hashes") or {}).get(task) or ""),
+        metadata=TaskMetadata(task, metadata if isinstance(metadata, dict) else {}),
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.results.columns import read_columns
-from lm_eval_ext.results.runs import Run, TaskResults, damage, list_runs, read_tree
+from lm_eval_ext.results.runs import Run, Runs, TaskResults, damage, list_runs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -40,41 +40,23 @@ COLUMNS = (
 )
 
 
-def load(
-    root: Path | str,
+def read_all(
+    loaded: Runs,
     *,
     runs: Collection[str] | None = None,
     tasks: Collection[str] | None = None,
     metrics: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """Every document's scores as a tidy frame: one row per run, task, document, filter and metric.
-
-    Columns:
-        run, model, plan: name of the run, its model, its steering plan ("" if unsteered).
-        task, version: name and version of the task.
-        language: code from the document, else the task's metadata or name; missing where none says.
-        question_id: the id that a question shares over languages, else the document's hash.
-        doc_id, doc_hash, prompt_hash: as the harness saved them.
-        filter, metric: names, "none" being the harness's word for no filter.
-        value: the score of this document (0 or 1 for accuracies); NaN where the harness saved none.
-
-    Args:
-        root: a folder of result files.
-        runs, tasks, metrics: read only these.
-
-    Raises:
-        ResultsError: no results, a damaged file, or a task without samples.
-    """
-    tree = read_tree(root)
+    """`Runs.samples`, which says what the frame holds."""
     frames = [
         read_samples(run, task)
-        for run in tree.runs
+        for run in loaded.runs
         if runs is None or run.name in runs
         for task in run.tasks
         if tasks is None or task in tasks
     ]
     if not frames:
-        raise ResultsError(f"nothing in {tree.root} matches; its runs are:\n{list_runs(tree.runs)}")
+        raise ResultsError(f"nothing in {loaded.root} matches; its runs are:\n{list_runs(loaded.runs)}")
     frame = pd.concat(frames, ignore_index=True)
     if metrics is not None:
         frame = frame[frame["metric"].isin(list(metrics))].reset_index(drop=True)
@@ -88,7 +70,7 @@ def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.Da
 
     Args:
         run, task: whose.
-        columns: of those of `load`, all by default; text that repeats in every row takes its time.
+        columns: of those of `Runs.samples`, all by default; text that repeats in every row takes its time.
 
     Raises:
         ResultsError: the samples are missing, damaged, or fewer or more than were evaluated.
@@ -200,8 +182,8 @@ def read_documents(run: Run, task: str, wanted: Container[str]) -> Iterator[dict
     with record.samples.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             # Most lines of a large file are not wanted: those are not parsed.
-            found = _HASH.search(line)
-            if found and found[1].decode("ascii", "replace") not in wanted:
+            match = _HASH.search(line)
+            if match and match[1].decode("ascii", "replace") not in wanted:
                 continue
             try:
                 sample = json.loads(line)

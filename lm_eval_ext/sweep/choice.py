@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.results.axes import LOCALIZATION, TRANSFER
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering.plan import Plan
-from lm_eval_ext.sweep.summary import AVERAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     import pandas as pd
+
+    from lm_eval_ext.sweep.questions import Question
 
 #: The kinds of a surgical plan: which axis chooses each.
 SURGICAL = {"en": "transfer", "loc": "localization"}
@@ -36,36 +37,39 @@ class Axes:
     localization: str | None
 
     @classmethod
-    def of(cls, families: Iterable[str]) -> Axes:
-        """The first family of each subject among development splits: a plan is never chosen on test questions."""
-        development = [family for family in families if "dev" in family.split("_")]
-        return cls(_first(development, TRANSFER), _first(development, LOCALIZATION))
+    def of(cls, questions: Iterable[Question], families: Container[str]) -> Axes:
+        """The first family of each axis among development questions: a plan is never chosen on test questions.
+
+        Args:
+            questions: of the sweep; their tasks say axis, split and family.
+            families: those that were scored.
+        """
+        first: dict[str | None, str] = {}
+        for question in questions:
+            if question.split == "dev" and question.family in families:
+                first.setdefault(question.axis, question.family)
+        return cls(first.get("transfer"), first.get("localization"))
 
     def __getitem__(self, subject: str) -> str | None:
         return self.transfer if subject == "transfer" else self.localization
 
 
-def _first(families: list[str], known: tuple[str, ...]) -> str | None:
-    return next((family for family in families if family.removesuffix("_cloze") in known), None)
-
-
 def best_by_layer(summary: pd.DataFrame, kind: str, family: str, n: int = N_LAYERS) -> list[Plan]:
     """The plans of one vector with the largest average change: each of the `n` best layers at its best gamma."""
-    found = summary[
+    plans = summary[
         (summary["kinds"] == kind)
         & summary["control"].isna()
         & (summary["family"] == family)
         & (summary["language"] == AVERAGE)
     ]
-    ordered = found.sort_values("change", ascending=False, kind="stable").drop_duplicates("layer")
+    ordered = plans.sort_values("change", ascending=False, kind="stable").drop_duplicates("layer")
     return [Plan.parse(name) for name in ordered["condition"].head(n)]
 
 
-def reported(summary: pd.DataFrame) -> list[Plan]:
+def reported(summary: pd.DataFrame, axes: Axes) -> list[Plan]:
     """The plans of which something will be said: the best of each family and kind, and the chosen one."""
     average = summary[(summary["language"] == AVERAGE) & summary["control"].isna() & (summary["condition"] != "")]
     best = average.loc[average.groupby(["family", "kinds"], sort=False)["change"].idxmax(), "condition"].tolist()
-    axes = Axes.of(summary["family"].unique().tolist())
     chosen = choose(summary, axes) if axes.transfer and axes.localization else None
     return [Plan.parse(name) for name in dict.fromkeys([*best, *([chosen["steer"]] if chosen else [])])]
 
@@ -88,7 +92,7 @@ def choose(summary: pd.DataFrame, axes: Axes) -> dict[str, Any] | None:
         "rule": RULE,
         "candidates": len(together),
         "chosen_on": {subject: axes[subject] for subject in SURGICAL.values()},
-        "changes": {subject: _numbers(found.loc[name]) for subject, found in changes.items()},
+        "changes": {subject: _numbers(of_axis.loc[name]) for subject, of_axis in changes.items()},
     }
 
 

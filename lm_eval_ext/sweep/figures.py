@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering.plan import Plan
-from lm_eval_ext.sweep.summary import AVERAGE
 from lm_eval_ext.viz.curves import effect_curves
 from lm_eval_ext.viz.heatmap import two_layer_heatmap
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lm_eval_ext.errors import LanguageError, PlanError, VectorFileError
 from lm_eval_ext.steering.plan import Gamma, Intervention, Plan, Position
@@ -13,10 +13,8 @@ from lm_eval_ext.steering.table import SteeringTable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from lm_eval_ext.steering.controls import Control
     from lm_eval_ext.steering.vectors import VectorSet
-
-#: What a condition is compared with: a random direction of the same norm, another language's vector, the sign turned.
-Control = Literal["random", "other", "turned"]
 
 #: Random directions for each condition (our default). The band of 5 covers 67%, of 39 it would cover 95%.
 N_RANDOM = 5
@@ -69,7 +67,7 @@ class Grid:
         gammas: strengths.
         positions: tokens to steer.
         n_random: random directions for each plan; 0 for none.
-        with_controls: whether another language's vector and the vector with its sign turned are tried too.
+        with_controls: whether another language's vector and the negated vector are tried too.
         control_gammas: strengths whose plans get controls; all where empty.
     """
 
@@ -117,11 +115,11 @@ class Grid:
             Condition(_changed(plan, control=f"random{seed}"), "random", str(plan)) for seed in range(self.n_random)
         ]
         if self.with_controls:
-            turned = Plan(
+            negated = Plan(
                 tuple(replace(term, gamma=replace(term.gamma, value=-term.gamma.value)) for term in plan.interventions)
             )
-            found.append(Condition(_changed(plan, control="other"), "other", str(plan)))
-            found.append(Condition(turned, "turned", str(plan)))
+            found.append(Condition(_changed(plan, control="other"), "other_language", str(plan)))
+            found.append(Condition(negated, "negated", str(plan)))
         return found
 
 

@@ -57,11 +57,12 @@ class Outcome:
 
         path = self.settings.out / "plan.yaml"
         path.unlink(missing_ok=True)
-        axes = Axes.of(self.summary["family"].unique().tolist())
+        axes = Axes.of(self.questions.questions, set(self.summary["family"]))
         if axes.transfer is None or axes.localization is None:
             console.print(
-                "note: no plan is chosen: that takes a development split of a transfer task and of a localization task "
-                "(bmlama_dev and blend_decon_dev_cloze, say); test questions choose nothing",
+                "note: no plan is chosen: that takes a development split of a transfer task and of a localization task, "
+                "such as bmlama_dev and blend_decon_dev_cloze, or tasks of your own whose metadata says axis and "
+                "split: dev; test questions choose nothing",
                 style="yellow",
             )
             return False

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.plane.wording import points
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.sweep.figures import charts
-from lm_eval_ext.sweep.summary import AVERAGE
+from lm_eval_ext.viz.numbers import points, points_interval
 from lm_eval_ext.viz.page import figure_part, render
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ HEADER = [
     "change, points",
     "random directions",
     "other language",
-    "sign turned",
+    "negated",
 ]
 LEGEND = (
     "Averages over all languages but English; in brackets the paired 95% interval of the change, clustered by question. "
@@ -84,8 +84,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['score']:.1%}",
         _interval(row),
         _band(row) or "not run",
-        _control(row, "other"),
-        _control(row, "turned"),
+        _control(row, "other_language"),
+        _control(row, "negated"),
     ]
 
 
@@ -105,7 +105,7 @@ def _sentence(row: Mapping[str, Any]) -> str:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return f"{points(row['change'])} [{points(row['low'])}, {points(row['high'])}]"
+    return points_interval(row["change"], row["low"], row["high"])
 
 
 def _band(row: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import harness
 from lm_eval_ext.backends.language import request_language
+from lm_eval_ext.data.task_metadata import TaskMetadata
 from lm_eval_ext.errors import DataError, LanguageError, ModelError, UserError
+from lm_eval_ext.results import legacy_names
 from lm_eval_ext.results.samples import question_id
 from lm_eval_ext.scoring.token_trees import Tree, parts
 from lm_eval_ext.sweep.store import tree_key
@@ -31,6 +33,9 @@ class Question:
 
     Attributes:
         task, doc_id, question_id, language: as in result files.
+        family: what the task and those in other languages are called together.
+        axis: of the plane, `transfer` or `localization`; None where nothing says it.
+        split: `dev` for questions that choose layers, else `test`.
         instances: indices of its requests: its options after the prompt, then, for mutual information, after nothing.
         n_options: number of options.
         gold: index of the right option, None where the task names none.
@@ -38,6 +43,9 @@ class Question:
     """
 
     task: str
+    family: str
+    axis: str | None
+    split: str
     doc_id: int
     question_id: str
     language: str
@@ -122,9 +130,14 @@ class Questions:
         kept = instances if self.with_prior else instances[:n_options]
         start = len(self.instances)
         self.instances += kept
+        metadata = TaskMetadata(name, task.config.metadata or {})
+        family = metadata.family or legacy_names.family(name)
         self.questions.append(
             Question(
                 task=name,
+                family=family,
+                axis=metadata.axis or legacy_names.axis(family),
+                split=metadata.split or legacy_names.split(family),
                 doc_id=doc_id,
                 question_id=question_id(document) or f"{doc_id}",
                 language=language,

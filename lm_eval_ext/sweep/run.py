@@ -237,7 +237,7 @@ class Sweep:
         from lm_eval_ext.sweep.choice import SURGICAL, Axes, best_by_layer
 
         summary = self._summary(self._items(trees, [c for c in singles if c.control is None], store), singles)
-        axes = Axes.of(summary["family"].unique().tolist())
+        axes = Axes.of(self.questions.questions, set(summary["family"]))
         families = {kind: axes[subject] or summary["family"].iloc[0] for kind, subject in SURGICAL.items()}
         best = {
             kind: best_by_layer(summary, kind, family, self.settings.pair_layers) for kind, family in families.items()
@@ -246,12 +246,13 @@ class Sweep:
 
     def _missing_controls(self, trees: list[ScoredTree], conditions: list[Condition], store: Store) -> list[Condition]:
         """The controls of the best plans that have none: what is reported is never reported alone."""
-        from lm_eval_ext.sweep.choice import reported
+        from lm_eval_ext.sweep.choice import Axes, reported
 
         controlled = {condition.of for condition in conditions if condition.control}
         plans = [condition for condition in conditions if condition.control is None]
         summary = self._summary(self._items(trees, plans, store), plans)
-        best = [plan for plan in reported(summary) if str(plan) not in controlled]
+        axes = Axes.of(self.questions.questions, set(summary["family"]))
+        best = [plan for plan in reported(summary, axes) if str(plan) not in controlled]
         return [control for plan in best for control in self.grid()[0].controls(plan)]
 
     def _items(self, trees: list[ScoredTree], conditions: Sequence[Condition], store: Store) -> pd.DataFrame:

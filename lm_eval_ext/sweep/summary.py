@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lm_eval_ext.results.axes import METRIC, family_of
+from lm_eval_ext.languages import AVERAGE
+from lm_eval_ext.results.axes import METRIC
 from lm_eval_ext.stats import Interval, cluster_bootstrap, null_band, paired_difference
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition
 from lm_eval_ext.sweep.questions import Question, Questions, margin
@@ -21,15 +22,13 @@ if TYPE_CHECKING:
 #: Resamples of each interval (our default): a grid has many.
 RESAMPLES = 2_000
 
-#: The language column of the macro average over all languages but English.
-AVERAGE = "average"
 ENGLISH = "en"
 
 #: Columns of `items.parquet`; the tasks' own metrics follow, NaN where a task lacks one.
 ITEM_COLUMNS = {
     "condition": "the steering plan, with its positions; empty for the unsteered model",
     "task": "name of the harness's task",
-    "family": "the task without its language",
+    "family": "what the task and those in other languages are called together",
     "language": "code of the question's language",
     "question_id": "the id that the question has in every language",
     "doc_id": "number of the document in its task",
@@ -49,7 +48,7 @@ def items(
     asked = pd.DataFrame(
         {
             "task": [question.task for question in questions.questions],
-            "family": [family_of(question.task) for question in questions.questions],
+            "family": [question.family for question in questions.questions],
             "language": [question.language for question in questions.questions],
             "question_id": [question.question_id for question in questions.questions],
             "doc_id": [question.doc_id for question in questions.questions],
@@ -97,7 +96,7 @@ def summarise(
     control of), `family`, `language`, `metric`, `n`, `score`, `unsteered`, `change` with `low` and `high` (shares; the
     interval is of a bootstrap clustered by question id), `margin_change` (nats); then, where a plan has random controls,
     `null_low`, `null_high`, `null_coverage`, `null_n` and `null_p` (see `stats.nulls.null_band`), and the changes of the
-    controls `other` and `turned`.
+    controls `other_language` and `negated`.
 
     Args:
         frame: of `items`.
@@ -200,7 +199,7 @@ def _with_controls(summary: pd.DataFrame) -> pd.DataFrame:
         rows, index=summary.index, columns=["null_low", "null_high", "null_coverage", "null_n", "null_p"]
     )
     summary = pd.concat([summary, places], axis=1)
-    for name in ("other", "turned"):
+    for name in ("other_language", "negated"):
         changes = controls[controls["control"] == name].set_index(keys)["change"]
         index = pd.MultiIndex.from_frame(summary[keys])
         summary[name] = changes.reindex(index).to_numpy() if len(changes) else np.nan

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lm_eval_ext.data import instruct, sources
 from lm_eval_ext.errors import TrainingError
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
 from lm_eval_ext.stats import cluster_bootstrap
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 #: The name of the model before training.
 BASE = "base"
-#: The mean over the languages but English, each weighing the same.
-AVERAGE = "average"
 
 
 class Difference(NamedTuple):

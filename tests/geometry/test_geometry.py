@@ -23,8 +23,9 @@ from lm_eval_ext import cli
 from lm_eval_ext.errors import DataError, ModelError, VectorFileError
 from lm_eval_ext.geometry import measures, tables, texts
 from lm_eval_ext.geometry.states import distinct, hidden_states
-from lm_eval_ext.geometry.tables import AVERAGE, StateTables, vector_tables
+from lm_eval_ext.geometry.tables import StateTables, vector_tables
 from lm_eval_ext.geometry.texts import Parallel
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.steering.extraction import pooled_states
 from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet

@@ -23,8 +23,7 @@ from lm_eval_ext.leaderboard.records import every_eval_ever, hub_results, write_
 from lm_eval_ext.leaderboard.site import level_chart, page, write_site
 from lm_eval_ext.leaderboard.tables import to_csv, to_markdown
 from lm_eval_ext.plane.shifts import measure
-from lm_eval_ext.results.runs import read_tree
-from lm_eval_ext.results.samples import load
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.viz import labels
 
 app = typer.Typer()
@@ -53,7 +52,7 @@ def rows_of(board, run, family="localization_mini_cloze"):
 
 
 def test_scores_are_the_means_of_the_samples(tree, board):
-    frame = load(tree, metrics=["acc"]).astype({"run": str, "task": str})
+    frame = load(tree).samples(metrics=["acc"]).astype({"run": str, "task": str})
     mean = frame.groupby(["run", "task"])["value"].mean()
     for run in ("unsteered", "loc"):
         rows = rows_of(board, run)
@@ -67,7 +66,7 @@ def test_scores_are_the_means_of_the_samples(tree, board):
 
 
 def test_a_steered_run_is_held_against_its_own_model(tree, board):
-    plane = measure(read_tree(tree), "unsteered", resamples=200)
+    plane = measure(load(tree), "unsteered", resamples=200)
     change = plane.shifts.set_index(["run", "language"])["y_change"]
     rows = rows_of(board, "loc")
     for language in ("average", "ko"):

@@ -10,8 +10,7 @@ from support.runs import document, write_run
 from typer.testing import CliRunner
 
 from lm_eval_ext.plane.shifts import measure
-from lm_eval_ext.results.runs import read_tree
-from lm_eval_ext.results.samples import load
+from lm_eval_ext.results.runs import load
 
 QUESTIONS = 16
 LANGUAGES = ("en", "ko", "zh")
@@ -113,7 +112,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def test_every_document_of_every_run_is_in_the_frame(tree):
-    frame = load(tree)
+    frame = load(tree).samples()
     assert len(frame) == 3 * 2 * len(LANGUAGES) * QUESTIONS * 2  # runs, groups, languages, documents, metrics
     assert set(frame["run"]) == {"base", "other", "steered"}
     assert set(frame["language"]) == set(LANGUAGES)
@@ -123,7 +122,7 @@ def test_every_document_of_every_run_is_in_the_frame(tree):
 
 
 def test_the_frame_has_the_scores_that_the_harness_reports(tree):
-    frame = load(tree, metrics=["acc"], runs=["other"])
+    frame = load(tree).samples(metrics=["acc"], runs=["other"])
     results = json.loads(next((tree / "other").rglob("results_*.json")).read_text())["results"]
     means = frame.groupby("task", observed=True)["value"].mean()
     assert len(means) == 2 * len(LANGUAGES)
@@ -132,7 +131,7 @@ def test_the_frame_has_the_scores_that_the_harness_reports(tree):
 
 
 def test_a_run_knows_its_model_and_its_steering(tree):
-    runs = {run.name: run for run in read_tree(tree).runs}
+    runs = {run.name: run for run in load(tree).runs}
     assert (runs["other"].plan, runs["steered"].plan) == ("", "loc@1:2")
     # Evaluated as an object the model gets an invented name from the harness; ours is in the steering.
     assert runs["steered"].model == runs["base"].model
@@ -140,18 +139,18 @@ def test_a_run_knows_its_model_and_its_steering(tree):
 
 
 def test_of_two_dates_the_newest_counts_and_it_is_said(tree):
-    notes = read_tree(tree).notes
+    notes = load(tree).notes
     assert len(notes) == 1
     assert "run 'base'" in notes[0]
     assert "limit 3.0 -> None" in notes[0] or "limit 3 -> None" in notes[0]
 
 
 def test_the_plane_of_real_runs(tree):
-    plane = measure(read_tree(tree), "base", x="across", y="up", resamples=500)
+    plane = measure(load(tree), "base", x="across", y="up", resamples=500)
     assert [run.name for run in plane.runs] == ["other", "steered"]
     assert plane.languages == ("ko", "zh", "en")
     assert plane.averaged == ("ko", "zh")
-    frame = load(tree, metrics=["acc"]).astype({"run": str, "task": str})
+    frame = load(tree).samples(metrics=["acc"]).astype({"run": str, "task": str})
     mean = frame.groupby(["run", "task"])["value"].mean()
     change = plane.shifts.set_index(["run", "language"])["x_change"]
     for language in LANGUAGES:

@@ -24,7 +24,7 @@ from lm_eval_ext.plane.figures.plane import draw
 from lm_eval_ext.plane.page import page
 from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.plane.table import terminal_table, to_csv
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.viz import labels
 
 app = typer.Typer()
@@ -40,7 +40,7 @@ def demo(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plane(demo):
-    return measure(read_tree(demo), "unsteered", resamples=500)
+    return measure(load(demo), "unsteered", resamples=500)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def hostile_page(tmp_path_factory) -> Path:
     tasks = {"arc": {"acc": [1.0, 0.0, 1.0]}, HOSTILE.replace("/", ""): {"acc": [0.0, 1.0, 1.0]}}
     for plan in ("", HOSTILE):
         write_run(root, tasks, plan=plan, model=HOSTILE, label=HOSTILE, date=f"2026-01-0{1 + bool(plan)}T00-00-00")
-    measured = measure(read_tree(root), "", x="arc", y=HOSTILE.replace("/", ""), resamples=100)
+    measured = measure(load(root), "", x="arc", y=HOSTILE.replace("/", ""), resamples=100)
     path = root / "plane.html"
     path.write_text(page(measured))
     return path
@@ -85,7 +85,7 @@ def test_arrows_start_at_the_steered_model_and_not_at_the_baseline(tmp_path):
     write_run(tmp_path / "pretrained", random_scores(0), model="org/base")
     write_run(tmp_path / "aligned", random_scores(5, {"transfer": 0.1, "localization": -0.1}), model="org/aligned")
     write_run(tmp_path / "aligned_loc", random_scores(6), model="org/aligned", plan="loc@3:2")
-    figure = draw(measure(read_tree(tmp_path), "pretrained", resamples=100))
+    figure = draw(measure(load(tmp_path), "pretrained", resamples=100))
     arrows = {trace.name: trace for trace in figure.data if trace.mode == "lines+markers"}
     points = {trace.name: trace for trace in figure.data if trace.showlegend is None}
     assert not arrows["aligned"].x
@@ -140,7 +140,7 @@ def test_runs_differ_without_colour(plane):
 def test_other_tasks_have_neutral_quadrants(tmp_path):
     for name in ("base", "run"):
         write_run(tmp_path / name, {"arc": {"acc": [1.0, 0.0]}, "boolq": {"acc": [0.0, 1.0]}})
-    figure = draw(measure(read_tree(tmp_path), "base", x="arc", y="boolq", resamples=100))
+    figure = draw(measure(load(tmp_path), "base", x="arc", y="boolq", resamples=100))
     assert figure.layout.annotations[1].text == "x up, y down"
     assert len(figure.layout.updatemenus) == 1  # nothing to choose but how uncertainty is drawn
 
@@ -195,7 +195,7 @@ def test_the_page_names_scores_sizes_conclusions_and_runs(plane):
         "Change against <b>unsteered</b>",
         "each language weighing the same",
         "95% intervals: paired bootstrap over questions, 500 resamples, seed 0",
-        "random (a random direction, the control)",
+        "random (a random direction, a control)",
         "Beyond the control random",
         "<td>en@42%:2+loc@58%:2</td>",
     ):
@@ -207,7 +207,7 @@ def test_page_and_csv_keep_local_folders_to_themselves(tmp_path):
         args = {"pretrained": "/home/me/models/llama", "vectors": "/home/me/v.safetensors"}
         scores = {"arc": {"acc": [1.0, 0.0]}, "boolq": {"acc": [0.0, 1.0]}}
         write_run(tmp_path / name, scores, model="/home/me/models/llama", model_args=args)
-    measured = measure(read_tree(tmp_path), "base", x="arc", y="boolq", resamples=100)
+    measured = measure(load(tmp_path), "base", x="arc", y="boolq", resamples=100)
     for text in (page(measured), to_csv(measured)):
         assert "/home/me" not in text
         assert "llama" in text
@@ -216,7 +216,7 @@ def test_page_and_csv_keep_local_folders_to_themselves(tmp_path):
 def test_names_are_not_markup_in_the_figure(tmp_path):
     for name in ("base", "<b>run<b>"):
         write_run(tmp_path / name, {"arc": {"acc": [1.0, 0.0]}, "boolq": {"acc": [0.0, 1.0]}}, plan=f"{name}@1")
-    figure = draw(measure(read_tree(tmp_path), "base", x="arc", y="boolq", resamples=100))
+    figure = draw(measure(load(tmp_path), "base", x="arc", y="boolq", resamples=100))
     point = figure.data[-1]
     for text in (point.name, point.text[0], point.hovertext[0]):
         assert "&lt;b&gt;run&lt;b&gt;" in text
@@ -253,7 +253,7 @@ def test_names_are_not_markup_in_the_table(tmp_path):
     scores = {"arc": {"acc": [1.0]}, "boolq": {"acc": [0.0]}}
     write_run(tmp_path / "base", scores)
     write_run(tmp_path / "[red]run[/red]", scores)
-    assert "[red]run[/red]" in printed(measure(read_tree(tmp_path), "base", x="arc", y="boolq", resamples=100))
+    assert "[red]run[/red]" in printed(measure(load(tmp_path), "base", x="arc", y="boolq", resamples=100))
 
 
 def test_the_csv_is_what_was_measured(plane):

@@ -14,14 +14,15 @@ from support.runs import LANGUAGES, random_scores, write_demo, write_run
 
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.plane.shifts import measure
-from lm_eval_ext.plane.wording import conclusions, points, verdict
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.plane.wording import conclusions, verdict
+from lm_eval_ext.results.runs import load
+from lm_eval_ext.viz.numbers import points
 
 X, Y = "transfer_mini_cloze", "localization_mini_cloze"
 
 
 def plane_of(root: Path, baseline: str = "base", **options):
-    return measure(read_tree(root), baseline, **{"resamples": 300, **options})
+    return measure(load(root), baseline, **{"resamples": 300, **options})
 
 
 def table(plane):
@@ -35,7 +36,7 @@ def demo(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo_plane(demo):
-    return measure(read_tree(demo), "unsteered", resamples=2000)
+    return measure(load(demo), "unsteered", resamples=2000)
 
 
 def pair(root: Path, base: dict, run: dict, **run_options) -> Path:
@@ -88,7 +89,7 @@ def test_english_bias_is_not_asked_in_english(demo_plane):
 
 
 def test_same_seed_same_plane(demo, demo_plane):
-    again, other = (measure(read_tree(demo), "unsteered", resamples=2000, seed=seed) for seed in (0, 5))
+    again, other = (measure(load(demo), "unsteered", resamples=2000, seed=seed) for seed in (0, 5))
     assert again.shifts.equals(demo_plane.shifts)
     assert not other.shifts.equals(demo_plane.shifts)
     assert other.shifts["x_change"].equals(demo_plane.shifts["x_change"])
@@ -324,7 +325,7 @@ def test_the_control_is_held_against_the_steered_runs(tmp_path):
     assert "Beyond the control noise: transfer up, +20.0 [" in loc
     assert "localization undecided, +7.5 [" in loc  # three questions beyond noise prove nothing
     assert "only 3 of 40 questions changed" in loc
-    assert "the control" in noise
+    assert "(a random direction, a control)" in noise
     assert "transfer down, −20.0" in noise
     assert "needs no particular direction" in noise
     assert "without correction" in caution

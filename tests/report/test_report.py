@@ -22,7 +22,7 @@ from lm_eval_ext.report.findings import findings, open_questions
 from lm_eval_ext.report.items import _answer, changed_items
 from lm_eval_ext.results import samples as results_module
 from lm_eval_ext.results.axes import Axis
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.results.samples import read_samples
 
 app = typer.Typer()
@@ -38,7 +38,7 @@ def tree(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plane(tree):
-    return measure(read_tree(tree), "unsteered", x="transfer_mini_cloze", y="localization_mini_cloze", resamples=300)
+    return measure(load(tree), "unsteered", x="transfer_mini_cloze", y="localization_mini_cloze", resamples=300)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_data_versions_and_hashes_are_listed_and_differences_named(tmp_path):
         content = json.loads(path.read_text())
         content["task_hashes"] = {task: f"{number if 'ko' in task else 7}" * 64 for task in content["configs"]}
         path.write_text(json.dumps(content))
-    rows = {row[0]: row for row in provenance.data_rows(measure(read_tree(tmp_path), "base", resamples=100))}
+    rows = {row[0]: row for row in provenance.data_rows(measure(load(tmp_path), "base", resamples=100))}
     assert rows["transfer_mini_es_cloze"][1:3] == ["1.0", "8"]
     assert rows["transfer_mini_es_cloze"][4] == "7" * 16
     assert rows["transfer_mini_ko_cloze"][4] == "0" * 16 + ", and 1 other in other runs"
@@ -102,7 +102,7 @@ def test_the_commands_do_it_again(plane):
 def test_settings_of_the_evaluation_are_in_its_command(tmp_path):
     scores = {"arc": {"acc": [1.0]}}
     write_run(tmp_path, scores, n_shot=5, limit=10, batch_size=4, model_type="hf", model="a b/c;d")
-    words = shlex.split(provenance.evaluation(read_tree(tmp_path).runs[0]))
+    words = shlex.split(provenance.evaluation(load(tmp_path).runs[0]))
     assert words[words.index("--num_fewshot") + 1] == "5"
     assert words[words.index("--limit") + 1] == "10"
     assert words[words.index("--batch_size") + 1] == "4"
@@ -129,7 +129,7 @@ def test_findings_have_intervals_and_name_front_languages_and_context(html, plan
 
 
 def test_what_cannot_be_concluded_is_said(tmp_path):
-    sentences = open_questions(measure(read_tree(write_demo(tmp_path, n=10)), "unsteered", resamples=200))
+    sentences = open_questions(measure(load(write_demo(tmp_path, n=10)), "unsteered", resamples=200))
     text = "\n".join(sentences)
     assert "Undecided on both axes, which is not the same as unchanged" in text
     assert re.search(r"with 10 questions, of which \d+ changed in \w+, a single language would show", text)
@@ -140,10 +140,10 @@ def test_what_cannot_be_concluded_is_said(tmp_path):
 def test_single_languages_are_named_after_correction(tmp_path):
     write_run(tmp_path / "base", random_scores(0, n=80))
     write_run(tmp_path / "run", random_scores(2, {"localization": 0.4}, n=80))
-    text = "\n".join(findings(measure(read_tree(tmp_path), "base", resamples=200)))
+    text = "\n".join(findings(measure(load(tmp_path), "base", resamples=200)))
     assert re.search(r"run, single languages \(Holm-corrected over 7\): localization up in Spanish \+[\d.]+ \[", text)
     write_run(tmp_path / "run", random_scores(2, n=80), date="2026-02-01T00-00-00")
-    text = "\n".join(findings(measure(read_tree(tmp_path), "base", resamples=200)))
+    text = "\n".join(findings(measure(load(tmp_path), "base", resamples=200)))
     assert "In no single language does a change survive the correction for their number" in text
 
 
@@ -151,7 +151,7 @@ def test_recovery_of_what_alignment_took(tmp_path):
     write_run(tmp_path / "base", random_scores(0, n=80), model="org/base")
     write_run(tmp_path / "aligned", random_scores(2, {"localization": -0.2}, n=80), model="org/aligned")
     write_run(tmp_path / "back", random_scores(3, n=80), model="org/aligned", plan="loc@3:2")
-    text = "\n".join(findings(measure(read_tree(tmp_path), "base", resamples=200)))
+    text = "\n".join(findings(measure(load(tmp_path), "base", resamples=200)))
     assert re.search(r"back brings back of the localization that aligned lost: \d+% \[\d+%, \d+%\]", text)
 
 
@@ -159,7 +159,7 @@ def test_many_runs_are_counted_and_not_recited(tmp_path):
     for seed in range(26):
         up = {"transfer": 0.3, "localization": 0.3} if seed == 25 else {}
         write_run(tmp_path / f"run{seed:02d}", random_scores(seed, up, n=30), plan="loc@3:2" if seed else "")
-    plane = measure(read_tree(tmp_path), "run00", resamples=100)
+    plane = measure(load(tmp_path), "run00", resamples=100)
     sentences = findings(plane)
     assert len(sentences) <= 7
     assert re.match(r"Transfer against run00, of 25 runs: \d+ up, \d+ down, \d+ undecided", sentences[0])
@@ -174,7 +174,7 @@ def test_many_runs_are_counted_and_not_recited(tmp_path):
 def test_the_items_are_those_whose_answer_changed(tree, plane):
     browser = changed_items(plane, 5_000)
     assert browser.note == ""
-    runs = {run.name: run for run in read_tree(tree).runs}
+    runs = {run.name: run for run in load(tree).runs}
     task = "localization_mini_ko_cloze"
     before, after = (
         read_samples(runs[name], task).query("metric == 'acc'").set_index("doc_hash")["value"]
@@ -238,7 +238,7 @@ def test_tasks_of_others_show_generated_text_or_the_options_of_the_requests(tmp_
         }
         write_results(tmp_path / name, "m", "", {"gsm": lines, "sky": [choice]})
     plane = measure(
-        read_tree(tmp_path), "base", x="gsm", y="sky", x_metric="exact_match", y_metric="exact_match", resamples=100
+        load(tmp_path), "base", x="gsm", y="sky", x_metric="exact_match", y_metric="exact_match", resamples=100
     )
     sky, gsm = changed_items(plane, 10).data["items"]
     assert (gsm["b"], gsm["r"][0]) == (["four", 0], ["4", 1])
@@ -259,7 +259,7 @@ def test_nothing_in_the_page_is_markup_that_came_from_results(tmp_path):
             sample(0, document, [(best, False), (-2.0, False)], {"acc": float(best == -1.0)}) for document in documents
         ]
         write_results(tmp_path / name, HOSTILE, "", {"one": lines, "two": lines})
-    html = Report(measure(read_tree(tmp_path), "base", x="one", y="two", resamples=100), title=HOSTILE).html()
+    html = Report(measure(load(tmp_path), "base", x="one", y="two", resamples=100), title=HOSTILE).html()
     assert html.count("<img") == 0
     assert html.count("<script") == html.count("</script>")
     assert HOSTILE in blocks(html)["items-data"]["items"][0]["q"]  # as data it is whole
@@ -344,7 +344,7 @@ def test_read_as_columns_a_file_says_the_same_as_line_by_line(tree, monkeypatch)
     import pandas as pd
 
     order = ["doc_id", "metric"]
-    for run in read_tree(tree).runs[:2]:
+    for run in load(tree).runs[:2]:
         for task in list(run.tasks)[:8]:
             slow = read_samples(run, task).sort_values(order).reset_index(drop=True)
             monkeypatch.setattr(results_module, "_LARGE", 0)
@@ -374,7 +374,7 @@ def test_an_irregular_large_file_is_read_line_by_line(tmp_path, monkeypatch, how
     file = next(path.parent.glob("samples_*"))
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(line) + "\n" for line in IRREGULAR[how](lines)))
-    (run,) = read_tree(tmp_path).runs
+    (run,) = load(tmp_path).runs
     expected = read_samples(run, task)
     monkeypatch.setattr(results_module, "_LARGE", 0)
     pd.testing.assert_frame_equal(read_samples(run, task), expected, check_dtype=False)
@@ -410,7 +410,7 @@ def test_documents_that_another_run_had_are_parsed_once(tmp_path, monkeypatch, s
 
     _run_of(_lines([1.0, 1.0, 0.0]), tmp_path / "a")
     _run_of(second, tmp_path / "b")
-    runs = read_tree(tmp_path).runs
+    runs = load(tmp_path).runs
     expected = [read_samples(run, "transfer_mini_ko_cloze") for run in runs]
     monkeypatch.setattr(results_module, "_LARGE", 0)
     monkeypatch.setattr(results_module, "_careful", None)

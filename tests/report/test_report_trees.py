@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_ext.results.axes import LOCALIZATION, TRANSFER, family_of
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import Run, load
 
 ROOT = Path(__file__).parents[2]
 #: Folders that hold what the harness wrote; vectors, sweeps and tables are others.
 TREES = sorted({path.relative_to(ROOT).parts[1] for path in ROOT.glob("results/*/**/results_*.json")})
 
 
-def axis_of(families: tuple[str, ...], tasks: set[str]) -> str:
-    """The first known family that was evaluated, else the first task."""
-    known = [name + form for name in families for form in ("", "_cloze")]
-    return next((name for name in known if name in {family_of(task) for task in tasks}), min(tasks))
+def axis_of(subject: str, run: Run) -> str:
+    """A family of an axis that was evaluated, else the first task."""
+    families = {record.family for record in run.tasks.values() if record.axis == subject and not record.variant_of}
+    return min(families, default=min(run.tasks))
 
 
 def test_there_is_a_tree():
@@ -29,9 +28,9 @@ def test_there_is_a_tree():
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_report_is_built_without_warnings(name, tmp_path):
-    tree = read_tree(ROOT / "results" / name)
+    tree = load(ROOT / "results" / name)
     baseline = next((run for run in tree.runs if not run.plan), tree.runs[0])
-    x, y = (axis_of(families, set(baseline.tasks)) for families in (TRANSFER, LOCALIZATION))
+    x, y = (axis_of(subject, baseline) for subject in ("transfer", "localization"))
     page = tmp_path / "report.html"
     arguments = [f"results/{name}", "--baseline", baseline.name, "--x", x, "--y", y, "--out", str(page)]
     process = subprocess.run(

@@ -10,8 +10,7 @@ import pytest
 from support.runs import DATE, write_run
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.results.runs import find_run, read_tree
-from lm_eval_ext.results.samples import load
+from lm_eval_ext.results.runs import find_run, load
 
 TASK = "transfer_mini_ko_cloze"
 SCORES = {TASK: {"acc": [1.0, 0.0, 1.0]}}
@@ -19,7 +18,7 @@ OLDER, NEWER = "2026-01-01T00-00-00", "2026-03-01T00-00-00.5"
 
 
 def names(root: Path) -> list[str]:
-    return [run.name for run in read_tree(root).runs]
+    return [run.name for run in load(root).runs]
 
 
 def samples_of(results: Path) -> Path:
@@ -54,7 +53,7 @@ def test_revisions_of_one_model_are_different_runs(tmp_path):
     for date, revision in ((OLDER, "step1"), (NEWER, "step2")):
         write_run(tmp_path, SCORES, date=date, model_args={"pretrained": "tiny/model", "revision": revision})
     assert names(tmp_path) == ["tiny/model (revision=step1)", "tiny/model (revision=step2)"]
-    assert not read_tree(tmp_path).notes
+    assert not load(tmp_path).notes
 
 
 def test_how_a_run_was_executed_does_not_make_it_another(tmp_path):
@@ -73,14 +72,14 @@ def test_a_name_that_the_harness_invented_is_not_the_model(tmp_path):
             model_args="steer=loc@3:2",
             steering={"plan": "loc@3:2", "pretrained": "gemma-3-270m"},
         )
-    (run,) = read_tree(tmp_path).runs
+    (run,) = load(tmp_path).runs
     assert (run.name, run.model) == ("loc", "gemma-3-270m")
 
 
 def test_the_harness_s_own_steered_model_is_steered(tmp_path):
     args = {"pretrained": "tiny/model", "steer_path": "vectors.pt"}
     write_run(tmp_path / "x", SCORES, model_type="steered", model_args=args)
-    assert read_tree(tmp_path).runs[0].plan == "vectors.pt"
+    assert load(tmp_path).runs[0].plan == "vectors.pt"
 
 
 @pytest.mark.parametrize(
@@ -98,12 +97,12 @@ def test_the_harness_s_own_steered_model_is_steered(tmp_path):
 def test_a_run_is_found_by(tmp_path, name, found):
     write_run(tmp_path / "demo" / "unsteered", SCORES, plan="")
     write_run(tmp_path / "demo" / "loc", SCORES, plan="loc@3:2", label="local")
-    assert find_run(read_tree(tmp_path).runs, name).name == found
+    assert find_run(load(tmp_path).runs, name).name == found
 
 
 def test_a_run_is_found_by_its_path(tmp_path):
     results = write_run(tmp_path / "loc", SCORES)
-    runs = read_tree(tmp_path).runs
+    runs = load(tmp_path).runs
     assert find_run(runs, str(tmp_path / "loc")) is find_run(runs, f"{results.parent}/") is runs[0]
 
 
@@ -112,7 +111,7 @@ def test_a_name_that_means_none_or_several_lists_the_runs(tmp_path, name, proble
     for folder in ("a/x", "b/x"):
         write_run(tmp_path / folder, SCORES)
     with pytest.raises(ResultsError, match=problem) as error:
-        find_run(read_tree(tmp_path).runs, name)
+        find_run(load(tmp_path).runs, name)
     assert "a/x: model tiny/model, unsteered, 1 tasks" in str(error.value)
 
 
@@ -123,14 +122,14 @@ def test_the_newest_of_each_task_counts_and_the_older_is_named(tmp_path):
     other = "localization_mini_ko_cloze"
     write_run(tmp_path, SCORES | {other: {"acc": [1.0]}}, date=OLDER, limit=3)
     write_run(tmp_path, {TASK: {"acc": [0.0, 0.0, 0.0, 0.0]}}, date=NEWER, n_shot=5)
-    tree = read_tree(tmp_path)
+    tree = load(tmp_path)
     assert {task: record.date for task, record in tree.runs[0].tasks.items()} == {TASK: NEWER, other: OLDER}
     (note,) = tree.notes
     assert TASK in note
     assert other not in note
     assert "few-shot examples 0 -> 5" in note
     assert "limit 3 -> None" in note
-    frame = load(tmp_path, tasks=[TASK])
+    frame = load(tmp_path).samples(tasks=[TASK])
     assert frame["value"].tolist() == [0.0] * 4
 
 
@@ -139,7 +138,7 @@ def test_other_output_names_are_read_and_other_json_is_not(tmp_path):
     results.rename(results.with_name(f"mine_{DATE}.json"))
     (tmp_path / f"other_{DATE}.json").write_text("[1, 2]")
     (tmp_path / "results.json").write_text("{}")
-    tree = read_tree(tmp_path)
+    tree = load(tmp_path)
     assert [run.name for run in tree.runs] == ["tiny/model"]
     assert "results.json" in tree.notes[0]
 
@@ -151,7 +150,7 @@ def test_the_frame_says_what_each_column_promises(tmp_path):
     write_run(
         tmp_path / "loc", {TASK: {"acc": [1.0, None], "f1": [0.25, 0.5], "pair": [[1, 2], [3, 4]]}}, plan="loc@3:2"
     )
-    frame = load(tmp_path)
+    frame = load(tmp_path).samples()
     first = frame.iloc[0].to_dict()
     assert first["run"] == "loc"
     assert first["plan"] == "loc@3:2"
@@ -161,7 +160,7 @@ def test_the_frame_says_what_each_column_promises(tmp_path):
     assert frame.pivot(index="doc_id", columns="metric", values="value")["f1"].tolist() == [0.25, 0.5]
     assert frame["value"].isna().sum() == 1  # a score that the harness saved as null
     assert "pair" not in set(frame["metric"])  # not a number per document
-    assert len(load(tmp_path, metrics=["f1"])) == 2
+    assert len(load(tmp_path).samples(metrics=["f1"])) == 2
 
 
 def test_languages_come_from_the_document_the_metadata_or_the_name(tmp_path):
@@ -171,7 +170,7 @@ def test_languages_come_from_the_document_the_metadata_or_the_name(tmp_path):
     results.write_text(json.dumps(content))
     for path in results.parent.glob("samples_x_el_*"):
         path.write_text(path.read_text().replace('"language": "el"', '"language": "zh-CN"'))
-    languages = load(tmp_path).set_index("task")["language"]
+    languages = load(tmp_path).samples().set_index("task")["language"]
     assert languages["told"] == "ko"
     assert languages["x_el"] == "zh"
     assert languages.isna()["plain_kor"]
@@ -180,7 +179,7 @@ def test_languages_come_from_the_document_the_metadata_or_the_name(tmp_path):
 def test_a_selection_without_results_is_an_error(tmp_path):
     write_run(tmp_path, SCORES)
     with pytest.raises(ResultsError, match=r"nothing in .* matches"):
-        load(tmp_path, runs=["nobody"])
+        load(tmp_path).samples(runs=["nobody"])
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -188,22 +187,22 @@ def test_a_selection_without_results_is_an_error(tmp_path):
 
 def test_no_folder_and_no_results(tmp_path):
     with pytest.raises(ResultsError, match="not a folder"):
-        read_tree(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
     with pytest.raises(ResultsError, match="--log_samples"):
-        read_tree(tmp_path)
+        load(tmp_path)
 
 
 def test_missing_samples_say_how_to_get_them(tmp_path):
     write_run(tmp_path, SCORES, samples=False)
     with pytest.raises(ResultsError, match=rf"no samples of {TASK} .*--log_samples"):
-        load(tmp_path)
+        load(tmp_path).samples()
 
 
 def test_damaged_results_name_file_and_line(tmp_path):
     path = write_run(tmp_path, SCORES)
     path.write_text(path.read_text()[:-40])
     with pytest.raises(ResultsError, match=rf"{path.name}, line \d+, column \d+"):
-        read_tree(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_results_of_something_else_are_named(tmp_path, content):
     path = write_run(tmp_path, SCORES)
     path.write_text(content)
     with pytest.raises(ResultsError, match="not a results file of the harness"):
-        read_tree(tmp_path)
+        load(tmp_path)
 
 
 def damage(path: Path, how: str) -> None:
@@ -248,7 +247,7 @@ def test_damaged_samples_name_file_and_line(tmp_path, how, message):
     path = samples_of(write_run(tmp_path, SCORES))
     damage(path, how)
     with pytest.raises(ResultsError, match=message) as error:
-        load(tmp_path)
+        load(tmp_path).samples()
     assert str(path) in str(error.value)
 
 
@@ -256,4 +255,4 @@ def test_a_copied_tree_of_another_model_does_not_mix(tmp_path):
     write_run(tmp_path / "a", SCORES)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert names(tmp_path) == ["a", "b"]
-    assert len(load(tmp_path)) == 6
+    assert len(load(tmp_path).samples()) == 6

@@ -12,7 +12,7 @@ from support.runs import random_scores, write_demo, write_run
 
 from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.plane.standing import null_bands, pareto, recoveries
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import (
     QUADRANTS,
     JointShift,
@@ -184,10 +184,10 @@ def plane(tmp_path_factory):
     root = write_demo(tmp_path_factory.mktemp("standing"), n=200)
     write_run(root / "aligned", random_scores(7, {"transfer": 0.02, "localization": -0.2}, n=200), model="x/aligned")
     write_run(root / "repaired", random_scores(8, {"localization": -0.1}, n=200), model="x/aligned", plan="loc@3:2")
-    for number, plan in enumerate(("loc~random1@3:2", "loc~zh@3:2")):
+    for number, plan in enumerate(("loc~random1@3:2", "loc~zh@3:2", "loc@3:-2", "loc~random2@3:-2")):
         scores = random_scores(9 + number, {"localization": -0.2}, n=200)
         write_run(root / f"control{number}", scores, model="x/aligned", plan=plan)
-    return measure(read_tree(root), "unsteered", resamples=1000)
+    return measure(load(root), "unsteered", resamples=1000)
 
 
 def test_rows_say_where_a_run_lies_and_how_surely(plane):
@@ -239,12 +239,29 @@ def test_what_steering_brings_back(plane):
 
 
 def test_an_effect_among_its_controls(plane):
-    bands = null_bands(plane).set_index(["run", "language", "axis"])
-    row = bands.loc[("repaired", "average", "y")]
-    assert row["n"] == 2  # a random direction and another language's vector
-    assert row["effect"] > row["high"]
-    assert row["below"] == 1
+    bands = null_bands(plane).set_index(["run", "control", "language", "axis"])
+    of_repaired = bands.loc["repaired"].xs(("average", "y"), level=("language", "axis"))
+    # Two random directions, another language's vector and a negated one: a band of their own for each kind.
+    assert of_repaired["n"].to_dict() == {"random": 2, "other_language": 1, "negated": 1}
+    assert (of_repaired["effect"] > of_repaired["high"]).all()
+    assert (of_repaired["below"] == 1).all()
     assert set(bands.index.get_level_values("run")) == {"en", "loc", "surgical", "repaired"}
+
+
+def test_controls_of_every_kind_are_named_in_words_and_figures(plane):
+    from lm_eval_ext.plane.figures.panels import run_style
+    from lm_eval_ext.plane.figures.plane import plane_chart
+    from lm_eval_ext.report.findings import findings
+
+    assert [run.name for run in plane.runs[-5:]] == ["control0", "control1", "control2", "control3", "random"]
+    assert all(run_style(plane, run)["symbol"].endswith("-open") for run in plane.runs if run.is_control)
+    caption = plane_chart(plane).caption
+    assert "controls: random directions, vectors of other languages, negated vectors." in caption
+    text = "\n".join(findings(plane))
+    assert "control1 (another language's vector, a control)" in text
+    assert "control2 (a negated vector, a control)" in text
+    assert "the band of 2 random directions" in text
+    assert set(plane.contrasts["control"]) == {"control0", "control3", "random"}
 
 
 def test_axes_that_share_questions_are_drawn_together(tmp_path):
@@ -252,7 +269,7 @@ def test_axes_that_share_questions_are_drawn_together(tmp_path):
     task = "transfer_mini_ko_cloze"
     write_run(tmp_path / "base", scores, groups={"all_of_it": sorted(scores)})
     write_run(tmp_path / "run", random_scores(5, {"transfer": 0.2}), groups={"all_of_it": sorted(scores)})
-    plane = measure(read_tree(tmp_path), "base", x="all_of_it", y=task, resamples=1000)
+    plane = measure(load(tmp_path), "base", x="all_of_it", y=task, resamples=1000)
     rows = plane.shifts.set_index(["run", "language"])
     assert rows["correlation"]["run", "ko"] > 0.3
     assert len(pareto(plane, resamples=500).runs) == 2

@@ -16,7 +16,7 @@ from lm_eval_ext.leaderboard.site import write_site
 from lm_eval_ext.plane.page import page
 from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.report.build import Report
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import load
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 
@@ -71,9 +71,7 @@ def results(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(results, tmp_path_factory) -> Path:
-    plane = measure(
-        read_tree(results), "unsteered", x="transfer_mini_cloze", y="localization_mini_cloze", resamples=200
-    )
+    plane = measure(load(results), "unsteered", x="transfer_mini_cloze", y="localization_mini_cloze", resamples=200)
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(Report(plane).html())
     return path
@@ -88,7 +86,7 @@ def site(results, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def plane_page(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("plane")
-    (root / "plane.html").write_text(page(measure(read_tree(write_demo(root / "tree")), "unsteered", resamples=200)))
+    (root / "plane.html").write_text(page(measure(load(write_demo(root / "tree")), "unsteered", resamples=200)))
     return root / "plane.html"
 
 
@@ -332,8 +330,8 @@ def hostile(tmp_path_factory) -> Path:
 
 
 def test_hostile_names_questions_and_paths_run_nothing(hostile, open_page):
-    family = next(task for task in read_tree(hostile / "tree").runs[0].tasks if task != "one")
-    plane = measure(read_tree(hostile / "tree"), "base", x="one", y=family, resamples=100)
+    family = next(task for task in load(hostile / "tree").runs[0].tasks if task != "one")
+    plane = measure(load(hostile / "tree"), "base", x="one", y=family, resamples=100)
     board = collect([hostile / "tree"], resamples=100)
     (hostile / "report.html").write_text(Report(plane, title=HOSTILE).html())
     (hostile / "plane.html").write_text(page(plane))

@@ -25,7 +25,7 @@ from lm_eval_ext.plane.figures.panels import shown_runs
 from lm_eval_ext.plane.figures.plane import plane_chart
 from lm_eval_ext.plane.figures.slopes import language_slopes
 from lm_eval_ext.plane.shifts import measure
-from lm_eval_ext.results.runs import read_tree
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import on_front
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import MAX_RUNS, write_charts
@@ -39,13 +39,13 @@ HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
-    return measure(read_tree(write_demo(tmp_path_factory.mktemp("demo"))), "unsteered", resamples=300)
+    return measure(load(write_demo(tmp_path_factory.mktemp("demo"))), "unsteered", resamples=300)
 
 
 @pytest.fixture(scope="module")
 def cultural(tmp_path_factory):
     """With whole documents, and the country named too."""
-    tree = read_tree(write_tree(tmp_path_factory.mktemp("tree"), n=24))
+    tree = load(write_tree(tmp_path_factory.mktemp("tree"), n=24))
     return measure(tree, "unsteered", x="transfer_mini_cloze", y="localization_mini_cloze", resamples=300)
 
 
@@ -176,7 +176,7 @@ def test_the_front_steps_through_the_best_runs_and_no_control(plane):
 def test_many_runs_are_named_by_the_hover_only(tmp_path):
     for seed in range(20):
         write_run(tmp_path / f"run{seed:02d}", random_scores(seed, n=12))
-    many = measure(read_tree(tmp_path), "run00", resamples=100)
+    many = measure(load(tmp_path), "run00", resamples=100)
     figure = plane_chart(many).figure
     points = [trace for trace in figure.data if trace.mode == "markers+text"]
     assert len(points) == 20
@@ -266,7 +266,7 @@ def test_without_that_task_there_is_no_such_figure(plane):
 def test_tasks_without_languages_or_bias_draw_what_they_have(tmp_path):
     for name in ("base", "run"):
         write_run(tmp_path / name, {"arc": {"acc": [1.0, 0.0]}, "boolq": {"acc": [0.0, 1.0]}})
-    drawn = charts(measure(read_tree(tmp_path), "base", x="arc", y="boolq", resamples=100))
+    drawn = charts(measure(load(tmp_path), "base", x="arc", y="boolq", resamples=100))
     assert [chart.name for chart in drawn] == ["plane"]
 
 

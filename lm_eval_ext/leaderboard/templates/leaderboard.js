@@ -87,7 +87,7 @@
       const rank = column ? (ranked(run, column) ? String(++place) : "≠") : String(++place);
       const name = make("button", { type: "button", class: "run-name", "aria-expanded": String(open) }, run.name);
       name.addEventListener("click", () => go({ run: open ? "" : run.name }));
-      const told = [run.model, run.plan || "unsteered", run.kind === "random direction" ? "control" : ""];
+      const told = [run.model, run.plan || "unsteered", run.kind === "steered" || run.kind === "unsteered" ? "" : `control: ${run.kind}`];
       const row = make("tr", { class: [open ? "linked" : "", rank === "≠" ? "apart" : ""].filter(Boolean).join(" ") || null },
         make("td", {}, rank), make("td", {}, name, make("span", { class: "small" }, told.filter(Boolean).join(" · "))),
         ...columns.map((entry) => score(run, entry)));

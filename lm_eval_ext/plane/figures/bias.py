@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.plane.figures.panels import run_style, shown_runs
-from lm_eval_ext.plane.shifts import AVERAGE
 from lm_eval_ext.plane.wording import GLYPHS, interval, is_missing, levels, verdict, view_name
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import Chart

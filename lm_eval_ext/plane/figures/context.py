@@ -12,23 +12,21 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.data.task_metadata import EXPLICIT_CONTEXT
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.plane.figures.panels import run_style, shown_runs
-from lm_eval_ext.plane.shifts import AVERAGE
-from lm_eval_ext.plane.wording import points, view_name
-from lm_eval_ext.results.axes import Axis, find_axis
+from lm_eval_ext.plane.wording import view_name
+from lm_eval_ext.results.axes import Axis, find_axis, find_variant
 from lm_eval_ext.results.pairing import Scores
 from lm_eval_ext.stats import cluster_bootstrap
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import Chart
+from lm_eval_ext.viz.numbers import points, points_interval
 from lm_eval_ext.viz.panels import panel_title, short, text
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.results.runs import Run
-
-#: Family without the country: the same questions with it.
-CONTEXT_OF = {"localization_mini": "localization_mini_ctx", "blend_decon": "blend_ctx"}
 
 COLUMNS = ("run", "language", "plain", "named", "gap", "low", "high", "n", "questions")
 
@@ -97,14 +95,10 @@ def context_gap(plane: Plane) -> Chart | None:
 
 
 def _named_axis(plane: Plane) -> Axis | None:
-    suffix = "_cloze" if plane.y.name.endswith("_cloze") else ""
-    named = CONTEXT_OF.get(plane.y.name.removesuffix(suffix))
-    if named is None:
-        return None
-    try:
-        return find_axis(named + suffix, (plane.baseline, *plane.runs), plane.y.score)
-    except ResultsError:
-        return None
+    """The tasks that ask the questions of the y axis with the country named, if any run was asked them."""
+    runs = (plane.baseline, *plane.runs)
+    named = find_variant(plane.y.name, EXPLICIT_CONTEXT, runs)
+    return find_axis(named, runs, plane.y.score) if named else None
 
 
 def _gaps(plane: Plane, run: Run, axis: Axis) -> list[dict[str, Any]]:
@@ -145,7 +139,7 @@ def _dumbbells(plane: Plane, run: Run, frame: pd.DataFrame, views: list[str], *,
     names = [_view(plane, row["language"]) for row in shown]
     hovers = [
         f"<b>{text(run.name)}</b>, {name}<br>{row['plain']:.1%} → {row['named']:.1%}<br>"
-        f"{points(row['gap'])} [{points(row['low'])}, {points(row['high'])}] points; n = {row['n']}"
+        f"{points_interval(row['gap'], row['low'], row['high'])} points; n = {row['n']}"
         for row, name in zip(shown, names, strict=True)
     ]
     bars = go.Scatter(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lm_eval_ext.plane.shifts import AVERAGE, Plane
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import MAX_RUNS
 
 if TYPE_CHECKING:
+    from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.results.runs import Run
 
 

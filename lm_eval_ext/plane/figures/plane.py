@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.plane.figures.panels import run_style
-from lm_eval_ext.plane.shifts import AVERAGE, Plane
 from lm_eval_ext.plane.wording import interval, is_missing, levels, likeliest_quadrant, quadrant_name, view_name
 from lm_eval_ext.stats import on_front
 from lm_eval_ext.stats.region import ellipse
+from lm_eval_ext.steering.controls import CONTROL_NAMES
 from lm_eval_ext.viz import labels, theme
 from lm_eval_ext.viz.chart import Chart
 from lm_eval_ext.viz.panels import text
 
 if TYPE_CHECKING:
+    from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.results.axes import Axis
     from lm_eval_ext.results.runs import Run
 
@@ -62,13 +64,19 @@ def plane_chart(plane: Plane) -> Chart:
         if plane.is_transfer_localization
         else f"{text(plane.x.title)} against {text(plane.y.title)}",
         f"Change of both scores against {plane.baseline.name}, which stands at the origin. Arrows lead from a model to "
-        "its steered variants; hollow grey points are random directions of the same norm. Whiskers are "
+        f"its steered variants{_controls(plane)}. Whiskers are "
         f"{plane.level:.0%} intervals of each axis, shaded regions hold the whole position with {plane.level:.0%}. "
         "The stepped line is the Pareto front: no run beyond it is as good on both axes.",
         draw(plane),
         plane.shifts,
         height=620,
     )
+
+
+def _controls(plane: Plane) -> str:
+    """What the hollow grey points are, where there are some."""
+    kinds = [names for kind, (_, names) in CONTROL_NAMES.items() if any(run.control == kind for run in plane.runs)]
+    return f"; hollow grey points are controls: {', '.join(kinds)}" if kinds else ""
 
 
 class _View(NamedTuple):

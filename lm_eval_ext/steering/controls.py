@@ -1,0 +1,37 @@
+"""Which plans are controls: what an effect is compared with before it says anything of a vector's meaning.
+
+`random`: the plan adds a random direction of the same norm (`loc~random7@58%:2`). `other_language`: it adds another
+language's vector (`loc~other`, `loc~zh`). `negated`: it adds the vector with its sign changed (`loc@58%:-2`). A random
+direction with a negative strength is still a random direction, and one control makes the whole plan a control.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lm_eval_ext.errors import PlanError
+from lm_eval_ext.steering.plan import Plan
+
+Control = Literal["random", "other_language", "negated"]
+
+#: The kinds in words: one control, several.
+CONTROL_NAMES: dict[Control, tuple[str, str]] = {
+    "random": ("a random direction", "random directions"),
+    "other_language": ("another language's vector", "vectors of other languages"),
+    "negated": ("a negated vector", "negated vectors"),
+}
+
+
+def control_of(plan: Plan | str) -> Control | None:
+    """Which kind of control a plan is; None for a plan in its own right, and for text that is no plan of ours."""
+    if isinstance(plan, str):
+        try:
+            plan = Plan.parse(plan)
+        except PlanError:
+            return None
+    terms = plan.interventions
+    if any(term.random_seed is not None for term in terms):
+        return "random"
+    if any(term.control for term in terms):
+        return "other_language"
+    return "negated" if any(term.gamma.value < 0 for term in terms) else None
