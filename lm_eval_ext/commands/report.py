@@ -59,16 +59,15 @@ def report(
     """
     from rich.console import Console
 
-    from lm_eval_ext.io import write_file
-    from lm_eval_ext.plane.shifts import measure
-    from lm_eval_ext.report.build import Report, default_resamples
-    from lm_eval_ext.results.runs import load
+    from lm_eval_ext.report.build import report as make_report
     from lm_eval_ext.viz.chart import write_charts
 
-    tree = load(results)
-    measured = measure(
-        tree,
+    built = make_report(
+        results,
         baseline,
+        title=title,
+        max_items=items,
+        resamples=resamples,
         x=x,
         y=y,
         x_metric=x_metric or metric,
@@ -76,15 +75,12 @@ def report(
         runs=run or [],
         languages=[code.strip() for code in languages.split(",") if code.strip()],
         level=level,
-        resamples=resamples or default_resamples(len(run or tree.runs)),
         seed=seed,
     )
-    built = Report(measured, title=title, max_items=items)
-    write_file(out, built.html())
-    written = [out, *(write_charts(built.charts, figures) if figures else [])]
+    written = [built.write(out), *(write_charts(built.charts, figures) if figures else [])]
 
     warnings = Console(stderr=True, markup=False, highlight=False)
-    for note in measured.notes:
+    for note in built.plane.notes:
         warnings.print(f"note: {note}", style="yellow", soft_wrap=not warnings.is_terminal)
     console = Console(markup=False, highlight=False)
     for sentence in built.findings:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.languages import normalise
-from lm_eval_ext.sweep.choice import N_LAYERS
-from lm_eval_ext.sweep.grid import N_RANDOM
+from lm_eval_ext.sweep.settings import GIB, N_RANDOM, PAIR_LAYERS
+
+if TYPE_CHECKING:
+    from lm_eval_ext.sweep.result import SweepResult
 
 _GRID, _TASKS, _MODEL, _MACHINE = "Grid", "Questions", "Model", "Machine"
 
@@ -37,7 +39,7 @@ def sweep(
     ] = "surgical",
     pair_layers: Annotated[
         int, typer.Option(min=1, help="Layers of each kind that are combined.", rich_help_panel=_GRID)
-    ] = N_LAYERS,
+    ] = PAIR_LAYERS,
     random: Annotated[
         int, typer.Option(min=0, help="Random directions of the same norm for each plan.", rich_help_panel=_GRID)
     ] = N_RANDOM,
@@ -131,7 +133,7 @@ def sweep(
 
     if pairs not in ("surgical", "none"):
         raise UserError(f"--pairs {pairs!r} is unknown, valid: surgical, none")
-    Sweep(
+    result = Sweep(
         Settings(
             vectors=vectors,
             tasks=tuple(_words(tasks, "--tasks")),
@@ -153,13 +155,39 @@ def sweep(
             model=model,
             model_args=model_args,
             device=device,
-            memory=int(memory * 2**30),
+            memory=int(memory * GIB),
             max_tokens=max_tokens,
             likelihoods=likelihoods,
             resamples=resamples,
             restart=restart,
         )
     ).run(dry_run=dry_run)
+    if result is not None:
+        _print(result)
+
+
+def _print(result: SweepResult) -> None:
+    """The largest effects, what may be said of them, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lm_eval_ext.sweep import page
+
+    if result.plan is None:
+        Console(stderr=True, markup=False, highlight=False).print(f"note: {result.why_no_plan()}", style="yellow")
+    table = Table(title="Largest effects (average over all languages but English)")
+    for number, column in enumerate(page.HEADER):
+        table.add_column(column, justify="left" if number < 2 else "right")
+    for row in page.top_rows(result.summary):
+        table.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a log should not fold the table
+    console.print(table)
+    for sentence in page.findings(result.summary):
+        console.print(f"• {sentence}", soft_wrap=True)
+    files = f"items.parquet, summary.csv, sweep.html, figures/{' and plan.yaml' if result.plan else ''}"
+    console.print(f"\nwrote {files} to {result.settings.out}", soft_wrap=True)
 
 
 def _words(text: str, option: str) -> list[str]:

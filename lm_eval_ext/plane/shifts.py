@@ -11,11 +11,12 @@ from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.results.axes import METRIC, Axis, default_axis, find_axis, list_tasks
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
-from lm_eval_ext.results.runs import Run, Runs, find_run, short_model
+from lm_eval_ext.results.runs import Run, Runs, find_run, load, short_model
 from lm_eval_ext.stats import LEVEL, QUADRANTS, RESAMPLES, holm
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
     import plotly.graph_objects as go
 
@@ -108,7 +109,7 @@ class Plane:
 
 
 def measure(
-    results: Runs,
+    results: Runs | Path | str,
     baseline: str,
     *,
     x: str | None = None,
@@ -124,7 +125,7 @@ def measure(
     """Place every run of some results on the plane.
 
     Args:
-        results: of `lm_eval_ext.results.load`.
+        results: of `load`, or a folder of result files.
         baseline: the run at the origin, by name, folder, label, plan or model.
         x, y: task, group or family of each axis; if left out, the only family of tasks whose metadata says
             `axis: transfer` (x) or `axis: localization` (y).
@@ -137,7 +138,13 @@ def measure(
     Raises:
         ResultsError: an unknown or ambiguous name, a score that the samples lack, missing samples, task versions that
             differ, or no documents in common.
+
+    Example:
+        >>> plane = measure(load("results"), baseline="unsteered")
+        >>> plane.table()[["run", "language", "x_change", "y_change"]]
+        >>> plane.plot()
     """
+    results = results if isinstance(results, Runs) else load(results)
     origin = find_run(results.runs, baseline)
     named = {find_run(results.runs, name).name for name in runs}
     chosen = [run for run in results.runs if not named or run.name in named or run is origin]

@@ -1,1 +1,5 @@
-"""The report: one page that says what was run, what it shows, and what it does not."""
+"""What results show, and what they do not, as one page. `lm_eval_ext.report(results, baseline)` is `build.report`."""
+
+from lm_eval_ext._callable import make_callable
+
+make_callable(__name__, "build", "report")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.plane.figures import charts
 from lm_eval_ext.plane.figures.context import context_gaps
+from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.plane.table import LEGEND, describe, header, rows
 from lm_eval_ext.report import provenance
 from lm_eval_ext.report.findings import findings, open_questions
 from lm_eval_ext.report.items import changed_items
-from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.results.runs import Runs, load, short_model
 from lm_eval_ext.stats import RESAMPLES
 from lm_eval_ext.viz.page import figure_part, render, sentence
 
@@ -30,6 +32,39 @@ _HERE = Path(__file__).parent / "templates"
 def default_resamples(n_runs: int) -> int:
     """Bootstrap resamples for a number of runs."""
     return RESAMPLES if n_runs <= MANY_RUNS else RESAMPLES_OF_MANY
+
+
+def report(
+    results: Runs | Path | str,
+    baseline: str,
+    *,
+    title: str = "",
+    max_items: int = 5_000,
+    resamples: int | None = None,
+    **axes: Any,
+) -> Report:
+    """What results show, and what they do not, as one self-contained page.
+
+    Args:
+        results: of `load`, or a folder of result files.
+        baseline: the run that all others are held against: its name, folder, label, plan or model.
+        title: of the page; after the baseline if not given.
+        max_items: in the browser of changed items; 0 for no browser.
+        resamples: of the bootstrap; 10,000 for up to 40 runs, 1,000 for more, if not given.
+        axes: what else `plane` takes: `x`, `y`, `x_metric`, `y_metric`, `runs`, `languages`, `level`, `seed`.
+
+    Raises:
+        ResultsError: as `plane`.
+
+    Example:
+        >>> page = report("results", baseline="unsteered")
+        >>> page.write("report.html")
+        PosixPath('report.html')
+    """
+    loaded = results if isinstance(results, Runs) else load(results)
+    n_runs = len(axes.get("runs") or loaded.runs)
+    measured = measure(loaded, baseline, resamples=resamples or default_resamples(n_runs), **axes)
+    return Report(measured, title=title, max_items=max_items)
 
 
 class Report:
@@ -55,6 +90,15 @@ class Report:
     def findings(self) -> list[str]:
         """What the intervals support, in sentences."""
         return findings(self.plane, context_gaps(self.plane))
+
+    def write(self, path: Path | str) -> Path:
+        """Write the page; its path.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_file(Path(path), self.html())
+        return Path(path)
 
     def html(self) -> str:
         """The whole page. Every name and text in it is escaped."""

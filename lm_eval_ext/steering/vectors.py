@@ -188,7 +188,7 @@ class VectorSet:
     """
 
     model: ModelIdentity
-    vectors: dict[tuple[str, str], SteeringVectors]
+    vectors: dict[tuple[str, str], SteeringVectors] = field(repr=False)
     path: Path | None = None
     sha256: str = ""
     created_by: str = field(default="", compare=False)

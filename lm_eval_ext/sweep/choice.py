@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering.plan import Plan
+from lm_eval_ext.sweep.settings import PAIR_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 #: The kinds of a surgical plan: which axis chooses each.
 SURGICAL = {"en": "transfer", "loc": "localization"}
-
-#: Layers of each kind that are tried together (our default).
-N_LAYERS = 4
 
 RULE = (
     "Of each kind the layers with the largest average change on its axis (en: transfer, loc: localization), each at its "
@@ -54,7 +52,7 @@ class Axes:
         return self.transfer if subject == "transfer" else self.localization
 
 
-def best_by_layer(summary: pd.DataFrame, kind: str, family: str, n: int = N_LAYERS) -> list[Plan]:
+def best_by_layer(summary: pd.DataFrame, kind: str, family: str, n: int = PAIR_LAYERS) -> list[Plan]:
     """The plans of one vector with the largest average change: each of the `n` best layers at its best gamma."""
     plans = summary[
         (summary["kinds"] == kind)

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from lm_eval_ext.errors import LanguageError, PlanError, VectorFileError
 from lm_eval_ext.steering.plan import Gamma, Intervention, Plan, Position
 from lm_eval_ext.steering.table import SteeringTable
+from lm_eval_ext.sweep.settings import N_RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lm_eval_ext.steering.controls import Control
     from lm_eval_ext.steering.vectors import VectorSet
-
-#: Random directions for each condition (our default). The band of 5 covers 67%, of 39 it would cover 95%.
-N_RANDOM = 5
 
 #: The condition that every other one is compared with.
 UNSTEERED = ""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
+from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.grid import Condition, Grid, problems
-from lm_eval_ext.sweep.outcome import Outcome
 from lm_eval_ext.sweep.processes import Processes
+from lm_eval_ext.sweep.result import SweepResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lm_eval_ext.backends.base import SteeredBackend
-    from lm_eval_ext.steering.vectors import VectorSet
     from lm_eval_ext.sweep.engine import Engine
     from lm_eval_ext.sweep.questions import Questions, ScoredTree
     from lm_eval_ext.sweep.settings import Settings
@@ -38,9 +39,8 @@ class Sweep:
     @cached_property
     def vectors(self) -> VectorSet:
         """The vector file."""
-        from lm_eval_ext.steering.vectors import VectorSet
-
-        return VectorSet.load(self.settings.vectors.expanduser())
+        given = self.settings.vectors
+        return given if isinstance(given, VectorSet) else VectorSet.load(given)
 
     @cached_property
     def n_layers(self) -> int:
@@ -113,8 +113,11 @@ class Sweep:
             raise UserError("the grid cannot work:\n" + "\n".join(f"  {problem}" for problem in found))
         return [Condition(Plan()), *singles]
 
-    def run(self, *, dry_run: bool = False) -> None:
+    def run(self, *, dry_run: bool = False) -> SweepResult | None:
         """Check, compute, and write the results; every process of a launch computes its share, the first one writes.
+
+        Returns:
+            the result; None of a dry run, and in all processes of a launch but the first.
 
         Raises:
             UserError: whatever the user can mend.
@@ -128,19 +131,20 @@ class Sweep:
             f"{', '.join(self.questions.languages)}" + (", then pairs of the best" if self.settings.has_pairs else "")
         )
         if dry_run:
-            return
+            return None
         started = time.monotonic()
         with Processes() as processes:
             self._prepare_folder(processes)
             found = self._compute(self._load(), singles, processes, console)
         if found is None:
-            return
+            return None
         conditions, trees, store = found
         frame = self._items(trees, conditions, store)
-        outcome = Outcome(
-            self.settings, self.vectors, self.questions, conditions, frame, self._summary(frame, conditions)
-        )
-        outcome.write(time.monotonic() - started, console)
+        summary = self._summary(frame, conditions)
+        seconds = time.monotonic() - started
+        result = SweepResult(self.settings, self.vectors, self.questions, conditions, frame, summary, seconds)
+        result.write()
+        return result
 
     def _prepare_folder(self, processes: Processes) -> None:
         try:
@@ -275,7 +279,7 @@ class Sweep:
     def _identity(self, model: SteeredBackend) -> dict[str, str]:
         return {
             "model": weights_fingerprint(model.model),
-            "vector file": self.vectors.sha256[:16],
+            "vector file": self.vectors.digest[:16],
             "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
         }
 
@@ -285,3 +289,40 @@ def _gamma(text: str) -> Gamma:
         return Plan.parse(f"x@0:{text}").interventions[0].gamma
     except PlanError:
         raise PlanError(f"gamma {text!r} is not a strength such as 2, 0.5 or 5%") from None
+
+
+def sweep(
+    tasks: Sequence[str], vectors: VectorSet | Path | str, out: Path | str = "sweep", **settings: Any
+) -> SweepResult | None:
+    """Evaluate a grid of steering plans on the same questions, for little more than one evaluation.
+
+    Every kind at every layer with every strength, the unsteered model and controls; then the best layers of `en` and `loc`
+    together. Each cell equals a run of `lm_eval --model steered-hf` with that plan. A second call goes on where the first
+    was ended, and writes `items.parquet`, `summary.csv`, `sweep.html`, figures and `plan.yaml` to `out`.
+
+    Args:
+        tasks: multiple-choice tasks or groups of the harness.
+        vectors: a vector set, or a vector file.
+        out: folder for what is computed, and for the results.
+        settings: the grid, the questions and the model: the fields of `sweep.settings.Settings`, such as `layers="40%-60%"`,
+            `gammas=["1", "2"]`, `positions=["last"]`, `limit=50`, `model="google/gemma-3-12b-pt"`.
+
+    Returns:
+        the result; None in all processes of `accelerate launch` but the first.
+
+    Raises:
+        UserError: an unknown setting, a grid, vectors, tasks or a model that do not fit.
+
+    Example:
+        >>> best = sweep(["transfer_mini_ko_cloze", "localization_mini_ko_cloze"], vectors, out, layers="50%", limit=2)
+        >>> best.summary["score"].between(0, 1).all()
+        True
+    """
+    from lm_eval_ext.sweep.settings import Settings
+
+    valid = [field.name for field in fields(Settings)]
+    if unknown := [name for name in settings if name not in valid]:
+        raise UserError(f"a sweep has no setting {', '.join(unknown)}; valid: {', '.join(valid)}")
+    lists = {name: tuple(map(str, value)) for name, value in settings.items() if isinstance(value, list | tuple)}
+    given = vectors if isinstance(vectors, VectorSet) else Path(vectors)
+    return Sweep(Settings(given, tuple(tasks), Path(out), **{**settings, **lists})).run()

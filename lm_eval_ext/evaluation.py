@@ -1,0 +1,123 @@
+"""Evaluating a steered model from Python: what `lm_eval --model steered-hf` does, with vectors that need no file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext import harness
+from lm_eval_ext.errors import ResultsError, UserError
+from lm_eval_ext.steering.plan import DEFAULT_POSITION
+from lm_eval_ext.steering.vectors import VectorSet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lm_eval_ext.steering.plan import Plan, Position
+
+
+def evaluate(
+    model_type: str = "steered-hf",
+    *,
+    tasks: Sequence[str],
+    pretrained: Any = None,
+    vectors: VectorSet | Path | str | None = None,
+    plan: str | Plan = "",
+    language: str | None = None,
+    position: Position = DEFAULT_POSITION,
+    model_args: Mapping[str, Any] | None = None,
+    output: Path | str | None = None,
+    include_path: Path | str | None = None,
+    task_manager: Any = None,
+    batch_size: int | str = "auto",
+    device: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run tasks of the harness on a model, steered or not.
+
+    Args:
+        model_type: what `lm_eval --model` takes: `steered-hf`, or any model type of the harness without vectors and plan.
+        tasks: names of tasks or groups.
+        pretrained: model name, folder or loaded model; of `steered-hf` the embedded model where left out.
+        vectors: a vector set, or a vector file.
+        plan: steering plan such as `en@42%:2+loc@58%:2`; empty for plain evaluation.
+        language: of requests whose document and task name none.
+        position: tokens to steer where the plan does not say: `prompt`, `last` or `all`.
+        model_args: whatever else `lm_eval --model_args` takes, such as `{"dtype": "float32", "peft": "runs/mist"}`.
+        output: folder for the results and samples that `lm_eval --output_path --log_samples` writes, for `load`.
+        include_path: folder with task files of your own.
+        task_manager: the harness's, where several evaluations share one; else a new one, which takes some seconds.
+        batch_size: prompts per forward; `auto` for what the free memory allows.
+        device: `cpu`, `cuda`, ...; the harness's choice where left out.
+        options: what else `lm_eval.simple_evaluate` takes: `limit`, `num_fewshot`, `log_samples`, `apply_chat_template`, ...
+
+    Returns:
+        what `lm_eval.simple_evaluate` returns: `results`, `samples`, `configs`, ...
+
+    Raises:
+        UserError: a plan, vector file, language or model that does not fit, an unknown task, results that cannot be written.
+
+    Example:
+        >>> run = evaluate(tasks=["localization_mini_ko_cloze"], vectors=vectors, plan="loc@58%:2", limit=4)
+        >>> sorted(run["results"])
+        ['localization_mini_ko_cloze']
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    harness.install()
+    plain = {key: value for key, value in (model_args or {}).items() if value is not None}
+    steering = {
+        "vectors": vectors if isinstance(vectors, VectorSet | None) else str(vectors),
+        "steer": str(plan) or None,
+        "lang": language,
+        "positions": position if position != DEFAULT_POSITION else None,
+    }
+    arguments = {
+        "pretrained": pretrained,
+        **plain,
+        **{key: value for key, value in steering.items() if value is not None},
+    }
+    if pretrained is None and model_type in harness.MODELS:
+        del arguments["pretrained"]
+    if model_type not in harness.MODELS and (vectors is not None or plan):
+        raise UserError(
+            f"the model type {model_type!r} cannot be steered; valid with vectors and a plan: {', '.join(harness.MODELS)}"
+        )
+    manager = task_manager or TaskManager(include_path=None if include_path is None else str(include_path))
+    if unknown := [name for name in tasks if not manager.match_tasks([name])]:
+        raise UserError(f"unknown task {', '.join(unknown)}; `lm_eval ls tasks` lists what there is")
+    tracker = EvaluationTracker(output_path=None if output is None else str(output))
+    results: dict[str, Any] = simple_evaluate(
+        model=model_type,
+        model_args=arguments,
+        tasks=list(tasks),
+        task_manager=manager,
+        batch_size=batch_size,
+        device=device,
+        evaluation_tracker=tracker,
+        **options,
+    )
+    results["config"]["model_args"] = {key: _told(value) for key, value in arguments.items()}
+    if output is not None:
+        _save(tracker, results, Path(output))
+    return results
+
+
+def _told(value: Any) -> Any:
+    """An argument as it is saved: objects by their names."""
+    if isinstance(value, VectorSet):
+        return str(value.path) if value.path else f"in memory, sha256 {value.digest}"
+    return value if isinstance(value, str | int | float | bool) else str(getattr(value, "name_or_path", value))
+
+
+def _save(tracker: Any, results: dict[str, Any], output: Path) -> None:
+    samples = results.get("samples")
+    kept = {key: value for key, value in results.items() if key != "samples"}
+    before = set(output.rglob("results_*.json"))
+    tracker.save_results_aggregated(results=kept, samples=samples)
+    for task, of_task in (samples or {}).items():
+        tracker.save_results_samples(task_name=task, samples=of_task)
+    if set(output.rglob("results_*.json")) == before:  # the tracker only logs what goes wrong
+        raise ResultsError(f"the results could not be written to {output}: see the harness's log above")

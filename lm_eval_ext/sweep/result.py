@@ -1,0 +1,124 @@
+"""What a sweep finds, and the files that it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext import __version__
+from lm_eval_ext.io import write_file
+from lm_eval_ext.sweep import page
+from lm_eval_ext.sweep.choice import Axes, choose
+from lm_eval_ext.sweep.figures import charts
+from lm_eval_ext.viz.chart import write_charts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from lm_eval_ext.steering.vectors import VectorSet
+    from lm_eval_ext.sweep.grid import Condition
+    from lm_eval_ext.sweep.questions import Questions
+    from lm_eval_ext.sweep.settings import Settings
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep.
+
+    Attributes:
+        settings: what was asked.
+        vectors: the vectors.
+        questions: what was asked of the model.
+        conditions: every plan with its controls, and the unsteered model.
+        items: one row per condition and question (`summary.items`).
+        summary: changes with their paired intervals and their place among the controls (`summary.summarise`).
+        seconds: how long it took.
+
+    Example:
+        >>> best = sweep(tasks=["blend_decon_dev_cloze", "bmlama_dev"], vectors="v.safetensors", out="sweep")
+        >>> best.plan
+        'en@7:0.5/prompt+loc@8:2/prompt'
+    """
+
+    settings: Settings
+    vectors: VectorSet
+    questions: Questions
+    conditions: Sequence[Condition]
+    items: pd.DataFrame = field(repr=False)
+    summary: pd.DataFrame = field(repr=False)
+    seconds: float
+
+    @property
+    def plan(self) -> str | None:
+        """The plan that was chosen, None where no development split of both axes was asked."""
+        chosen = self.choice()
+        return None if chosen is None else str(chosen["steer"])
+
+    def choice(self) -> dict[str, Any] | None:
+        """The chosen plan with the rule that chose it and its changes, as `plan.yaml` has it."""
+        axes = Axes.of(self.questions.questions, set(self.summary["family"]))
+        if axes.transfer is None or axes.localization is None or not self.settings.has_pairs:
+            return None
+        return choose(self.summary, axes)
+
+    def why_no_plan(self) -> str:
+        """What would have to be asked for a plan to be chosen."""
+        axes = Axes.of(self.questions.questions, set(self.summary["family"]))
+        if axes.transfer is None or axes.localization is None:
+            return (
+                "no plan is chosen: that takes a development split of a transfer task and of a localization task, "
+                "such as bmlama_dev and blend_decon_dev_cloze, or tasks of your own whose metadata says axis and "
+                "split: dev; test questions choose nothing"
+            )
+        return "no plan is chosen: no pair of en and loc was evaluated"
+
+    def write(self) -> None:
+        """Write everything to the settings' folder.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        import yaml
+
+        out = self.settings.out
+        write_file(out / "items.parquet", self.items.to_parquet(index=False, compression="zstd"))
+        write_file(out / "summary.csv", self.summary.to_csv(index=False, float_format="%.5f"))
+        write_file(out / "sweep.html", page.page(self.summary, self._description()))
+        write_charts(charts(self.summary), out / "figures", ("csv",))
+        write_file(out / "sweep.json", json.dumps(self._record(), indent=1) + "\n")
+        chosen = self.choice()
+        if chosen is None:
+            (out / "plan.yaml").unlink(missing_ok=True)
+        else:
+            record = {**chosen, "vectors": {"sha256": self.vectors.digest}, "model": self.vectors.model.name}
+            write_file(out / "plan.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
+
+    def _description(self) -> list[str]:
+        asked = self.settings
+        return [
+            f"{len(self.conditions)} conditions on {len(self.questions.questions)} questions of "
+            f"{', '.join(asked.tasks)} ({', '.join(self.questions.languages)}); score: {asked.metric}.",
+            f"Model {self.vectors.model.name}, vectors {self.vectors.digest[:12]}; {self.seconds / 60:.1f} minutes.",
+        ]
+
+    def _vectors_name(self) -> str:
+        return self.vectors.path.name if self.vectors.path else "in memory"
+
+    def _record(self) -> dict[str, Any]:
+        asked = {
+            name: str(value.name if isinstance(value, Path) else value) if name != "vectors" else self._vectors_name()
+            for name, value in vars(self.settings).items()
+            if name not in ("out", "restart")
+        }
+        return {
+            "created_by": f"lm_eval_ext {__version__}",
+            "settings": asked,
+            "conditions": len(self.conditions),
+            "questions": len(self.questions.questions),
+            "vectors_sha256": self.vectors.digest,
+            "seconds": round(self.seconds, 1),
+        }
