@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from lm_eval_ext.version import __version__
+
 TYPE_CHECKING = False  # of `typing`, whose import would take longer than all else here
 if TYPE_CHECKING:
     from typing import Any
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from lm_eval_ext.steering.vectors import VectorSet as VectorSet
     from lm_eval_ext.sweep.result import SweepResult as SweepResult
     from lm_eval_ext.sweep.run import sweep as sweep
-
-__version__ = "0.1.0"
 
 #: The module of each public name. The functions `plane`, `report` and `sweep` are called through their packages.
 _HOMES = {

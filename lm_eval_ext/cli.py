@@ -8,9 +8,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from lm_eval_ext import __version__, harness
+from lm_eval_ext import harness
 from lm_eval_ext.commands.table import COMMANDS, subcommand
 from lm_eval_ext.console import user_errors
+from lm_eval_ext.version import __version__
 
 VERBATIM = {"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True}
 

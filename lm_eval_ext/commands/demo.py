@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lm_eval_ext import __version__
+from lm_eval_ext.version import __version__
 
 TASKS = ("transfer_mini_cloze", "localization_mini_cloze")
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm_eval_ext import __version__, harness, languages
+from lm_eval_ext import harness, languages
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.paths import cache_dir, tasks_dir
+from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

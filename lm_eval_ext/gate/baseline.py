@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lm_eval_ext import __version__
 from lm_eval_ext.errors import GateError, ResultsError
 from lm_eval_ext.io import write_folder
 from lm_eval_ext.results.axes import Axis, find_axis
 from lm_eval_ext.results.pairing import Paired
 from lm_eval_ext.results.runs import COMMITTED, load, short_model
 from lm_eval_ext.results.samples import read_samples
+from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_ext import __version__
 from lm_eval_ext.gate.verdicts import STATUS
+from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from lm_eval_ext.gate.measuring import Side

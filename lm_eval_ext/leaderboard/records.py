@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lm_eval_ext import __version__
 from lm_eval_ext.data import tasks_tree
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.results.axes import records_of
 from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

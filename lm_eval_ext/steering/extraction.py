@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 
-from lm_eval_ext import __version__
 from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.errors import DataError, EstimatorError, ModelError, PlanError, UserError, VectorFileError
 from lm_eval_ext.languages import normalise
@@ -23,6 +22,7 @@ from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_coun
 from lm_eval_ext.steering.estimators.base import Estimator, PairStates, StateBatch
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet, check_artifact
+from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

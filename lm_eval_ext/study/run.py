@@ -18,13 +18,13 @@ from fnmatch import fnmatch
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import __version__
 from lm_eval_ext.data import sources
 from lm_eval_ext.errors import DataError, StudyError
 from lm_eval_ext.fingerprints import hash_text, hash_tree
 from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 from lm_eval_ext.study.source_files import SourceFiles
+from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

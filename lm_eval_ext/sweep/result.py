@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import __version__
 from lm_eval_ext.io import write_file
 from lm_eval_ext.sweep import page
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.figures import charts
+from lm_eval_ext.version import __version__
 from lm_eval_ext.viz.chart import write_charts
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import shlex
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import __version__
 from lm_eval_ext.models import embedded
+from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from lm_eval_ext.training.config import TrainingConfig

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import __version__
+from lm_eval_ext.version import __version__
 from lm_eval_ext.viz import theme
 
 if TYPE_CHECKING:
