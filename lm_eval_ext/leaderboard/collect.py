@@ -142,7 +142,7 @@ def _family(
     """Every run's scores on one family, and the axis with the filter that was read."""
     having = [run for run in runs.values() if run.tasks.keys() & set(axis.tasks)]
     steered = {(_tree(run), run.model) for run in having if run.plan}
-    # An unsteered run comes before the steered ones of its model, which are held against it.
+    # An unsteered run comes before the steered ones of its model, which are compared with it.
     having.sort(key=lambda run: bool(run.plan))
     origins: dict[tuple[Path, str], tuple[str, pd.DataFrame]] = {}
     last: tuple[str, pd.DataFrame, str] | None = None

@@ -199,8 +199,8 @@ def _hub_dataset(run: Run, family: str, language: str) -> dict[str, str] | None:
 
 def _own_folder(run: Run, family: str) -> str | None:
     """The folder under `tasks/` of one of our own families, whose data a loader of ours reads; None for another family."""
-    own = (tasks_tree.family_of_task(record.task) for record in records_of(family, run))
-    return next((known.folder for known in own if known), None)
+    known_families = (tasks_tree.family_of_task(record.task) for record in records_of(family, run))
+    return next((known.folder for known in known_families if known), None)
 
 
 def _entry(board: Board, run: Run, row: dict[str, Any], dataset: dict[str, str]) -> dict[str, Any]:

@@ -44,6 +44,6 @@ def page(plane: Plane) -> str:
 
 
 def provenance(run: Run) -> list[str]:
-    """A run's model, plan, date and settings. Folders of the machine that evaluated are nobody else's business."""
+    """A run's model, plan, date and settings. Local paths are reduced to their last part."""
     settings = ", ".join(f"{key}={short_model(value)}" for key, value in run.details.items())
     return [run.name, short_model(run.model), run.plan or "unsteered", run.date.split("T")[0], settings]

@@ -47,7 +47,7 @@ def pareto(plane: Plane, reference: tuple[float, float] = (-0.1, -0.1), resample
     """Compare all runs that have an average, without controls of any kind: they may lie on the front by chance alone.
 
     Args:
-        plane: what `measure` found.
+        plane: of `measure`.
         reference: corner of the hypervolume; our default lies ten points below the baseline on both axes.
         resamples: of whole questions, the same for every run.
     """
@@ -78,8 +78,8 @@ def pareto(plane: Plane, reference: tuple[float, float] = (-0.1, -0.1), resample
 def recoveries(plane: Plane, resamples: int = RESAMPLES) -> pd.DataFrame:
     """How much of the localization that alignment took each steered run brings back.
 
-    The baseline stands for the unaligned model; an aligned model is another one, unsteered; its steered runs are held
-    against it. Empty where the plane has no such runs.
+    The baseline stands for the unaligned model; an aligned model is another one, unsteered; its steered runs are
+    compared with it. Empty where the plane has no such runs.
 
     Returns:
         one row per steered run, with the columns `run`, `aligned` (the unsteered run of its model), `lost` and `regained`

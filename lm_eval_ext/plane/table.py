@@ -69,16 +69,16 @@ def terminal_table(plane: Plane) -> Table:
 
 
 def to_csv(plane: Plane) -> str:
-    """`Plane.shifts` and `Plane.contrasts` as one table; `against` is the run that a row is held against.
+    """`Plane.shifts` and `Plane.contrasts` as one table; `against` is the run that a row is compared with.
 
     Shares lie between 0 and 1; the other columns say what was scored, on which level the intervals are, and whether a
     change is up, down or undecided.
     """
-    held_against = [
+    parts = [
         plane.shifts.assign(against=plane.baseline.name),
         plane.contrasts.rename(columns={"control": "against"}),
     ]
-    frame = pd.concat([part for part in held_against if len(part)], ignore_index=True)
+    frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
     for score, axis in (("x", plane.x), ("y", plane.y)):
         frame[f"{score}_task"], frame[f"{score}_score"] = axis.name, axis.score
         frame[f"{score}_verdict"] = [verdict(row, score) for row in frame.to_dict("records")]

@@ -35,7 +35,7 @@ def findings(plane: Plane, context: pd.DataFrame | None = None) -> list[str]:
     """What the intervals support.
 
     Args:
-        plane: what was measured.
+        plane: of `measure`.
         context: of `context_gaps`, where the country was also named.
     """
     sentences = _many(plane) if len(plane.runs) > MAX_RUNS else conclusions(plane)[: len(plane.runs)]
@@ -69,7 +69,7 @@ def open_questions(plane: Plane) -> list[str]:
 
 
 def _many(plane: Plane) -> list[str]:
-    """Counts, where a sentence per run would be a wall."""
+    """Counts, where a sentence per run would be too many."""
     average = plane.shifts[plane.shifts["language"] == AVERAGE]
     rows = average[average["run"] != plane.baseline.name].to_dict("records")
     sentences = []
@@ -87,10 +87,10 @@ def _many(plane: Plane) -> list[str]:
 def _places(plane: Plane) -> list[str]:
     """Where each run lies on the plane, with its probability."""
     rows = plane.shifts[plane.shifts["language"] == AVERAGE].to_dict("records")
-    told = "; ".join(
+    listed = "; ".join(
         f"{row['run']} {likeliest_quadrant(plane, row)}" for row in rows if row["run"] != plane.baseline.name
     )
-    return [f"Quadrant of the average, with the share of the resamples that lie in it: {told}."] if told else []
+    return [f"Quadrant of the average, with the share of the resamples that lie in it: {listed}."] if listed else []
 
 
 def _front(plane: Plane) -> list[str]:
@@ -132,8 +132,8 @@ def _languages(plane: Plane) -> list[str]:
         )
         moved = [_moved(plane, rows, score, sign) for score in ("x", "y") for sign in (1, -1)]
         if any(moved):
-            told = "; ".join(filter(None, moved))
-            sentences.append(f"{run.name}, single languages (Holm-corrected over {len(rows)}): {told}.")
+            listed = "; ".join(filter(None, moved))
+            sentences.append(f"{run.name}, single languages (Holm-corrected over {len(rows)}): {listed}.")
     if not sentences:
         sentences.append(
             f"In no single language does a change survive the correction for their number (Holm, {_ALPHA:.0%})."
@@ -144,9 +144,9 @@ def _languages(plane: Plane) -> list[str]:
 def _moved(plane: Plane, rows: list[dict[str, Any]], score: str, sign: int) -> str:
     """The languages in which one axis surely moved one way."""
     sure = [row for row in rows if row[f"{score}_holm"] <= _ALPHA and sign * row[f"{score}_change"] > 0]
-    told = ", ".join(f"{view_name(plane, row['language'])} {interval(row, score)}" for row in sure)
+    listed = ", ".join(f"{view_name(plane, row['language'])} {interval(row, score)}" for row in sure)
     axis = plane.x if score == "x" else plane.y
-    return f"{axis.title} {'up' if sign > 0 else 'down'} in {told}" if sure else ""
+    return f"{axis.title} {'up' if sign > 0 else 'down'} in {listed}" if sure else ""
 
 
 def _recovered(plane: Plane) -> list[str]:
@@ -179,11 +179,11 @@ def _context(plane: Plane, context: pd.DataFrame | None) -> list[str]:
     if context is None or context.empty:
         return []
     rows = context[context["language"] == AVERAGE].to_dict("records")[:MAX_RUNS]
-    told = "; ".join(
+    listed = "; ".join(
         f"{row['run']} {points_interval(row['gap'], row['low'], row['high'])} ({row['plain']:.1%} → {row['named']:.1%})"
         for row in rows
     )
-    return [f"Naming the country in the question changes {plane.y.title} by, in points: {told}."]
+    return [f"Naming the country in the question changes {plane.y.title} by, in points: {listed}."]
 
 
 def _power(plane: Plane, rows: list[dict[str, Any]], score: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What was run: models, plans, data versions and hashes; and the commands that do it again.
 
-Folders of the machine that evaluated are left out: a local path is told by its last part.
+Local paths are reduced to their last part.
 """
 
 from __future__ import annotations

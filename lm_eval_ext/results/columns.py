@@ -1,7 +1,7 @@
 """A regular samples file as columns, parsed at once: what a full-size task on many models needs.
 
 Regular is what the harness writes: every line has the same keys, the same metrics, numbers for scores. Anything else, and
-any damage, is left to the careful reader in `results`, which takes what is unusual and names the line that is wrong.
+any damage, is left to the reader in `samples`, which goes line by line and names the line that is wrong.
 
 Many models answer the same documents. Of a task whose documents were just read in another run, in the same order, only the
 ends of the lines are looked at (hashes and scores, which the harness writes last); they must agree in every other byte.
@@ -114,9 +114,9 @@ def _ends(content: bytes, metrics: Sequence[str]) -> _Ends | None:
         metric: re.search(rb"%s: (\d\.\d+)[,}]" % re.escape(json.dumps(metric).encode()), line[start:])
         for metric in metrics
     }
-    found = [*hashes.values(), *numbers.values()]
+    varying = [*hashes.values(), *numbers.values()]
     other = re.search(rb'"target_hash": "([^"\\]*)"', line[start:])
-    if start < 0 or not all(found) or not content.endswith(b"\n"):
+    if start < 0 or not all(varying) or not content.endswith(b"\n"):
         return None
     width = len(line) - start
     bytes_ = np.frombuffer(content, np.uint8)
@@ -125,7 +125,7 @@ def _ends(content: bytes, metrics: Sequence[str]) -> _Ends | None:
         return None
     rows = np.lib.stride_tricks.sliding_window_view(bytes_, width)[breaks - width + 1]
     constant = np.ones(width, dtype=bool)
-    for match in (*found, other):
+    for match in (*varying, other):
         if match:
             constant[slice(*match.span(1))] = False
     if not (rows[:, constant] == rows[0, constant]).all():
@@ -179,13 +179,13 @@ def _parse(content: bytes, first: dict[str, Any], question_ids: Sequence[str]) -
         return None
     if any(table[column].null_count for column in ("doc_id", *_TEXTS, *metrics)):
         return None
-    found = dict(zip(inside, table["doc"].combine_chunks().flatten(), strict=True))
-    for key, values in found.items():
+    inner_columns = dict(zip(inside, table["doc"].combine_chunks().flatten(), strict=True))
+    for key, values in inner_columns.items():
         if values.null_count != (0 if document.get(key) is not None else len(table)):
             return None
     frame: pd.DataFrame = table.select(["doc_id", *_TEXTS, "prompt_hash", *metrics]).to_pandas()
-    spoken = found["language"].null_count == 0
-    frame["language"] = found["language"].cast(pa.string()).to_pandas() if spoken else None
-    frame["question"] = found[name].cast(pa.string()).to_pandas() if name else None
+    has_language = inner_columns["language"].null_count == 0
+    frame["language"] = inner_columns["language"].cast(pa.string()).to_pandas() if has_language else None
+    frame["question"] = inner_columns[name].cast(pa.string()).to_pandas() if name else None
     frame["prompt_hash"] = frame["prompt_hash"].fillna("")
     return frame

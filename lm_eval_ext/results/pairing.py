@@ -195,16 +195,16 @@ def differences(
             )
         ]
     kept = {*languages, NO_LANGUAGE}
-    ours, theirs = (
+    before_frame, after_frame = (
         frame if set(frame["language"].unique()) <= kept else frame[frame["language"].isin(kept)] for frame in frames
     )
-    found = []
+    differing = []
     who = f"run {after.name!r}, {axis.name}"
-    if missing := sorted(set(ours["language"].unique()) - set(theirs["language"].unique())):
-        found.append(Difference("language", f"{who}: no results in {', '.join(missing)}, so it has no average"))
-        ours = ours[~ours["language"].isin(missing)]
+    if missing := sorted(set(before_frame["language"].unique()) - set(after_frame["language"].unique())):
+        differing.append(Difference("language", f"{who}: no results in {', '.join(missing)}, so it has no average"))
+        before_frame = before_frame[~before_frame["language"].isin(missing)]
     compared = [*_KEY, "prompt_hash", "value"]
-    both = _side_by_side(ours[compared], theirs[compared])
+    both = _side_by_side(before_frame[compared], after_frame[compared])
     settings = sorted(
         f"{key} {before.tasks[task].settings[key]} and {after.tasks[task].settings[key]}"
         for task in shared[:1]
@@ -214,21 +214,21 @@ def differences(
     because = f" ({'; '.join(settings)})" if settings else ""
     if not len(both):
         return [Difference("nothing", f"{who}: not one document is the same as in {before.name!r}{because}")]
-    if len(both) < max(len(ours), len(theirs)):
-        found.append(
+    if len(both) < max(len(before_frame), len(after_frame)):
+        differing.append(
             Difference(
                 "documents",
-                f"{who}: paired on the {len(both)} documents that both have, of {len(ours)} in the baseline and "
-                f"{len(theirs)} in the run{because}",
+                f"{who}: paired on the {len(both)} documents that both have, of {len(before_frame)} in the baseline and "
+                f"{len(after_frame)} in the run{because}",
             )
         )
-    if asked := int((both["prompt_hash_x"] != both["prompt_hash_y"]).sum()):
-        found.append(
-            Difference("prompts", f"{who}: the prompts of {asked} documents differ from the baseline's{because}")
+    if n_prompts := int((both["prompt_hash_x"] != both["prompt_hash_y"]).sum()):
+        differing.append(
+            Difference("prompts", f"{who}: the prompts of {n_prompts} documents differ from the baseline's{because}")
         )
     if empty := int(both[["value_x", "value_y"]].isna().any(axis=1).sum()):
-        found.append(Difference("scores", f"{who}: {empty} documents without a score in one of the runs: left out"))
-    return found
+        differing.append(Difference("scores", f"{who}: {empty} documents without a score in one of the runs: left out"))
+    return differing
 
 
 def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:
@@ -237,8 +237,10 @@ def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:
     Raises:
         ResultsError: missing or damaged samples, no such score, or languages for some documents only.
     """
-    used = [*("task", "doc_id", "doc_hash", "language", "question_id", "prompt_hash", "filter", "metric", "value")]
-    samples = pd.concat([read_samples(run, task, used) for task in axis.tasks if task in run.tasks], ignore_index=True)
+    columns = [*("task", "doc_id", "doc_hash", "language", "question_id", "prompt_hash", "filter", "metric", "value")]
+    samples = pd.concat(
+        [read_samples(run, task, columns) for task in axis.tasks if task in run.tasks], ignore_index=True
+    )
     is_asked = samples["metric"] == axis.metric
     scored = samples if is_asked.all() else samples[is_asked]
     filters = list(scored["filter"].unique())
@@ -246,10 +248,10 @@ def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:
         is_filtered = scored["filter"] == axis.filter
         scored = scored if is_filtered.all() else scored[is_filtered]
     if scored.empty:
-        found = sorted({f"{metric},{name}" for metric, name in zip(samples["metric"], samples["filter"], strict=True)})
+        scores = sorted({f"{metric},{name}" for metric, name in zip(samples["metric"], samples["filter"], strict=True)})
         raise ResultsError(
             f"the samples of {axis.name} in run {run.name!r} have no score {axis.score!r}; "
-            f"there are: {', '.join(found).replace(',none', '') or 'none'}"
+            f"there are: {', '.join(scores).replace(',none', '') or 'none'}"
         )
     if axis.filter is None and len(filters) > 1:
         raise ResultsError(
@@ -274,24 +276,24 @@ def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:
 
 def _side_by_side(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """The documents of two frames by their key, as `merge` pairs them; at once where both are in the same order."""
-    ours, theirs = (frame.reset_index(drop=True) for frame in (before, after))
-    if not ours[_KEY].equals(theirs[_KEY]):
-        merged: pd.DataFrame = ours.merge(theirs, on=_KEY)
+    left, right = (frame.reset_index(drop=True) for frame in (before, after))
+    if not left[_KEY].equals(right[_KEY]):
+        merged: pd.DataFrame = left.merge(right, on=_KEY)
         return merged
-    theirs = theirs.drop(columns=_KEY)
-    both = ours.columns.intersection(theirs.columns)
-    ours = ours.rename(columns={name: f"{name}_x" for name in both})
-    aligned: pd.DataFrame = pd.concat([ours, theirs.rename(columns={name: f"{name}_y" for name in both})], axis=1)
+    right = right.drop(columns=_KEY)
+    both = left.columns.intersection(right.columns)
+    left = left.rename(columns={name: f"{name}_x" for name in both})
+    aligned: pd.DataFrame = pd.concat([left, right.rename(columns={name: f"{name}_y" for name in both})], axis=1)
     return aligned
 
 
 def _fill_language(frame: pd.DataFrame, axis: Axis, run: Run) -> pd.Series[str]:
     """Languages as text. An axis has one for every document, or for none."""
-    silent = frame["language"].isna()
-    if silent.any() and not silent.all():
+    is_missing = frame["language"].isna()
+    if is_missing.any() and not is_missing.all():
         raise ResultsError(
             f"axis {axis.name!r} of run {run.name!r} mixes documents with and without a language: "
-            f"{some(frame.loc[silent, 'task'].unique())}; a document says it in its column 'language', a task in "
+            f"{some(frame.loc[is_missing, 'task'].unique())}; a document says it in its column 'language', a task in "
             "its metadata or its name (_ko)"
         )
     return frame["language"].fillna(NO_LANGUAGE).astype(str)

@@ -48,7 +48,7 @@ class TaskResults:
         version: the task's version.
         n_documents: how many documents were evaluated, as the results file says; None if it does not.
         settings: limit, number of few-shot examples and seeds.
-        higher_is_better: by metric, as the task says; silent metrics are missing.
+        higher_is_better: by metric; only metrics of which the task says it.
         source: the data set, with its configuration and revision, or the task's file where it is made by code.
         hash: the harness's hash over documents, prompts and targets; "" where samples were not logged.
         metadata: what the task's YAML says of it.
@@ -163,7 +163,7 @@ class Runs:
     Attributes:
         root: the folder.
         runs: sorted by name.
-        notes: what a reader should be told about them.
+        notes: what a reader of the results should know.
     """
 
     root: Path
@@ -331,7 +331,7 @@ def damage(error: ValueError, line: int | None = None) -> str:
 
 
 def _evaluation(root: Path, path: Path, date: str, content: dict[str, Any]) -> Run:
-    """One results file as a run of its own, not yet named."""
+    """One results file as a run that has no name yet."""
     config = content.get("config") or {}
     arguments = _parse_args(config.get("model_args"))
     steering = config.get("steering") or {}

@@ -82,16 +82,16 @@ def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.Da
             "documents cannot be paired without them: run lm_eval again with --log_samples"
         )
     large = record.samples.stat().st_size >= _LARGE
-    frame, n_documents = (_regular(run, record, columns) if large else None) or _careful(run, record, columns)
+    frame, n_documents = (_as_columns(run, record, columns) if large else None) or _line_by_line(run, record, columns)
     if n_documents < (record.n_documents or 1):
         raise ResultsError(
-            f"{record.samples} holds {n_documents} documents, {record.results.name} speaks of {record.n_documents}: "
+            f"{record.samples} holds {n_documents} documents, {record.results.name} says {record.n_documents}: "
             "the file was cut off; run lm_eval again with --log_samples"
         )
     return frame
 
 
-def _regular(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
+def _as_columns(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
     """The scores of a file that has the same form in every line, and the number of documents; None where it has not."""
     assert record.samples is not None
     columns = read_columns(record.samples, record.task, _QUESTION_ID)
@@ -119,7 +119,7 @@ def _regular(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.D
     return frame, columns["doc_id"].nunique()
 
 
-def _careful(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:
+def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """The same line by line: whatever the harness allows, and a message that names the line where it does not."""
     assert record.samples is not None
     rows: list[tuple[Any, ...]] = []

@@ -1,8 +1,8 @@
 """Statistics of paired runs: pure functions on arrays.
 
-`bootstrap` draws whole questions, `significance` tests without any normal law, `power` says what a number of items can
-show, `region` shifts the whole position, `front` compares many positions, `recovery` and `nulls` hold an effect against
-what was lost and against what a meaningless vector does.
+`bootstrap` draws whole questions, `significance` tests without assuming a normal distribution, `power` says what a number
+of items can show, `region` shifts the whole position, `front` compares many positions, `recovery` and `nulls` compare an
+effect with what was lost and with what controls do.
 """
 
 from __future__ import annotations

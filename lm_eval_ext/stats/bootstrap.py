@@ -3,7 +3,7 @@
 One question asked in several languages is one cluster: its answers stand and fall together, so questions are drawn
 with replacement, never single documents (the cluster bootstrap of Field & Welsh 2007, JRSS B 69(3)). Intervals are
 percentile intervals (Efron & Tibshirani 1993, chapter 13), a little wider where questions are few: resamples of n
-questions vary by 1 / n too little and know nothing of the t law, which moves the tails outwards (the expanded percentile
+questions vary by 1 / n too little and ignore the t distribution, which moves the tails outwards (the expanded percentile
 interval of Hesterberg 2015, The American Statistician 69(4)).
 """
 

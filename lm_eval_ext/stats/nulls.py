@@ -35,9 +35,9 @@ def null_band(controls: ArrayLike, effect: float, level: float = LEVEL) -> NullB
     """Hold an effect against those of controls of the same norm: random directions, vectors of other languages.
 
     If the vector meant nothing, its effect and the controls' would be interchangeable, so another effect falls between
-    the k-th smallest and the k-th largest of n controls with probability (n + 1 - 2 k) / (n + 1), whatever their law. The
-    band uses the largest k that keeps `level`, or k = 1: 39 controls are needed for 95%, and `coverage` says what fewer
-    give.
+    the k-th smallest and the k-th largest of n controls with probability (n + 1 - 2 k) / (n + 1), whatever their
+    distribution. The band uses the largest k that keeps `level`, or k = 1: 39 controls are needed for 95%, and `coverage`
+    says what fewer give.
 
     Args:
         controls: [n] effects of controls on the same documents.

@@ -82,5 +82,5 @@ def _mcnemar_power(n: int, discordant: float, loss: float, alpha: float) -> floa
     spread = 8 * math.sqrt(n * discordant * (1 - discordant)) + 1
     changed = np.arange(max(1, math.floor(n * discordant - spread)), min(n, math.ceil(n * discordant + spread)) + 1)
     needed = stats.binom.isf(alpha, changed, 0.5) + 1  # losses that a coin exceeds with probability alpha at most
-    found = stats.binom.sf(needed - 1, changed, min(1.0, (discordant + loss) / (2 * discordant)))
-    return float(stats.binom.pmf(changed, n, discordant) @ found)
+    power = stats.binom.sf(needed - 1, changed, min(1.0, (discordant + loss) / (2 * discordant)))
+    return float(stats.binom.pmf(changed, n, discordant) @ power)

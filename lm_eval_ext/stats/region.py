@@ -84,10 +84,10 @@ def ellipse(
     level: float = LEVEL,
     n_points: int = 60,
 ) -> NDArray[np.float64]:
-    """[n_points, 2] of the ellipse that a joint normal law puts round a position; first and last point are one.
+    """[n_points, 2] of the ellipse that a joint normal distribution puts around a position; first and last point are one.
 
-    The squared radius is the quantile of the chi-squared law with two degrees of freedom, -2 ln(1 - level): 1.25 times
-    as far as the ends of an interval for one axis alone.
+    The squared radius is the quantile of the chi-squared distribution with two degrees of freedom, -2 ln(1 - level): 1.25
+    times as far as the ends of an interval for one axis alone.
     """
     angle = np.linspace(0, 2 * np.pi, n_points)
     across, along = np.cos(angle), np.sin(angle)
