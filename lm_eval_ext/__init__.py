@@ -23,8 +23,6 @@ from lm_eval_ext.version import __version__
 
 TYPE_CHECKING = False  # of `typing`, whose import would take longer than all else here
 if TYPE_CHECKING:
-    from typing import Any
-
     from lm_eval_ext.data.pairs import Pair as Pair
     from lm_eval_ext.data.pairs import PairSet as PairSet
     from lm_eval_ext.data.pairs import load_pairs as load_pairs
@@ -100,14 +98,16 @@ __all__ = [  # noqa: RUF022 - by what they are for
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _CALLABLE_PACKAGES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker knows the names from above, and tells of others
+
+    def __getattr__(name):
+        if name in _CALLABLE_PACKAGES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in the input, not in the program."""
+    """A mistake in the input, not in the program. The message says what was got, what is valid and what to do.
+
+    Example:
+        >>> try:
+        ...     lx.Plan.parse("loc@deep")
+        ... except lx.UserError as error:
+        ...     print(str(error).partition(",")[0])
+        steering plan
+    """
 
 
 class PlanError(UserError):

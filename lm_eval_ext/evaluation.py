@@ -58,9 +58,16 @@ def evaluate(
         UserError: a plan, vector file, language or model that does not fit, an unknown task, results that cannot be written.
 
     Example:
-        >>> run = evaluate(tasks=["localization_mini_ko_cloze"], vectors=vectors, plan="loc@58%:2", limit=4)
-        >>> sorted(run["results"])
-        ['localization_mini_ko_cloze']
+        >>> run = lx.evaluate(
+        ...     "steered-hf",
+        ...     tasks=["localization_mini_ko_cloze"],
+        ...     pretrained=model,
+        ...     vectors=vectors,
+        ...     plan="loc@58%:2",
+        ...     limit=2,
+        ... )
+        >>> run["config"]["steering"]["plan"], len(run["samples"]["localization_mini_ko_cloze"])
+        ('loc@58%:2', 2)
     """
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker

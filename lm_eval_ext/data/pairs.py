@@ -42,7 +42,7 @@ class Pair:
         language: code of the requests that the vector steers; `any` for all.
 
     Example:
-        >>> Pair("How do you do, Professor?", "Hi, what's up?", language="en").language
+        >>> lx.Pair("How do you do, Professor?", "Hi, what's up?", language="en").language
         'en'
     """
 
@@ -53,7 +53,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSet:
-    """The pairs of one kind and language, and where they are from."""
+    """The pairs of one kind and language, and where they are from.
+
+    Example:
+        >>> pair_set = lx.PairSet("formal", "en", "by hand", (lx.Pair("Good evening.", "Hi!"),))
+        >>> len(pair_set.sha256)  # of the texts; vector files record it
+        64
+    """
 
     kind: str
     language: str
@@ -84,7 +90,7 @@ def load_pairs(
         LanguageError: a built-in source lacks a language.
 
     Example:
-        >>> [(pair_set.language, len(pair_set.pairs)) for pair_set in load_pairs("loc", "mini", languages=["ko", "el"])]
+        >>> [(pair_set.language, len(pair_set.pairs)) for pair_set in lx.load_pairs("loc", "mini", languages=["ko", "el"])]
         [('ko', 66), ('el', 66)]
     """
     languages = list(languages)

@@ -31,7 +31,16 @@ JOINT = ("x_error", "y_error", "correlation", *QUADRANTS)
 
 @dataclass(frozen=True)
 class Plane:
-    """Everything that the figure, the table and the conclusions say.
+    """Everything that the figure, the table and the conclusions say; made by `lm_eval_ext.plane(...)`.
+
+    Example:
+        >>> plane = lx.plane("results", baseline="unsteered", resamples=200)
+        >>> plane.table().query("language == 'average'")[["run", "x_change", "y_change"]].shape
+        (4, 3)
+        >>> type(plane.plot()).__name__
+        'Figure'
+        >>> for sentence in plane.conclusions():
+        ...     assert sentence.endswith(".")
 
     Attributes:
         x, y: the axes.
@@ -140,9 +149,10 @@ def measure(
             differ, or no documents in common.
 
     Example:
-        >>> plane = measure(load("results"), baseline="unsteered")
-        >>> plane.table()[["run", "language", "x_change", "y_change"]]
-        >>> plane.plot()
+        >>> runs = lx.load("results")
+        >>> plane = lx.plane(runs, baseline="unsteered", x="transfer_mini_cloze", y="localization_mini_cloze", resamples=200)
+        >>> [run.name for run in plane.runs]
+        ['en', 'loc', 'surgical', 'random']
     """
     results = results if isinstance(results, Runs) else load(results)
     origin = find_run(results.runs, baseline)

@@ -57,9 +57,9 @@ def report(
         ResultsError: as `plane`.
 
     Example:
-        >>> page = report("results", baseline="unsteered")
-        >>> page.write("report.html")
-        PosixPath('report.html')
+        >>> page = lx.report(lx.load("results"), baseline="unsteered", resamples=200, max_items=20)
+        >>> page.write("report.html").stat().st_size > 1_000_000  # plotly.js included: it needs no network
+        True
     """
     loaded = results if isinstance(results, Runs) else load(results)
     n_runs = len(axes.get("runs") or loaded.runs)
@@ -68,7 +68,12 @@ def report(
 
 
 class Report:
-    """A measured plane as a page.
+    """A measured plane as a page; made by `lm_eval_ext.report(...)`.
+
+    Example:
+        >>> page = lx.report("results", baseline="unsteered", resamples=200)
+        >>> len(page.findings) > 0, [chart.name for chart in page.charts][:2]
+        (True, ['plane', 'plane_by_language'])
 
     Args:
         plane: what was measured.

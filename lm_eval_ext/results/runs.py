@@ -164,6 +164,14 @@ class Runs:
         root: the folder.
         runs: sorted by name.
         notes: what a reader of the results should know.
+
+    Example:
+        >>> runs = lx.load("results")
+        >>> runs["loc"].plan, len(runs)
+        ('loc@58%:2', 5)
+        >>> frame = runs.samples(runs=["loc"], metrics=["acc"])
+        >>> sorted(frame["value"].unique().tolist())
+        [0.0, 1.0]
     """
 
     root: Path
@@ -239,8 +247,16 @@ class Runs:
 def load(root: Path | str) -> Runs:
     """Find the runs under a folder. Samples are not read yet.
 
+    Args:
+        root: any folder with `results_DATE.json` and `samples_TASK_DATE.jsonl`, at any depth, of runs of any model type.
+
     Raises:
         ResultsError: the folder does not exist, holds no results, or holds a damaged results file.
+
+    Example:
+        >>> runs = lx.load("results")
+        >>> [run.name for run in runs]
+        ['en', 'loc', 'random', 'surgical', 'unsteered']
     """
     root = Path(root)
     if not root.is_dir():

@@ -81,10 +81,13 @@ def extract(
         PlanError: layers that the model does not have.
 
     Example:
-        >>> pairs = load_pairs("loc", "mini", languages=["ko", "el"])
-        >>> vectors = extract(model, tokenizer, pairs, estimator="mean_difference", layers="40%-60%")
+        >>> pairs = lx.load_pairs("loc", "mini", languages=["ko", "el"], limit=8)
+        >>> vectors = lx.extract(model, tokenizer, pairs, estimator="mean_difference", layers="40%-60%")
         >>> vectors.languages("loc")
         ['ko', 'el']
+        >>> own = [lx.Pair("Good evening, madam.", "Hi there!", language="en")]
+        >>> lx.extract(model, tokenizer, own, kind="formal").kinds
+        ['formal']
     """
     if pooling is not None:
         parse_pooling(pooling)

@@ -126,7 +126,15 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Plan:
-    """Interventions that apply together. An empty plan leaves the model as it is."""
+    """Interventions that apply together. An empty plan leaves the model as it is. The module has the grammar.
+
+    Example:
+        >>> plan = lx.Plan.parse("en@42%:2+loc~random7@28:5%/last")
+        >>> [(term.kind, term.control, str(term.gamma), term.position) for term in plan.interventions]
+        [('en', None, '2', None), ('loc', 'random7', '5%', 'last')]
+        >>> list(plan.interventions[0].layers(48))  # 0-based decoder layers of a model of 48
+        [20]
+    """
 
     interventions: tuple[Intervention, ...] = ()
 

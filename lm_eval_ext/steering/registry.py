@@ -41,6 +41,18 @@ def register_estimator(estimator: type[Estimator]) -> type[Estimator]:
 
     Raises:
         EstimatorError: there is another one of this name.
+
+    Example:
+        >>> from lm_eval_ext.steering.transforms.add import Add
+        >>> @lx.register_estimator
+        ... class FirstPair(lx.Estimator):
+        ...     name = "first_pair"
+        ...     transform = Add
+        ...
+        ...     def fit(self, states):
+        ...         positive, negative = states.collect()
+        ...         return {"vector": positive[:, 0] - negative[:, 0]}
+        >>> vectors = lx.extract(model, tokenizer, pairs, estimator="first_pair")
     """
     name = estimator.name
     if name in _registered and _same(_registered[name], estimator):

@@ -174,11 +174,11 @@ class VectorSet:
     """All vectors of a file, or just extracted.
 
     Example:
-        >>> vectors = VectorSet.load("v.safetensors")
+        >>> vectors = lx.VectorSet.load("v.safetensors")
         >>> vectors.kinds, vectors.languages("loc")
         (['en', 'loc'], ['ko', 'el'])
         >>> with vectors.apply(model, "loc@58%:2", language="ko"):
-        ...     model.generate(**inputs)
+        ...     tokens = model.generate(**inputs, max_new_tokens=8)
 
     Attributes:
         model: the model they were extracted from.
@@ -270,8 +270,11 @@ class VectorSet:
             LanguageError: a language that the plan needs and has no vectors for.
 
         Example:
+            >>> vectors = lx.VectorSet.load("v.safetensors")
             >>> with vectors.apply(model, "en@42%:2+loc@58%:2", language=["ko", "el"]):
-            ...     model.generate(**tokenizer(["119", "166"], return_tensors="pt"))
+            ...     logits = model(**tokenizer(["119", "166"], return_tensors="pt")).logits
+            >>> steering = vectors.apply(model, "loc@58%:2", language="ko", position="last")
+            >>> steering.remove()
         """
         from lm_eval_ext.steering.applied import AppliedSteering
         from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan

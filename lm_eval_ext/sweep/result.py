@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep.
+    """A finished sweep: what was asked, every cell, and what may be said of them.
 
     Attributes:
         settings: what was asked.
@@ -39,9 +39,14 @@ class SweepResult:
         seconds: how long it took.
 
     Example:
-        >>> best = sweep(tasks=["blend_decon_dev_cloze", "bmlama_dev"], vectors="v.safetensors", out="sweep")
-        >>> best.plan
-        'en@7:0.5/prompt+loc@8:2/prompt'
+        >>> best = lx.sweep(
+        ...     ["localization_mini_ko_cloze"], "v.safetensors", "sweep", kinds=["loc"], layers="58%", gammas=["2"],
+        ...     n_random=0, controls=False, limit=2, model=folder, model_args="dtype=float32",
+        ... )
+        >>> best.summary.query("language == 'ko'")["condition"].tolist()
+        ['', 'loc@2:2/prompt']
+        >>> best.plan is None  # test questions choose no plan
+        True
     """
 
     settings: Settings

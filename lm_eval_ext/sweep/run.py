@@ -314,9 +314,19 @@ def sweep(
         UserError: an unknown setting, a grid, vectors, tasks or a model that do not fit.
 
     Example:
-        >>> best = sweep(["transfer_mini_ko_cloze", "localization_mini_ko_cloze"], vectors, out, layers="50%", limit=2)
-        >>> best.summary["score"].between(0, 1).all()
-        True
+        >>> best = lx.sweep(
+        ...     tasks=["localization_mini_ko_cloze"],
+        ...     vectors="v.safetensors",
+        ...     out="sweep",
+        ...     kinds=["loc"],
+        ...     layers="40%-60%",
+        ...     gammas=["2"],
+        ...     limit=2,
+        ...     model=folder,
+        ...     model_args="dtype=float32",
+        ... )
+        >>> sorted(path.name for path in Path("sweep").iterdir() if path.is_file())
+        ['items.parquet', 'summary.csv', 'sweep.html', 'sweep.json']
     """
     from lm_eval_ext.sweep.settings import Settings
 

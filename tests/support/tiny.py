@@ -137,6 +137,16 @@ def multimodal() -> Any:
     ).eval()
 
 
+@cache
+def roomy(family: str) -> tuple[Any, Any]:
+    """A tiny model whose context holds any question of the shipped tasks, saved, and its tokenizer."""
+    path = _root / f"{family}-roomy"
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(config(family, max_position_embeddings=1024)).save_pretrained(path)
+    tokenizer(family).save_pretrained(path)
+    return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+
 def load_tokenizer(family: str) -> Any:
     """The tokenizer as it is read from the folder."""
     return AutoTokenizer.from_pretrained(folder(family))

@@ -24,6 +24,12 @@ class StateBatch:
         states: [layers, texts, hidden] in float32, on the CPU.
         pairs: [texts] number of the pair that each text is of.
         is_positive: [texts] whether it is the pair's positive text.
+
+    Example:
+        >>> states = torch.tensor([[[1.0, 2.0], [0.5, 0.0]]])  # one layer, two texts, hidden size 2
+        >>> batch = lx.StateBatch(states, pairs=torch.tensor([0, 0]), is_positive=torch.tensor([True, False]))
+        >>> batch.states[:, batch.is_positive].shape
+        torch.Size([1, 1, 2])
     """
 
     states: Tensor
@@ -37,6 +43,13 @@ class PairStates:
     Args:
         batches: the states as they are computed.
         n_pairs, n_layers, hidden_size: sizes.
+
+    Example:
+        >>> states = torch.tensor([[[1.0, 2.0], [0.5, 0.0]]])
+        >>> batch = lx.StateBatch(states, pairs=torch.tensor([0, 0]), is_positive=torch.tensor([True, False]))
+        >>> positive, negative = lx.PairStates([batch], n_pairs=1, n_layers=1, hidden_size=2).collect()
+        >>> positive - negative
+        tensor([[[0.5000, 2.0000]]])
     """
 
     def __init__(self, batches: Iterable[StateBatch], *, n_pairs: int, n_layers: int, hidden_size: int) -> None:
@@ -69,6 +82,21 @@ class Estimator(ABC):
     Attributes:
         name: as it is asked for and as vector files record it.
         transform: the transform that uses what `fit` returns.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from lm_eval_ext.steering.transforms.add import Add
+        >>> @dataclass(frozen=True)
+        ... class MedianDifference(lx.Estimator):
+        ...     name = "median_difference"
+        ...     transform = Add
+        ...
+        ...     def fit(self, states):
+        ...         positive, negative = states.collect()
+        ...         return {"vector": (positive - negative).median(dim=1).values}
+        >>> vectors = lx.extract(model, tokenizer, pairs, estimator=MedianDifference())
+        >>> vectors.vectors["loc", "ko"].info.estimator
+        'median_difference'
     """
 
     name: ClassVar[str]

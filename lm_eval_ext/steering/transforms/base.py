@@ -27,7 +27,7 @@ class Transform(ABC):
             of the residual stream; any other name stands for a size of the artifact's own, the same in all its tensors.
 
     Example:
-        >>> class Ablate(Transform):
+        >>> class Ablate(lx.Transform):
         ...     '''Removes a direction: h - s (h . u) u.'''
         ...
         ...     name = "ablate"
@@ -36,6 +36,8 @@ class Transform(ABC):
         ...     def apply(self, residual, artifact, strength):
         ...         unit = artifact["direction"]
         ...         return residual - strength * (residual @ unit)[:, None] * unit
+        >>> Ablate().apply(torch.ones(1, 2), {"direction": torch.tensor([1.0, 0.0])}, 1.0)
+        tensor([[0., 1.]])
     """
 
     name: ClassVar[str]
