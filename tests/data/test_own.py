@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from lm_eval_ext import cli
 from lm_eval_ext.data import own
+from lm_eval_ext.data.task_metadata import TaskMetadata
 from lm_eval_ext.errors import DataError
 
 SPANISH: dict[str, Any] = {
@@ -101,6 +102,28 @@ def test_countries_make_it_a_localization_axis(tmp_path: Path) -> None:
     assert sample["doc"]["language"] == "ko"
     assert sample["doc"]["countries"] == [["South_Korea"], ["US"], ["Spain"], ["Mexico"]]
     assert sample["arguments"][0][0] == "질문: 아침에 무엇을 먹나요?\n답:"
+
+
+def test_tasks_say_what_they_are(tmp_path: Path) -> None:
+    def said(folder: Path, task: str) -> dict[str, Any]:
+        loaded = TaskManager(include_path=str(folder), include_defaults=False).load([task])["tasks"][task]
+        metadata = TaskMetadata(task, loaded.config.metadata)
+        return {key: getattr(metadata, key) for key in ("axis", "split", "form", "family", "language")}
+
+    own.write(put(tmp_path, SPANISH), "food", tmp_path / "a")
+    common = {"language": "es", "split": "test"}
+    assert said(tmp_path / "a", "food_es") == common | {"axis": "localization", "form": "letters", "family": "food"}
+    assert said(tmp_path / "a", "food_es_cloze") == common | {
+        "axis": "localization",
+        "form": "texts",
+        "family": "food_cloze",
+    }
+    arguments = ["--name", "sums", "-o", str(tmp_path / "b"), "--axis", "transfer", "--split", "dev"]
+    result = CliRunner().invoke(cli.app, ["data", "import", str(put(tmp_path, PLAIN)), *arguments])
+    assert result.exit_code == 0, result.output
+    assert said(tmp_path / "b", "sums_en")["family"] == "sums_dev"  # apart from test questions of the same name
+    with pytest.raises(DataError, match="--axis 'culture' is unknown; valid: transfer, localization"):
+        own.write(put(tmp_path, PLAIN), "sums", tmp_path / "c", axis="culture")
 
 
 def test_the_bias_is_not_averaged_over_english(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_a_score_by_subject_with_its_interval(results: Path) -> None:
     assert found["base", "history"].low == 0
 
 
+def test_only_scores_of_0_and_1_have_such_an_interval(tmp_path: Path) -> None:
+    write_run(tmp_path, {"gmmlu_ko": {"f1": [0.5, 1.0]}})
+    with pytest.raises(ResultsError, match=r"gmmlu_ko: f1 is 0\.5 in a document; .* need scores of 0 or 1"):
+        shares(tmp_path, "gmmlu_ko", ["language"], "f1")
+
+
 def test_a_family_is_taken_together_and_columns_are_crossed(results: Path) -> None:
     assert [share.n for share in shares(results, "gmmlu", ["subject"])] == [2, 6, 2, 6]
     crossed = {share.values: share.score for share in shares(results, "gmmlu", ["language", "subject"])}
