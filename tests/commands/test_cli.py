@@ -42,6 +42,16 @@ def test_version_and_help_name_every_command(runner: CliRunner) -> None:
     assert "Examples" in output
 
 
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "clo", "--help"]])
+def test_help_of_training_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys\nfrom lm_eval_ext.cli import main\nsys.argv = ['lm-eval-ext', *{arguments}]\n"
+        "try: main()\nfinally: print({'torch', 'trl', 'peft', 'transformers', 'numpy'} & set(sys.modules))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.endswith("set()\n")
+
+
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom lm_eval_ext.cli import main\nsys.argv = ['lm-eval-ext', '--help']\n"
