@@ -3,7 +3,9 @@
 From the module of a command its imports are followed through the package, those inside functions too, and modules that are
 named in a text, such as `"lm_eval_ext.backends.hf.model:SteeredHFLM"`; a package that looks through its own folder
 (`__path__`), as that of the training methods does, counts as importing all its modules. So an edited loss runs a training
-again, and an edited figure does not. What is imported for annotations alone (`if TYPE_CHECKING`) never runs and is left out.
+again, and an edited figure does not. What is imported for annotations alone (`if TYPE_CHECKING`) never runs and is left out,
+and so is the package's own `__init__.py`, whose lazy names lead everywhere and are for users: modules do not import from it.
+The code of other packages is not looked at, that of plug-ins among them.
 """
 
 from __future__ import annotations
@@ -87,11 +89,11 @@ class SourceFiles:
         return list(file.parent.relative_to(self._package.parent).parts)
 
     def _files(self, name: str) -> set[Path]:
-        """The file of a dotted name, of a module or something in one, with the packages that it is in."""
+        """The file of a dotted name, of a module or something in one, with those of the packages that it is in."""
         first, *parts = name.split(".")
         if first != self._package.name:
             return set()
-        files = {self._package / "__init__.py"}
+        files: set[Path] = set()
         folder = self._package
         for part in parts:
             if (folder / f"{part}.py").is_file():
@@ -118,7 +120,6 @@ def _imported_names(tree: ast.AST, package: list[str]) -> Iterator[str]:
         elif isinstance(node, ast.Name) and node.id == _PATH:
             yield _PATH
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for other in node.orelse:
-                yield from _imported_names(other, package)
+            yield from _imported_names(ast.Module(node.orelse, []), package)
         else:
             yield from _imported_names(node, package)

@@ -179,7 +179,9 @@ class TrainingConfig:
     def flags(cls, name: str) -> list[str]:
         """The names of a field's option, the short one first."""
         option = get_args(cls.options()[name][0])[1]
-        return list(option.param_decls or ()) or [f"--{name.replace('_', '-')}"]
+        # In an annotation, typer takes the first name for a default, and corrects that later.
+        names = [text for text in (option.default, *(option.param_decls or ())) if str(text).startswith("--")]
+        return names or [f"--{name.replace('_', '-')}"]
 
     @classmethod
     def recorded(cls, settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -61,12 +59,16 @@ def order(
 
 def shuffle(n: int, seed: tuple[int, int]) -> list[int]:
     """The numbers below n in a random order; the second part of the seed keeps the uses of one seed apart."""
+    import numpy as np
+
     numbers: list[int] = np.random.default_rng(seed).permutation(n).tolist()
     return numbers
 
 
 def _shuffled(n: int, seed: tuple[int, int], used: int | None = None) -> Iterator[int]:
     """Pass after pass over n rows (or so many of them), each in an order of its own."""
+    import numpy as np
+
     generator = np.random.default_rng(seed)
     while True:
         yield from generator.permutation(n)[:used].tolist()

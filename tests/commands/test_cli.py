@@ -56,6 +56,13 @@ def test_help_is_quick_since_it_imports_nothing_heavy() -> None:
     assert len({name for name in modules if name.startswith("lm_eval_ext")}) < 15
 
 
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "clo", "--help"]])
+def test_help_of_training_imports_nothing_heavy(arguments: list[str]) -> None:
+    modules = modules_after("from lm_eval_ext.cli import main; main()", *arguments)
+    assert "lm_eval_ext.commands.train" in modules
+    assert not HEAVY & modules
+
+
 @pytest.mark.parametrize("name", table.COMMANDS)
 def test_every_command_exists_and_explains_itself(name: str, runner: CliRunner) -> None:
     result = runner.invoke(cli.app, [name, "--help"])

@@ -138,12 +138,18 @@ def multimodal() -> Any:
 
 
 @cache
-def roomy(family: str) -> tuple[Any, Any]:
-    """A tiny model whose context holds any question of the shipped tasks, saved, and its tokenizer."""
+def roomy_folder(family: str) -> Path:
+    """The folder of a tiny model whose context holds any question of the shipped tasks."""
     path = _root / f"{family}-roomy"
     torch.manual_seed(7)
     AutoModelForCausalLM.from_config(config(family, max_position_embeddings=1024)).save_pretrained(path)
     tokenizer(family).save_pretrained(path)
+    return path
+
+
+def roomy(family: str) -> tuple[Any, Any]:
+    """That model and its tokenizer."""
+    path = roomy_folder(family)
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 
-from lm_eval_ext.training.config import TrainingConfig  # noqa: TC001
 from lm_eval_ext.training.methods import METHODS
 from lm_eval_ext.training.run import train
 from support import tiny
+
+if TYPE_CHECKING:
+    from lm_eval_ext.training.config import TrainingConfig
 
 LANGUAGES = "en,es,zh"
 

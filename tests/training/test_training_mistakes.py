@@ -33,6 +33,7 @@ MISTAKES = [
     (f"{MIST} --epochs nan", "must be a number above 0"),
     (f"{MIST} --learning-rate -1", "--learning-rate"),
     (f"{MIST} --warmup 1.5", "share of the steps"),
+    (f"{MIST} --max-steps -1", "'--steps' / '--max-steps'"),
     (f"{MIST} --dtype int8", "valid: auto, bfloat16, float32"),
     (f"{MIST} --device tpu", "valid: cpu, cuda"),
     (f"{MIST} --languages xx", "unknown language 'xx'"),
@@ -112,6 +113,45 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
         train(settings("mist", tmp_path, seed=1, resume=True))
     train(settings("mist", tmp_path, resume=True))  # finished: nothing to do
     assert training_runs.same(before, training_runs.weights(tmp_path / "mist"))
+
+
+#: What fields were called in records of earlier releases.
+EARLIER_NAMES = {
+    "model_name_or_path": "model",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+    "warmup_steps": "warmup",
+    "lora_r": "rank",
+    "model_revision": "revision",
+}
+
+
+def test_a_run_of_an_earlier_release_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = trained("midalign", tmp_path, "straight")
+    log_probs = AlignmentTrainer.log_probs
+
+    def interrupted(self: Any, model: Any, inputs: Any) -> torch.Tensor:
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return log_probs(self, model, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignmentTrainer, "log_probs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings("midalign", tmp_path))
+    file = tmp_path / "midalign" / "run.json"
+    record = json.loads(file.read_text())
+    del record["settings"]["lora_alpha"]  # a field that they did not have
+    record["settings"] = {EARLIER_NAMES.get(key, key): value for key, value in record["settings"].items()}
+    file.write_text(json.dumps(record))
+    with pytest.raises(TrainingError, match=r"started with different settings\n  lora_alpha: 4 then, 9 now"):
+        train(settings("midalign", tmp_path, resume=True, lora_alpha=9))
+    assert training_runs.same(straight, trained("midalign", tmp_path, resume=True))
+    file.with_name("training.json").write_text(json.dumps({"settings": {**record["settings"], "dropout": 0.1}}))
+    with pytest.raises(TrainingError, match="has the setting 'dropout', which this version"):
+        train(settings("midalign", tmp_path, resume=True))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_there_is(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
+from lm_eval_ext.commands.table import subcommand
 from lm_eval_ext.errors import TrainingError
+from lm_eval_ext.paths import PACKAGE
 from lm_eval_ext.steering import decoder
 from lm_eval_ext.training import adapter, checkpoints, comparing
 from lm_eval_ext.training import run as running
@@ -218,7 +221,8 @@ def test_resuming_after_a_kill_gives_the_same_weights(method: str, tmp_path: Pat
         "    if self.state.global_step >= 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, *a)\n"
         "AlignmentTrainer.log_probs = killed\n"
-        f"training_runs.trained({method!r}, Path(sys.argv[2]), 'killed', max_steps=6, model_name_or_path={asked.model_name_or_path!r})\n"
+        f"training_runs.trained({method!r}, Path(sys.argv[2]), 'killed', max_steps=6, "
+        f"model_name_or_path={asked.model_name_or_path!r})\n"
     )
     child = subprocess.run([sys.executable, "-c", script, str(TESTS), str(tmp_path)], capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
@@ -269,6 +273,90 @@ def test_the_order_of_rows() -> None:
     assert [item for item in mixed if item.row is not None] == mist[:12]
     summed = order(2, 4, 10, 5, summed=True, seed=3)
     assert all(item.row is not None and item.pairs is not None for item in summed)
+
+
+# Methods and their options --------------------------------------------------------------------------------------------
+
+NEW_METHOD = '''
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from lm_eval_ext.training.methods.base import Method
+from lm_eval_ext.training.methods.mist import MistConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvedConfig(MistConfig):
+    """Half of MIST's loss."""
+
+    method = "halved"
+    factor: Annotated[float, typer.Option(help="Factor of the loss.")] = 0.5
+    weight_decay: Annotated[float, typer.Option(help="A field of TRL's configuration.")] = 0.25
+
+
+class Halved(Method):
+    """MIST with a smaller loss."""
+
+    config_class = HalvedConfig
+    title = "HALVED: half of the loss"
+
+    def loss(self, trainer, model, inputs, n_tokens):
+        assert trainer.args.weight_decay == self.config.weight_decay
+        return self.config.factor * super().loss(trainer, model, inputs, n_tokens)
+'''
+
+
+def test_a_new_method_is_one_file(tmp_path: Path) -> None:
+    """A copy of the package with one file more: its command, its options, its run and its card."""
+    shutil.copytree(PACKAGE, tmp_path / "lm_eval_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "lm_eval_ext" / "training" / "methods" / "halved.py").write_text(NEW_METHOD)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lm_eval_ext", "train", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert "Half of MIST's loss." in run("--help").stdout
+    options = f"--out run --data {training_runs.instructions(tmp_path)} --languages en,es,zh --steps 2 --lora-r 2"
+    child = run(
+        "halved", "--model", str(tiny.folder("gemma3")), *options.split(), "--factor", "0.25", "--device", "cpu"
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "HALVED: half of the loss" in card
+    assert "| factor | 0.25 |" in card
+    assert "--factor 0.25" in card
+
+
+def test_options_have_a_short_name_and_that_of_trl() -> None:
+    names = {
+        "per_device_train_batch_size": "--batch-size",
+        "gradient_accumulation_steps": "--accumulation",
+        "max_steps": "--steps",
+        "lora_r": "--rank",
+        "save_total_limit": "--keep",
+    }
+    received: list[dict[str, Any]] = []
+    command = subcommand("train").commands["mist"]
+    for flags in (names.values(), [f"--{name.replace('_', '-')}" for name in names]):
+        given = [word for number, flag in enumerate(flags, start=3) for word in (flag, str(number))]
+        received.append(command.make_context("mist", ["--out", "x", *given]).params)
+    assert received[0] == received[1]
+    assert [received[0][name] for name in names] == [3, 4, 5, 6, 7]
+
+
+def test_the_fields_of_a_configuration_reach_trl(caught: list[Any], tmp_path: Path) -> None:
+    changes = {"warmup_steps": 2.0, "seed": 7, "logging_steps": 3, "lora_alpha": 5, "gradient_accumulation_steps": 2}
+    running.train(settings("mist", tmp_path, **changes))
+    running.train(settings("mist", tmp_path, "share", warmup_steps=0.3))
+    args = caught[0].args
+    assert (args.warmup_steps, args.seed, args.logging_steps, args.gradient_accumulation_steps) == (2, 7, 3, 2)
+    assert args.output_dir == str(tmp_path / "mist" / "checkpoints")
+    assert caught[0].model.peft_config["default"].lora_alpha == 5
+    assert caught[1].args.warmup_steps == 2  # 0.3 of 4 steps, rounded up
+    assert caught[1].model.peft_config["default"].lora_alpha == 4
 
 
 # What comes of it -----------------------------------------------------------------------------------------------------
