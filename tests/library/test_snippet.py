@@ -67,10 +67,5 @@ def test_the_snippet_runs_from_the_wheel(environment: Environment) -> None:
 
 @pytest.mark.slow
 def test_the_snippet_runs_on_blend(environment: Environment, shared_data: Path) -> None:
-    run(
-        environment,
-        "blend",
-        "loc@58%:2",
-        LM_EVAL_EXT_DATA=str(shared_data),
-        LM_EVAL_EXT_CACHE=str(environment.folder / "c"),
-    )
+    cache = environment.folder / "cache"
+    run(environment, "blend", LM_EVAL_EXT_DATA=str(shared_data), LM_EVAL_EXT_CACHE=str(cache))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from support import tiny
 from support.studies import COMMAND_LINES, PLAN, STUDY, Commands, runner, start, study
 from typer.testing import CliRunner
