@@ -1,7 +1,7 @@
 # make demo    environment, embedded model, vectors, five evaluations, the plane in results/demo/
 # make test    environment, whole suite
 # make test-fast  the suite without the tests marked slow
-# make lint    ruff and mypy
+# make lint    ruff, mypy, and the contract that the layers keep
 # make bench   every benchmark with a target, as one table (about ten minutes)
 # make study-smoke  a whole study at a reduced size: trains three models, steers and compares four (under 15 minutes)
 # make test-transformers4    the tests of models and steering with transformers 4, in an environment of its own
@@ -39,6 +39,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/.installed-demo
 	$(VENV)/bin/python benchmarks/run.py
