@@ -52,7 +52,7 @@ def test_help_is_quick_since_it_imports_nothing_heavy() -> None:
     # Besides typer, and what typer and the interpreter need: a handful of light modules of ours.
     bare = modules_after("import typer.rich_utils; from importlib import metadata")
     others = {name for name in modules - bare if not name.startswith(("lm_eval_ext", "rich.", "typer."))}
-    assert len(others) < 100, sorted(others)
+    assert len(others) < 30, sorted(others)
     assert len({name for name in modules if name.startswith("lm_eval_ext")}) < 15
 
 
