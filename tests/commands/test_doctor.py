@@ -30,6 +30,7 @@ def probe_sees(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any], warning: s
     return list(doctor.discovery())
 
 
+@pytest.mark.slow
 def test_a_real_examination_with_discovery_switched_off() -> None:
     command = [sys.executable, "-m", "lm_eval_ext", "doctor", "--json"]
     env = {**os.environ, "LM_EVAL_EXT_AUTOLOAD": "0", "LM_EVAL_EXT_DATA": ""}
