@@ -195,7 +195,7 @@ def _models(
     """Label, name, adapter and config of each model; what does not fit is found before any weights are loaded."""
     from lm_eval_ext.models import embedded
     from lm_eval_ext.models.loading import load_config
-    from lm_eval_ext.results.runs import short_model
+    from lm_eval_ext.results.run import short_model
     from lm_eval_ext.steering.decoder import layer_count
 
     path = model or str(embedded.path())
