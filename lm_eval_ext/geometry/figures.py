@@ -1,4 +1,4 @@
-"""The tables drawn: curves over the layers, cosines between languages, hidden states in the plane."""
+"""Figures of the tables: curves over the layers, cosines between languages, principal components."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def charts(frames: dict[str, pd.DataFrame], *, hidden_size: int, pooling: str, l
 
     Args:
         frames: of `tables.vector_tables` and `StateTables.frames`; those that were not measured are missing or empty.
-        hidden_size: of the vectors, for what chance gives.
+        hidden_size: of the vectors' model, for the cosine expected by chance.
         pooling: of the hidden states.
         level: of the intervals.
     """
-    found = []
-    has = {name for name, frame in frames.items() if len(frame)}
-    if "angles" in has:
-        found += [_perpendicularity(frames, hidden_size), _norms(frames["norms"])]
-    if "cross" in has:
-        found.append(_between_languages(frames["cross"]))
-    if "pca" in has:
-        found += [_pca(frames["pca"], pooling)]
-        found += [_separation(frames["separation"], measure, pooling, level) for measure in (SILHOUETTE, SHARE)]
-    if "mexa" in has:
-        found.append(_mexa(frames["mexa"], pooling, level))
-    return found
+    all_charts = []
+    measured = {name for name, frame in frames.items() if len(frame)}
+    if "angles" in measured:
+        all_charts += [_perpendicularity(frames, hidden_size), _norms(frames["norms"])]
+    if "cross" in measured:
+        all_charts.append(_between_languages(frames["cross"]))
+    if "pca" in measured:
+        all_charts.append(_pca(frames["pca"], pooling))
+        all_charts += [_separation(frames["separation"], measure, pooling, level) for measure in (SILHOUETTE, SHARE)]
+    if "mexa" in measured:
+        all_charts.append(_mexa(frames["mexa"], pooling, level))
+    return all_charts
 
 
 def _perpendicularity(frames: dict[str, pd.DataFrame], hidden_size: int) -> Chart:
     frame = frames["angles"]
-    one, other = (text(kind.upper()) for kind in dict.fromkeys(frames["norms"]["kind"]))
+    first, second = (text(kind.upper()) for kind in dict.fromkeys(frames["norms"]["kind"]))
     chance = random_cosine(hidden_size)
     tidy = frame.melt(["layer", "language"], ["s_per", "degrees"], "panel", "value")
     tidy = tidy.replace({"panel": {"s_per": "S_PER", "degrees": "angle in degrees"}})
@@ -59,8 +59,8 @@ def _perpendicularity(frames: dict[str, pd.DataFrame], hidden_size: int) -> Char
     figure = chart.add_hline(90, line={"color": theme.QUIET, "dash": "dot", "width": 1}, row=1, col=2)
     return Chart(
         "angles",
-        f"Are {one} and {other} orthogonal?",
-        f"The {one} and the {other} vector of each language at each layer. S_PER is 100 (1 - |cos|), our default for "
+        f"Are {first} and {second} orthogonal?",
+        f"The {first} and the {second} vector of each language at each layer. S_PER is 100 (1 - |cos|), our default for "
         f"a measure that the paper does not define: 100 is orthogonal. Two random directions in {hidden_size} "
         f"dimensions have {100 * (1 - chance):.1f} on average and about 90 degrees.",
         figure,
@@ -149,8 +149,8 @@ def _pca(frame: pd.DataFrame, pooling: str) -> Chart:
     return replace(
         chart,
         caption=f"Hidden states {POOLED[pooling]}, one point per question and language, in the plane of the two first "
-        "principal components of each layer and panel. Languages that overlap are treated alike; the slider moves through "
-        "the layers. Hovering tells a question's id.",
+        "principal components of each layer and panel. Languages that overlap are represented alike; the slider moves "
+        "through the layers. Hovering shows a question's id.",
         min_width=max(chart.min_width, frame["panel"].nunique() * 7 * longest),
     )
 
@@ -183,7 +183,7 @@ def _mexa(frame: pd.DataFrame, pooling: str, level: float) -> Chart:
         lambda names: names.isin([AVERAGE]).any()
     )
     tidy = frame.assign(panel=frame["model"], series=frame["language"])
-    tidy.loc[~band, ["low", "high"]] = float("nan")  # seven bands hide one another
+    tidy.loc[~band, ["low", "high"]] = float("nan")  # the bands of all languages would overlap
     n = int(frame["n_sentences"].iloc[0])
     return Chart(
         "mexa",
@@ -251,7 +251,7 @@ def _curve(rows: pd.DataFrame, name: str, number: int, *, legend: bool) -> list[
                 showlegend=False,
             )
         )
-    told = ["" if not len(bounds) else f" [{low:.3g}, {high:.3g}]" for low, high in zip(*bounds, strict=True)]
+    intervals = ["" if not len(bounds) else f" [{low:.3g}, {high:.3g}]" for low, high in zip(*bounds, strict=True)]
     traces.append(
         go.Scatter(
             **shared,
@@ -260,7 +260,7 @@ def _curve(rows: pd.DataFrame, name: str, number: int, *, legend: bool) -> list[
             mode="lines+markers",
             line={"color": style["colour"], "width": 3 if name == AVERAGE else 2, "dash": style["dash"]},
             marker={"symbol": style["symbol"], "size": 7, "color": style["colour"]},
-            customdata=told or [""] * len(layers),
+            customdata=intervals or [""] * len(layers),
             hovertemplate=f"<b>{text(shown)}</b>, layer %{{x}}<br>%{{y:.3g}}%{{customdata}}<extra></extra>",
             showlegend=legend,
         )

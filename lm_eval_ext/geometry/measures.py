@@ -1,8 +1,8 @@
 """What is measured of vectors and hidden states: pure functions on arrays.
 
 Hidden states of parallel texts have the shape [languages, texts, hidden]: text t of every language says the same.
-Statistics of them take weights [resamples, texts], how often a text was drawn: all ones is the estimate itself. A text is
-drawn with all its languages, and never compared with a copy of its own.
+Statistics of them take weights [resamples, texts], how often each text was drawn; all ones gives the estimate itself. A
+text is drawn together with all its languages, and is never compared with its own copies.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _CHUNK = 250  # resamples at a time: the silhouette of 7 x 300 texts then needs 
 # Vectors --------------------------------------------------------------------------------------------------------------
 
 
-def cosines(one: Floats, other: Floats) -> Floats:
+def cosines(first: Floats, second: Floats) -> Floats:
     """[n] cosines of the rows of two arrays [n, hidden]; NaN where a row is zero."""
     with np.errstate(invalid="ignore"):
-        found: Floats = (one * other).sum(-1) / (np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1))
-    return np.clip(found, -1.0, 1.0)
+        cosine: Floats = (first * second).sum(-1) / (np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1))
+    return np.clip(cosine, -1.0, 1.0)
 
 
 def cosine_matrix(rows: Floats) -> Floats:
@@ -40,7 +40,7 @@ def cosine_matrix(rows: Floats) -> Floats:
 
 
 def degrees(cosine: Floats) -> Floats:
-    """Angles between 0 and 180."""
+    """Angles in degrees, between 0 and 180."""
     angles: Floats = np.degrees(np.arccos(cosine))
     return angles
 
@@ -54,7 +54,7 @@ def s_per(cosine: Floats) -> Floats:
 
 
 def random_cosine(width: int) -> float:
-    """Expected |cos| of two random directions in so many dimensions: what two vectors share by chance."""
+    """Expected |cos| of two independent, uniformly random directions in `width` dimensions."""
     return float(np.exp(special.gammaln(width / 2) - special.gammaln((width + 1) / 2)) / np.sqrt(np.pi))
 
 
@@ -74,7 +74,7 @@ def variance_share(products: Floats, weights: Floats) -> Floats:
     """[resamples] share of the variance of hidden states that lies between languages.
 
     Sum of squares of the languages' means around the common mean over the total sum of squares (eta squared, all dimensions
-    together): 1 where a text's language says all, 0 where every language has the same mean; 0 where nothing varies.
+    together): 1 where the language alone determines the state, 0 where every language has the same mean or nothing varies.
 
     Args:
         products: of `gram`.
@@ -95,7 +95,7 @@ def silhouette(products: Floats, weights: Floats) -> Floats:
     """[resamples] mean silhouette (Rousseeuw 1987) of hidden states by language, Euclidean distances, all dimensions.
 
     1: each language far from all others; 0: languages overlap; below 0: states are nearer to another language's than to
-    their own, as where the same text is alike in every language.
+    their own language's, as where a text has similar states in every language.
 
     Args:
         products: of `gram`.
@@ -105,20 +105,21 @@ def silhouette(products: Floats, weights: Floats) -> Floats:
     squares = np.einsum("ltlt->lt", products)
     distances = np.sqrt(np.maximum(squares[:, :, None, None] + squares[None, None] - 2 * products, 0))
     distances = distances.reshape(-1, n_texts)
-    own = np.arange(n_languages)
-    found = []
+    diagonal = np.arange(n_languages)
+    scores = []
     for start in range(0, len(weights), _CHUNK):
         chunk = weights[start : start + _CHUNK]
         drawn = chunk.sum(1)
         sums = (distances @ chunk.T).reshape(n_languages, n_texts, n_languages, -1)  # of each state to each language
-        others = drawn - chunk.T  # draws of other texts: a state's distance to itself and its copies is none
-        inside = np.divide(sums[own, :, own], others, out=np.zeros_like(sums[own, :, own]), where=others > 0)
-        sums[own, :, own] = np.inf
+        others = drawn - chunk.T  # draws of other texts: the distance to a state's own copies is zero
+        within = sums[diagonal, :, diagonal]
+        inside = np.divide(within, others, out=np.zeros_like(within), where=others > 0)
+        sums[diagonal, :, diagonal] = np.inf
         outside = sums.min(2) / drawn
         widest = np.maximum(inside, outside)
         score = np.divide(outside - inside, widest, out=np.zeros_like(widest), where=(widest > 0) & (others > 0))
-        found.append(np.einsum("ltr,rt->r", score, chunk) / (n_languages * drawn))
-    return np.concatenate(found)
+        scores.append(np.einsum("ltr,rt->r", score, chunk) / (n_languages * drawn))
+    return np.concatenate(scores)
 
 
 def aligned(english: Floats, other: Floats) -> NDArray[np.bool_]:
@@ -132,10 +133,10 @@ def aligned(english: Floats, other: Floats) -> NDArray[np.bool_]:
         other: the same of their translations.
     """
     cosine = _unit(english) @ _unit(other).T
-    own = np.diag(cosine).copy()
+    translation = np.diag(cosine).copy()
     np.fill_diagonal(cosine, -np.inf)
     rivals: Floats = np.maximum(cosine.max(1), cosine.max(0))
-    is_nearest: NDArray[np.bool_] = own > rivals
+    is_nearest: NDArray[np.bool_] = translation > rivals
     return is_nearest
 
 
@@ -151,7 +152,7 @@ def components(states: Floats, like: Floats | None = None) -> Components:
 
     Args:
         states: the states.
-        like: scores of the layer before: signs are chosen so that the points turn as little as they can.
+        like: scores of the previous layer, to which the signs are matched, so that the points do not flip between layers.
     """
     centred = states.astype(np.float64) - states.mean(0, dtype=np.float64)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
@@ -178,8 +179,8 @@ def interval(values: Floats, n_texts: int, level: float, *, biased: bool) -> Int
         values: of a statistic under `draw_weights`.
         n_texts: number of texts, for the tails (`expanded_tail`).
         level: of the interval.
-        biased: whether the resamples' own bias is taken off. The mean of a few drawn texts strays from the common mean more
-            than the mean of all texts does, which widens what lies between languages; means of 0 and 1 have no such bias.
+        biased: whether to subtract the bootstrap's bias. The mean of the drawn texts deviates from the common mean more than
+            the mean of all texts does, which inflates separations between languages; means of 0 and 1 have no such bias.
     """
     estimate, draws = float(values[0]), values[1:]
     tail = expanded_tail((1 - level) / 2, n_texts)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-#: Column titles, rows of text, what they are of.
+#: Column titles, rows of text, heading.
 Table = tuple[list[str], list[list[str]], str]
 Row = dict[str, Any]
 
@@ -46,40 +46,40 @@ def page(charts: Sequence[Chart], frames: dict[str, pd.DataFrame], description: 
 
 
 def findings(frames: dict[str, pd.DataFrame]) -> list[str]:
-    """The extremes along the layers, and what the intervals allow to say of differences."""
-    said = []
+    """The extremes along the layers, and which differences the intervals support, in sentences."""
+    sentences = []
     by_layer = _groups(frames, "angles", "layer")
     averages = [row for row in _rows(frames, "angles") if row["language"] == AVERAGE]
     for word, choose in (("most", max), ("least", min)) if averages else ():
         row = choose(averages, key=lambda row: row["s_per"])
         angles = [other["degrees"] for other in by_layer[row["layer"],] if other["language"] != AVERAGE]
-        said.append(
+        sentences.append(
             f"{_kind_names(frames)} are {word} orthogonal after layer {row['layer']}: S_PER {row['s_per']:.1f} on average, "
             f"{min(angles):.0f} to {max(angles):.0f} degrees."
         )
     for (model, questions, measure), rows in _groups(frames, "separation", "model", "questions", "measure").items():
         what = f"{measure}, {model}, {questions}"
         if MINUS in questions or model.startswith(CHANGE):
-            said.append(_clear(what, rows))
+            sentences.append(_clear(what, rows))
         else:
             low, high = min(rows, key=_size), max(rows, key=_size)
-            said.append(
+            sentences.append(
                 f"{what}: from {_value(low)} after layer {low['layer']} to {_value(high)} after layer {high['layer']}."
             )
     for (model,), rows in _groups(frames, "mexa", "model").items():
-        shown = _of_all(rows)
-        best = max(shown, key=_size)
-        said.append(
-            _clear(f"MEXA, {model}", shown)
+        average = _of_all(rows)
+        best = max(average, key=_size)
+        sentences.append(
+            _clear(f"MEXA, {model}", average)
             if model.startswith(CHANGE)
             else f"MEXA, {model}: highest after layer {best['layer']}, {_value(best)}."
         )
-    return said
+    return sentences
 
 
 def tables(frames: dict[str, pd.DataFrame]) -> list[Table]:
     """A table of averages for the vectors, and one for each measure and model (or change)."""
-    found: list[Table] = []
+    all_tables: list[Table] = []
     if average := [row for row in _rows(frames, "angles") if row["language"] == AVERAGE]:
         columns = {
             "S_PER": {row["layer"]: f"{row['s_per']:.1f}" for row in average},
@@ -88,20 +88,20 @@ def tables(frames: dict[str, pd.DataFrame]) -> list[Table]:
         for (kind,), rows in _groups(frames, "norms", "kind").items():
             columns[f"{kind.upper()} norm"] = _means(rows, "norm", 1, "{:.3g}")
             columns[f"{kind.upper()} % of residual"] = _means(rows, "relative_norm", 100, "{:.1f}")
-        found.append(_table(columns, "Vectors, averages over languages"))
+        all_tables.append(_table(columns, "Vectors, averages over languages"))
     for (model, measure), rows in _groups(frames, "separation", "model", "measure").items():
         sets: dict[str, dict[int, str]] = {}
         for row in rows:
             if MINUS not in row["questions"]:
                 sets.setdefault(row["questions"], {})[row["layer"]] = _value(row)
-        found.append(_table(sets, f"{measure}, {model}"))
+        all_tables.append(_table(sets, f"{measure}, {model}"))
     for (model,), rows in _groups(frames, "mexa", "model").items():
         columns = {"average": {row["layer"]: _value(row) for row in _of_all(rows)}}
         for row in rows:
             if row["language"] != AVERAGE:
                 columns.setdefault(row["language"], {})[row["layer"]] = f"{row['value']:.2f}"
-        found.append(_table(columns, f"MEXA, {model}"))
-    return found
+        all_tables.append(_table(columns, f"MEXA, {model}"))
+    return all_tables
 
 
 def _kind_names(frames: dict[str, pd.DataFrame]) -> str:
@@ -140,7 +140,7 @@ def _groups(frames: dict[str, pd.DataFrame], name: str, *columns: str) -> dict[t
 
 
 def _of_all(rows: list[Row]) -> list[Row]:
-    """The rows of the average; of the only language where there is one."""
+    """The rows of the average; of the language itself where there is only one."""
     return [row for row in rows if row["language"] == AVERAGE] or rows
 
 
@@ -166,7 +166,7 @@ def _value(row: Row) -> str:
 
 
 def _clear(what: str, rows: list[Row]) -> str:
-    """At which layers the interval of a difference leaves zero out."""
+    """At which layers the interval of a difference excludes zero."""
     signs = {"above": [r["layer"] for r in rows if r["low"] > 0], "below": [r["layer"] for r in rows if r["high"] < 0]}
     parts = [
         f"{word} zero after layer{'s' * (len(layers) > 1)} {ranges(tuple(layers))}"

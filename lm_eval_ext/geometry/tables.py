@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lm_eval_ext.geometry.texts import Parallel
+    from lm_eval_ext.geometry.texts import ParallelTexts
     from lm_eval_ext.steering.vectors import VectorSet
 
 NORMS = ("layer", "kind", "language", "norm", "residual_norm", "relative_norm", "position", "n_pairs", "source")
@@ -26,7 +26,7 @@ ANGLES = ("layer", "language", "cosine", "degrees", "s_per")
 CROSS = ("layer", "kind", "language", "other", "cosine")
 PCA = ("layer", "panel", "model", "questions", "language", "question", "pc1", "pc2", "explained")
 SEPARATION = ("model", "questions", "measure", "layer", "value", "low", "high", "n_questions", "n_languages")
-#: Between the names of two sets of questions whose difference a row of `SEPARATION` holds.
+#: Joins the names of two sets of questions in rows of `SEPARATION` that hold their difference.
 MINUS = " minus "
 #: How the names of comparisons of two models begin.
 CHANGE = "change from "
@@ -39,7 +39,7 @@ def vector_tables(vectors: VectorSet, kinds: Sequence[str], layers: Sequence[int
     """Norms of two kinds of vectors, their cosines and angles to each other, and cosines between languages.
 
     Args:
-        vectors: of a file.
+        vectors: the vector set.
         kinds: two, such as `en` and `loc`.
         layers: 0-based decoder layers.
 
@@ -71,8 +71,8 @@ def vector_tables(vectors: VectorSet, kinds: Sequence[str], layers: Sequence[int
                 rows[kind, code] = entry.displacement(layer).double().numpy()
                 norm = float(np.linalg.norm(rows[kind, code]))
                 relative = norm / residual if residual else float("nan")
-                made = (entry.info.pooling, entry.info.n_pairs, entry.info.source)
-                norms.append((layer, kind, code, norm, residual, relative, *made))
+                provenance = (entry.info.pooling, entry.info.n_pairs, entry.info.source)
+                norms.append((layer, kind, code, norm, residual, relative, *provenance))
             matrix = measures.cosine_matrix(np.stack([rows[kind, code] for code in languages[kind]]))
             if len(languages[kind]) > 1:
                 names = languages[kind]
@@ -106,23 +106,23 @@ class StateTables:
     mexa: list[tuple[Any, ...]] = field(default_factory=list)
     _draws: dict[tuple[Any, ...], NDArray[np.float64]] = field(default_factory=dict)
 
-    def add_questions(self, model: str, parallel: Parallel, states: NDArray[np.float32], *, named: bool) -> None:
+    def add_questions(self, model: str, parallel: ParallelTexts, states: NDArray[np.float32], *, named: bool) -> None:
         """PCA, silhouette and variance share of the states [layers, languages, questions, hidden] of a set of questions.
 
         Args:
             model: its name.
             parallel: the questions.
             states: of `hidden_states`.
-            named: whether panels tell the model.
+            named: whether the titles of panels name the model.
         """
         weights = self._weights(parallel)
         panel = f"{model}: {parallel.name}" if named else parallel.name
         scores = None
         for layer, of_layer in zip(self.layers, states, strict=True):
-            found = measures.components(of_layer.reshape(-1, of_layer.shape[-1]), scores)
-            scores = found.scores
+            components = measures.components(of_layer.reshape(-1, of_layer.shape[-1]), scores)
+            scores = components.scores
             points = iter(scores.tolist())
-            explained = float(found.explained.sum())
+            explained = float(components.explained.sum())
             self.pca += [
                 (layer, panel, model, parallel.name, code, question, *_short(next(points)), round(explained, 4))
                 for code in parallel.texts
@@ -137,7 +137,7 @@ class StateTables:
                     model, parallel.name, (len(parallel.ids), len(parallel.texts)), measure, layer, values
                 )
 
-    def add_sentences(self, model: str, parallel: Parallel, states: NDArray[np.float32]) -> None:
+    def add_sentences(self, model: str, parallel: ParallelTexts, states: NDArray[np.float32]) -> None:
         """MEXA of the states [layers, languages, sentences, hidden]: English against each other language, and on average."""
         weights = self._weights(parallel) / len(parallel.ids)
         english = list(parallel.texts).index("en")
@@ -152,26 +152,26 @@ class StateTables:
             for code, of_language in values.items():
                 self._add_mexa(model, parallel, code, layer, of_language)
 
-    def add_change(self, model: str, other: str, parallel: Parallel) -> None:
-        """What `other` has more than `model`, text by text, of everything measured on these texts."""
+    def add_change(self, model: str, other: str, parallel: ParallelTexts) -> None:
+        """The change from `model` to `other` of everything measured on these texts, paired by text."""
         for key, values in list(self._draws.items()):
             if key[0] == model and key[1] == parallel.name:
-                theirs = (other, *key[1:])
-                change = self._draws[theirs] - values
-                name, (what, layer) = change_name(model, other), key[2:]
-                if what in (SILHOUETTE, SHARE):
+                of_other = (other, *key[1:])
+                change = self._draws[of_other] - values
+                name, (measure, layer) = change_name(model, other), key[2:]
+                if measure in (SILHOUETTE, SHARE):
                     counts = (len(parallel.ids), len(parallel.texts))
-                    self._add_separation(name, parallel.name, counts, what, layer, change)
-                else:
-                    self._add_mexa(name, parallel, what, layer, change)
+                    self._add_separation(name, parallel.name, counts, measure, layer, change)
+                else:  # MEXA, by language
+                    self._add_mexa(name, parallel, measure, layer, change)
 
-    def add_difference(self, model: str, one: Parallel, other: Parallel) -> None:
-        """How much further apart by language the questions of `one` lie than those of `other`; each set drawn by itself."""
-        counts = (min(len(one.ids), len(other.ids)), len(one.texts))
-        name = f"{one.name}{MINUS}{other.name}"
+    def add_difference(self, model: str, first: ParallelTexts, second: ParallelTexts) -> None:
+        """The separation of the languages in `first` minus that in `second`; each set is resampled independently."""
+        counts = (min(len(first.ids), len(second.ids)), len(first.texts))
+        name = f"{first.name}{MINUS}{second.name}"
         for measure in (SILHOUETTE, SHARE):
             for layer in self.layers:
-                draws = [self._draws[model, texts.name, measure, layer] for texts in (one, other)]
+                draws = [self._draws[model, texts.name, measure, layer] for texts in (first, second)]
                 self._add_separation(model, name, counts, measure, layer, draws[0] - draws[1])
 
     def frames(self) -> dict[str, pd.DataFrame]:
@@ -182,21 +182,23 @@ class StateTables:
             "mexa": pd.DataFrame(self.mexa, columns=list(MEXA)),
         }
 
-    def _weights(self, parallel: Parallel) -> NDArray[np.float64]:
-        seed = (self.seed, zlib.crc32(parallel.name.encode()))  # each set of texts has draws of its own
+    def _weights(self, parallel: ParallelTexts) -> NDArray[np.float64]:
+        seed = (self.seed, zlib.crc32(parallel.name.encode()))  # independent draws for each set of texts
         return measures.draw_weights(len(parallel.ids), self.resamples, seed)
 
     def _add_separation(
         self, model: str, name: str, counts: tuple[int, int], measure: str, layer: int, values: NDArray[np.float64]
     ) -> None:
         self._draws[model, name, measure, layer] = values
-        found = measures.interval(values, counts[0], self.level, biased=True)
-        self.separation.append((model, name, measure, layer, *found, *counts))
+        interval = measures.interval(values, counts[0], self.level, biased=True)
+        self.separation.append((model, name, measure, layer, *interval, *counts))
 
-    def _add_mexa(self, model: str, parallel: Parallel, code: str, layer: int, values: NDArray[np.float64]) -> None:
+    def _add_mexa(
+        self, model: str, parallel: ParallelTexts, code: str, layer: int, values: NDArray[np.float64]
+    ) -> None:
         self._draws[model, parallel.name, code, layer] = values
-        found = measures.interval(values, len(parallel.ids), self.level, biased=False)
-        self.mexa.append((model, code, layer, *found, len(parallel.ids), parallel.name))
+        interval = measures.interval(values, len(parallel.ids), self.level, biased=False)
+        self.mexa.append((model, code, layer, *interval, len(parallel.ids), parallel.name))
 
 
 def change_name(model: str, other: str) -> str:
@@ -205,5 +207,5 @@ def change_name(model: str, other: str) -> str:
 
 
 def _short(values: list[float]) -> list[float]:
-    """Four digits: more are seen by nobody and fill the page."""
+    """Rounded to four significant digits, which keeps the page small."""
     return [float(f"{value:.4g}") for value in values]

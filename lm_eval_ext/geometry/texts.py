@@ -11,26 +11,28 @@ from lm_eval_ext.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-#: Fewer texts tell nothing (our default).
+#: The fewest texts of which a statistic is worth computing (our default).
 MIN_TEXTS = 5
 
 
 @dataclass(frozen=True)
-class Parallel:
+class ParallelTexts:
     """The same texts in several languages.
 
     Attributes:
         name: what they are, such as `universal (gmmlu)`.
         ids: of the texts.
         texts: for each language, the texts in the order of `ids`.
+        axis: of questions, `universal` or `cultural`; None of sentences.
     """
 
     name: str
     ids: tuple[str, ...]
     texts: dict[str, tuple[str, ...]]
+    axis: str | None = None
 
 
-def questions(source: str, languages: list[str], limit: int | None) -> list[Parallel]:
+def questions(source: str, languages: list[str], limit: int | None) -> list[ParallelTexts]:
     """The question sets of a source, each with the questions that all the languages have.
 
     Args:
@@ -49,12 +51,12 @@ def questions(source: str, languages: list[str], limit: int | None) -> list[Para
             f"questions are compared between languages: name another beside {', '.join(languages) or 'none'}"
         )
     return [
-        _common(f"{axis} ({name})", {code: _first(reader(code)) for code in languages}, limit)
-        for axis, name, reader in QUESTIONS[source]
+        _in_common(f"{axis} ({name})", {code: _by_key(read(code)) for code in languages}, limit, axis)
+        for axis, name, read in QUESTIONS[source]
     ]
 
 
-def sentences(source: str, languages: list[str], limit: int | None) -> Parallel:
+def sentences(source: str, languages: list[str], limit: int | None) -> ParallelTexts:
     """Sentences in English and all other languages.
 
     Args:
@@ -65,32 +67,38 @@ def sentences(source: str, languages: list[str], limit: int | None) -> Parallel:
     Raises:
         DataError: as `pairs.load_pairs`, or too few sentences in common.
     """
-    sets = pairs.load_pairs("en", source, [code for code in languages if code != "en"] or ["en"])
-    by_english = {s.language: _first((pair.positive, pair.negative) for pair in s.pairs) for s in sets}
-    english = {text: text for text in next(iter(by_english.values()))}
-    found = _common(f"sentences ({sets[0].source})", {"en": english, **by_english}, limit)
-    # The keys are sentences of the corpus: only their numbers are shown.
-    place = {text: str(number) for number, text in enumerate(english, start=1)}
-    return Parallel(found.name, tuple(place[text] for text in found.ids), found.texts)
+    pair_sets = pairs.load_pairs("en", source, [code for code in languages if code != "en"] or ["en"])
+    translations = {
+        pair_set.language: _by_key((pair.positive, pair.negative) for pair in pair_set.pairs) for pair_set in pair_sets
+    }
+    english = {text: text for text in next(iter(translations.values()))}
+    parallel = _in_common(f"sentences ({pair_sets[0].source})", {"en": english, **translations}, limit)
+    # The keys are sentences of the corpus; numbers are shown in their place.
+    numbers = {text: str(number) for number, text in enumerate(english, start=1)}
+    return ParallelTexts(parallel.name, tuple(numbers[text] for text in parallel.ids), parallel.texts)
 
 
-def _first(texts: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _by_key(texts: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Texts by their key, the first of each."""
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for key, text in texts:
-        found.setdefault(key, text)
-    return found
+        by_key.setdefault(key, text)
+    return by_key
 
 
-def _common(name: str, by_language: dict[str, dict[str, str]], limit: int | None) -> Parallel:
+def _in_common(
+    name: str, by_language: dict[str, dict[str, str]], limit: int | None, axis: str | None = None
+) -> ParallelTexts:
+    """The texts whose keys all languages have, the first `limit` of them."""
     ids = [key for key in next(iter(by_language.values())) if all(key in texts for texts in by_language.values())]
-    if len(ids[:limit]) < MIN_TEXTS:
+    chosen = tuple(ids[:limit])
+    if len(chosen) < MIN_TEXTS:
         raise DataError(
-            f"{name}: {len(ids[:limit])} texts in {', '.join(by_language)}, at least {MIN_TEXTS} are needed. "
+            f"{name}: {len(chosen)} texts in {', '.join(by_language)}, at least {MIN_TEXTS} are needed. "
             "Raise the limit, leave a language out, or take another source"
         )
-    chosen = tuple(ids[:limit])
-    return Parallel(name, chosen, {code: tuple(texts[key] for key in chosen) for code, texts in by_language.items()})
+    texts_by_language = {code: tuple(texts[key] for key in chosen) for code, texts in by_language.items()}
+    return ParallelTexts(name, chosen, texts_by_language, axis)
 
 
 def _mini(axis: str) -> Callable[[str], Iterable[tuple[str, str]]]:
@@ -112,7 +120,7 @@ def _gmmlu(language: str) -> Iterable[tuple[str, str]]:
 def _blend(language: str) -> Iterable[tuple[str, str]]:
     from lm_eval_ext.data import blend
 
-    # No answer is looked at: evaluated questions too, or few would be left that all the languages have.
+    # No answer is used, so the evaluated questions are taken too; else few would be common to all languages.
     return ((row["cluster"], row["question"]) for row in blend.documents(language, split="all"))
 
 

@@ -1,4 +1,4 @@
-"""Steering a transformers model by hand: `with vectors.apply(model, plan, language="ko"): model.generate(...)`."""
+"""Steering a transformers model directly: `with vectors.apply(model, plan, language="ko"): model.generate(...)`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _CACHES = ("past_key_values", "cache")
 class AppliedSteering:
     """Hooks on a model that steer every forward until they are removed; a context manager that removes them at its end.
 
-    What a forward is given without a KV cache, or with an empty one, is a prompt; what follows with that cache was
-    generated after it. Steerings of several calls add up.
+    The tokens of a forward without a KV cache, or with an empty one, are a prompt; tokens of later forwards with that
+    cache were generated after it. Several of these on one model add up.
 
     Args:
         model: a decoder-only model of transformers.
@@ -38,7 +38,7 @@ class AppliedSteering:
     def __init__(self, model: PreTrainedModel, table: SteeringTable, languages: str | Sequence[str] | None) -> None:
         self._model = model
         self._table = table
-        self._is_one = languages is None or isinstance(languages, str)
+        self._same_language = languages is None or isinstance(languages, str)
         codes = [languages] if languages is None or isinstance(languages, str) else languages
         self._rows = [table.row(code) for code in codes]
         self._injector: Injector | None = None
@@ -49,7 +49,7 @@ class AppliedSteering:
         self.attach()
 
     def attach(self) -> None:
-        """Put the hooks on the model; nothing happens if they are there."""
+        """Register the hooks on the model, unless they are registered."""
         if self._injector is None:
             self._injector = Injector(self._model, self._table)
             # The forward hook runs also where the forward raised.
@@ -59,7 +59,7 @@ class AppliedSteering:
             ]
 
     def remove(self) -> None:
-        """Take the hooks off the model; nothing happens if they are gone."""
+        """Remove the hooks from the model, if they are registered."""
         if self._injector is not None:
             self._injector.remove()
             for handle in self._handles:
@@ -84,9 +84,9 @@ class AppliedSteering:
         n, length = tokens.shape[:2]
         cache = next((options[name] for name in _CACHES if options.get(name) is not None), None)
         past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
-        if past == 0 and not self._goes_on_without_cache(ids, cache, options):
+        if past == 0 and not self._repeats_previous(ids, cache, options):
             self._prompt = _prompt_mask(options.get("attention_mask"), n, length, tokens.device)
-        elif self._prompt is None or self._prompt.shape[0] != n:  # hooks put on in the middle of a generation
+        elif self._prompt is None or self._prompt.shape[0] != n:  # registered in the middle of a generation
             self._prompt = _prompt_mask(options.get("attention_mask"), n, past or length, tokens.device)
         assert self._prompt is not None
         self._injector.begin(self._rows_of(n), GeneratedTokens(self._prompt), offset=past)
@@ -95,8 +95,8 @@ class AppliedSteering:
         if self._injector is not None:
             self._injector.end()
 
-    def _goes_on_without_cache(self, ids: Tensor | None, cache: Any, options: dict[str, Any]) -> bool:
-        """Whether a forward repeats the one before with more tokens at its end: generation with `use_cache=False`."""
+    def _repeats_previous(self, ids: Tensor | None, cache: Any, options: dict[str, Any]) -> bool:
+        """Whether a forward repeats the previous one with one more token: generation with `use_cache=False`."""
         before, self._without_cache = self._without_cache, None
         if cache is not None or options.get("use_cache") is not False or ids is None:
             return False
@@ -109,18 +109,18 @@ class AppliedSteering:
         )
 
     def _rows_of(self, n: int) -> list[int]:
-        if self._is_one:
+        if self._same_language:
             return self._rows * n
         if n % len(self._rows):
             raise LanguageError(
                 f"language= names {len(self._rows)} languages, but the batch has {n} examples: name one for each, or one "
                 "for all"
             )
-        return [row for row in self._rows for _ in range(n // len(self._rows))]  # beams lie beside each other
+        return [row for row in self._rows for _ in range(n // len(self._rows))]  # the beams of an example are adjacent
 
 
 def _prompt_mask(mask: Any, n: int, length: int, device: torch.device) -> Tensor:
-    """[batch, length], true at the prompts' tokens; all where no plain attention mask says otherwise."""
+    """[batch, length], true at the prompts' tokens; at all where there is no 2-dimensional attention mask."""
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
         return mask[:, :length]
     return torch.ones(n, length, dtype=torch.long, device=device)

@@ -1,4 +1,4 @@
-"""Which plans are controls: what an effect is compared with before it says anything of a vector's meaning.
+"""Which plans are controls, with which the effect of a vector is compared.
 
 `random`: the plan adds a random direction of the same norm (`loc~random7@58%:2`). `other_language`: it adds another
 language's vector (`loc~other`, `loc~zh`). `negated`: it adds the vector with its sign changed (`loc@58%:-2`). A random
@@ -23,7 +23,7 @@ CONTROL_NAMES: dict[Control, tuple[str, str]] = {
 
 
 def control_of(plan: Plan | str) -> Control | None:
-    """Which kind of control a plan is; None for a plan in its own right, and for text that is no plan of ours."""
+    """Which kind of control a plan is; None for a plan that is no control, and for text that is no plan."""
     if isinstance(plan, str):
         try:
             plan = Plan.parse(plan)

@@ -29,12 +29,12 @@ def text_config(config: Any) -> Any:
 def fingerprint(config: Any) -> str:
     """A short hash of the decoder's shape: the same for a base model and its fine-tuned or adapted descendants.
 
-    Vectors of one may be used on the other; whether that helps is a question, not a mistake. The vocabulary is left out,
-    since adapters may add tokens.
+    Vectors of one model may be used on another with the same fingerprint. The vocabulary is left out, since adapters may
+    add tokens.
     """
     text = text_config(config)
     identity = {key: getattr(text, key, None) for key in _IDENTITY}
-    # Releases of transformers differ in whether they write these out where they follow from the others.
+    # Some releases of transformers leave these out where they follow from the others.
     heads = identity["num_attention_heads"]
     identity["num_key_value_heads"] = getattr(text, "num_key_value_heads", None) or heads
     width = identity["hidden_size"]
@@ -77,9 +77,9 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     # Per-layer lists inside a layer (experts, say) may have as many entries: the stack itself is the outermost.
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists if other != n)}
     if len(outermost) != 1:
-        found = ", ".join(outermost) or "none"
+        candidates = ", ".join(outermost) or "none"
         raise ModelError(
-            f"cannot tell which module list of {config.model_type} holds its {count} decoder layers: {found}"
+            f"cannot tell which module list of {config.model_type} holds its {count} decoder layers: {candidates}"
         )
     return next(iter(outermost.values()))
 
@@ -93,13 +93,13 @@ def residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     tuple in 4.
 
     Raises:
-        ModelError: the layers hand on something else (Gemma 3n: several streams at once).
+        ModelError: the layers return something else (Gemma 3n: several streams at once).
     """
     stream = output[0] if isinstance(output, tuple) else output
     if stream.dim() != 3:
         raise ModelError(
-            f"this architecture's decoder layers hand on {list(stream.shape)}, not one residual stream [batch, length, "
-            "hidden]: it can be evaluated, not steered"
+            f"the decoder layers of this architecture return {list(stream.shape)}, not one residual stream [batch, length, "
+            "hidden]: it can be evaluated, but not steered"
         )
     return stream
 

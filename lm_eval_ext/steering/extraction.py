@@ -1,4 +1,4 @@
-"""Making steering vectors: the hidden states of contrastive pairs, given to an estimator.
+"""Extracting steering vectors: the hidden states of contrastive pairs, passed to an estimator.
 
 States are streamed: each batch of texts is pooled layer by layer and handed to the estimator, activations are never kept,
 and a forward ends at the deepest layer needed.
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Token whose hidden state is compared: the text's last, or the mean over all tokens but special ones. The beginning-of-
-#: sequence token is left out of the mean because its norm is a hundred times that of others, so that it would measure
-#: nothing but the length of the text.
+#: sequence token is left out of the mean because its norm is a hundred times that of others, so that the mean would reflect
+#: mostly the length of the text.
 Pooling = Literal["last", "mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
-#: How each kind is pooled unless told otherwise (our defaults; the paper does not say). A sentence's language is in all
+#: Default pooling of each kind (our defaults; the paper does not say). A sentence's language is in all
 #: of its tokens; whether a question names a country is read off the token that the answer follows.
 DEFAULT_POOLING: dict[str, Pooling] = {"en": "mean", "loc": "last"}
 
-#: Kind of vectors made of pairs that name none.
+#: Default kind of bare pairs.
 OWN_KIND = "own"
 
 
@@ -67,7 +67,7 @@ def extract(
         layers: 0-based decoder layers, output of the block; `all`, or text as in a plan (`5,8-10,42%`).
         pooling: `last` or `mean`; mean for kind `en` and last for every other kind where left out (our defaults).
         kind: name of the kind of bare pairs.
-        name: what the model is called in the vector file; its own name or path where left out.
+        name: of the model in the vector file; its `name_or_path` where left out.
         batch_size: texts per forward.
         progress: called with the number of texts just finished.
 
@@ -76,7 +76,7 @@ def extract(
 
     Raises:
         DataError: no pairs, or a text longer than the model's context.
-        EstimatorError: an unknown estimator, or one that does not keep to its interface.
+        EstimatorError: an unknown estimator, or one that violates its interface.
         ModelError: the hidden states are not finite (float16 overflows on Gemma).
         PlanError: layers that the model does not have.
 
@@ -92,11 +92,11 @@ def extract(
     if pooling is not None:
         parse_pooling(pooling)
     pair_sets = _pair_sets(pairs, kind)
-    chosen = parse_layers(layers, layer_count(model.config)) if isinstance(layers, str) else list(layers)
-    by_kind = {own: _estimator(estimator, own) for own in dict.fromkeys(entry.kind for entry in pair_sets)}
+    layer_numbers = parse_layers(layers, layer_count(model.config)) if isinstance(layers, str) else list(layers)
+    by_kind = {key: _estimator(estimator, key) for key in dict.fromkeys(entry.kind for entry in pair_sets)}
     entries = {
         (pair_set.kind, pair_set.language): _extract(
-            *(model, tokenizer, pair_set, chosen, by_kind[pair_set.kind]),
+            *(model, tokenizer, pair_set, layer_numbers, by_kind[pair_set.kind]),
             pooling or DEFAULT_POOLING.get(pair_set.kind, "last"),
             batch_size,
             progress,
@@ -138,15 +138,15 @@ def _pair_sets(pairs: Sequence[PairSet] | Sequence[Pair] | PairSet, kind: str) -
             raise DataError(
                 f"expected lm_eval_ext.Pair or what load_pairs returns, got {type(item).__name__}: {item!r:.80}"
             )
-    return [*pair_sets, *(PairSet(kind, code, "own pairs", tuple(own)) for code, own in by_language.items())]
+    return [*pair_sets, *(PairSet(kind, code, "own pairs", tuple(of_code)) for code, of_code in by_language.items())]
 
 
-def _estimator(given: str | Estimator | Mapping[str, str | Estimator], kind: str) -> Estimator:
-    if isinstance(given, Estimator):
-        return given
-    if isinstance(given, str):
-        return registry.make_estimator(*registry.parse_estimator(given))
-    return _estimator(given.get(kind, registry.DEFAULT_ESTIMATOR), kind)
+def _estimator(estimator: str | Estimator | Mapping[str, str | Estimator], kind: str) -> Estimator:
+    if isinstance(estimator, Estimator):
+        return estimator
+    if isinstance(estimator, str):
+        return registry.make_estimator(*registry.parse_estimator(estimator))
+    return _estimator(estimator.get(kind, registry.DEFAULT_ESTIMATOR), kind)
 
 
 def _extract(
@@ -185,19 +185,19 @@ def _extract(
     tensors = {name: tensor.detach().float() for name, tensor in estimator.fit(states).items()}
     if n_read != len(texts):
         raise EstimatorError(
-            f"the estimator {estimator.name!r} read {n_read} of {len(texts)} texts of {where}; `fit` must go through all "
+            f"the estimator {estimator.name!r} read {n_read} of {len(texts)} texts of {where}; `fit` must read all "
             "batches"
         )
-    # An artifact that is not finite, or of another shape, would only be found when the file is read.
+    # Checked here too, not only when the file is read.
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()) or not bool(norms.isfinite().all()):
         raise ModelError(
             f"the hidden states of {pair_set.kind}/{pair_set.language} are not finite; use dtype=bfloat16 or float32"
         )
     transform = estimator.transform()
     try:
-        check_artifact(f"what it made of {where}", transform, tensors, len(layers), width)
+        check_artifact(f"its artifact of {where}", transform, tensors, len(layers), width)
     except VectorFileError as error:
-        raise EstimatorError(f"the estimator {estimator.name!r} does not keep to its interface: {error}") from None
+        raise EstimatorError(f"the estimator {estimator.name!r} violates its interface: {error}") from None
     info = VectorInfo(
         kind=pair_set.kind,
         language=pair_set.language,
@@ -221,7 +221,7 @@ class Pooled:
     """The hidden states of some texts, one vector per layer and text.
 
     Attributes:
-        texts: places of the texts in what was given.
+        texts: indices of the texts.
         states: [layers, len(texts), hidden] in float32, on the CPU.
         norms: [layers, len(texts)] norm of the residual stream, pooled like the states.
     """
@@ -242,14 +242,14 @@ def pooled_states(
     batch_size: int = 16,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Iterator[Pooled]:
-    """Hidden states of texts at several layers: one forward per text, batches of texts of like length, pooled as they come.
+    """Hidden states of texts at several layers: one forward per text, in batches of similar length, pooled at once.
 
     Args:
         model, tokenizer, batch_size, progress: as for `extract`.
         layers: 0-based decoder layers, output of the block.
-        pooling: token position.
+        pooling: `last` or `mean`.
         texts: the texts.
-        where: what the texts are, for messages.
+        where: name of the texts, for messages.
 
     Raises:
         DataError: a text without tokens, or longer than the model's context.
@@ -260,14 +260,14 @@ def pooled_states(
     order = sorted(range(len(texts)), key=lambda text: len(encoded[text][0]))
     device = model.get_input_embeddings().weight.device
     with Capture(model, layers) as capture:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
-            ids, weights = _pad([encoded[text] for text in chosen], pooling)
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            ids, weights = _pad([encoded[index] for index in indices], pooling)
             with torch.inference_mode():  # not around the yield, or it would hold for the caller too
-                found = list(capture.run(model, ids.to(device), partial(_pool, weights=weights, pooling=pooling)))
-            states, norms = (torch.stack(parts) for parts in zip(*found, strict=True))
-            yield Pooled(chosen, states, norms)
-            progress(len(chosen))
+                pooled = list(capture.run(model, ids.to(device), partial(_pool, weights=weights, pooling=pooling)))
+            states, norms = (torch.stack(parts) for parts in zip(*pooled, strict=True))
+            yield Pooled(indices, states, norms)
+            progress(len(indices))
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:
@@ -278,7 +278,7 @@ def parse_layers(text: str, n_layers: int) -> list[int]:
     """
     if text == "all":
         return list(range(n_layers))
-    chosen: set[int] = set()
+    layers: set[int] = set()
     for part in text.split(","):
         try:
             if not re.fullmatch(r"[0-9.%-]+", part):
@@ -288,8 +288,8 @@ def parse_layers(text: str, n_layers: int) -> list[int]:
             raise PlanError(
                 f"layers {text!r}: {part!r} is not a layer, a range or a depth (5, 3-8, 42%) or 'all'"
             ) from None
-        chosen.update(term.layers(n_layers))
-    return sorted(chosen)
+        layers.update(term.layers(n_layers))
+    return sorted(layers)
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward at the deepest layer needed
@@ -300,7 +300,7 @@ T = TypeVar("T")
 
 
 class Capture:
-    """Hooks that hand over the residual stream after some layers of one forward.
+    """Hooks that read the residual stream after some layers of one forward.
 
     Args:
         model: a decoder-only model of transformers.
@@ -329,10 +329,10 @@ class Capture:
             handle.remove()
 
     def run(self, model: PreTrainedModel, ids: Tensor, take: Callable[[Tensor], T]) -> Iterator[T]:
-        """What `take` makes of the residual stream [batch, length, hidden] after each layer asked for, in their order.
+        """The results of `take` on the residual stream [batch, length, hidden] after each requested layer, in their order.
 
-        `take` is called as soon as a layer is done, so that the streams of all layers are never held together. The forward
-        ends at the deepest layer.
+        `take` is called as soon as a layer has run, so that memory never holds the streams of all layers. The forward ends at
+        the deepest layer.
         """
         self._taken.clear()
         self._take = take
@@ -359,11 +359,11 @@ def _until_stopped() -> Iterator[None]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each text, and the places of those of the text itself (not special)."""
+    """Token ids of each text, and the indices of those that are not special tokens."""
     encoding = tokenizer(list(texts), return_special_tokens_mask=True)
     masks = encoding["special_tokens_mask"]
-    own = ([place for place, special in enumerate(mask) if not special] for mask in masks)
-    return list(zip(encoding["input_ids"], own, strict=True))
+    indices = ([index for index, special in enumerate(mask) if not special] for mask in masks)
+    return list(zip(encoding["input_ids"], indices, strict=True))
 
 
 def _check_lengths(model: PreTrainedModel, where: str, encoded: list[tuple[list[int], list[int]]]) -> None:
@@ -371,21 +371,21 @@ def _check_lengths(model: PreTrainedModel, where: str, encoded: list[tuple[list[
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
     if longest > limit:
         raise DataError(f"a text of {where} has {longest} tokens, the model's context is {limit}")
-    if not all(own for _, own in encoded):
+    if not all(indices for _, indices in encoded):
         raise DataError(f"a text of {where} has no tokens")
 
 
 def _pad(batch: list[tuple[list[int], list[int]]], pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """Right-padded ids [batch, length], and where the hidden states are taken: for `last` the token's place [batch], for
-    `mean` the weight of each token [batch, length] (rows sum to 1).
+    """Right-padded ids [batch, length], and what `_pool` needs: for `last` the index of the token [batch], for `mean` the
+    weight of each token [batch, length] (rows sum to 1).
     """
     width = max(len(ids) for ids, _ in batch)
     padded = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
     if pooling == "last":
-        return padded, torch.tensor([own[-1] for _, own in batch])
+        return padded, torch.tensor([indices[-1] for _, indices in batch])
     weights = torch.zeros(len(batch), width)
-    for row, (_, own) in enumerate(batch):
-        weights[row, own] = 1 / len(own)
+    for row, (_, indices) in enumerate(batch):
+        weights[row, indices] = 1 / len(indices)
     return padded, weights
 
 

@@ -1,8 +1,8 @@
-"""Changing the residual stream in forward hooks, each row of a batch with its own language's vectors.
+"""Changing the residual stream in forward hooks, each row of a batch with the vectors of its language.
 
-An `Injector` registers one forward hook per steered layer, once; before each forward the caller says which row of the
-steering table each example uses and which tokens are the prompt. Nothing is edited in place, no module is replaced, and
-nothing in a hook waits for the device.
+An `Injector` registers one forward hook per steered layer, once; before each forward the caller sets which row of the
+steering table each example uses and which tokens are the prompt. Nothing is edited in place, no module is replaced, and no
+hook synchronises with the device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Batch:
     rows: Tensor  # [batch], or [batch, length] where the tokens of an example differ
     tokens: Tokens
     first: int = 0  # absolute index of the first token
-    seen: dict[int, int] = field(default_factory=dict)  # tokens that each layer has had
+    seen: dict[int, int] = field(default_factory=dict)  # tokens that each layer has processed
 
     def offset(self, layer: int, length: int, width: int | None) -> int:
         """Absolute index of the first token of this call at `layer`; a model without cache sends all tokens again."""
@@ -59,7 +59,7 @@ class Injector:
         self._handles = [layers[layer].register_forward_hook(self._hook(layer)) for layer in table.steps]
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
@@ -68,7 +68,7 @@ class Injector:
         """Steer the forwards inside: example i by row `rows[i]`, at the tokens that `tokens` names.
 
         `rows` may be a tensor [batch, length] instead: a row of the table for each token of each example.
-        A batch of unsteered rows only costs nothing: the hooks return at once.
+        Hooks return immediately where all rows are unsteered.
         """
         self.begin(rows, tokens)
         try:
@@ -78,12 +78,12 @@ class Injector:
 
     def begin(self, rows: list[int] | Tensor, tokens: Tokens, offset: int = 0) -> None:
         """Steer the forwards from here on, the first of which begins at the absolute index `offset`; see `batch`."""
-        of_examples = torch.as_tensor(rows).cpu()  # the hooks look at them without waiting for a device
-        steers = self.table.steps and bool((of_examples != UNSTEERED_ROW).any())
-        self._batch = _Batch(of_examples, tokens, offset) if steers else None
+        of_examples = torch.as_tensor(rows).cpu()  # so that the hooks read them without synchronising
+        is_steered = self.table.steps and bool((of_examples != UNSTEERED_ROW).any())
+        self._batch = _Batch(of_examples, tokens, offset) if is_steered else None
 
     def end(self) -> None:
-        """Steer nothing any more."""
+        """Stop steering."""
         self._batch = None
 
     def _hook(self, layer: int) -> Any:
@@ -115,7 +115,7 @@ class Injector:
     def _add(
         self, key: tuple[int, int], step: Addition, hidden: Tensor, rows: Tensor, token_mask: Tensor | None
     ) -> Tensor:
-        matrix: Tensor = self._kept(
+        matrix: Tensor = self._cached(
             (*key, hidden.device, hidden.dtype), lambda: step.matrix.to(hidden.device, hidden.dtype)
         )
         vectors: Tensor = matrix[rows.to(hidden.device, non_blocking=True)]
@@ -139,7 +139,7 @@ class Injector:
             if not len(index):
                 continue
             index = index.to(hidden.device, non_blocking=True)
-            tensors = self._kept(
+            tensors = self._cached(
                 (*key, row, hidden.device),
                 lambda artifact=artifact: {name: tensor.to(hidden.device) for name, tensor in artifact.items()},
             )
@@ -150,12 +150,12 @@ class Injector:
             flat = flat.index_copy(0, index, after)
         return flat.view_as(hidden)
 
-    def _kept(self, key: tuple[Any, ...], make: Any) -> Any:
+    def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
         if key not in self._on_device:
             self._on_device[key] = make()
         return self._on_device[key]
 
 
 def _repeat(tensor: Tensor, n: int) -> Tensor:
-    """Rows repeated for beams or several returned sequences (transformers interleaves them)."""
+    """Rows repeated for beams or for several returned sequences, which transformers interleaves."""
     return tensor if tensor.shape[0] == n else tensor.repeat_interleave(n // tensor.shape[0], dim=0)

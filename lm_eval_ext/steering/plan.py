@@ -1,4 +1,4 @@
-"""Steering plans: one string that says what is added where, how strongly, and at which tokens.
+"""Steering plans: one string that defines what is added where, how strongly, and at which tokens.
 
 Grammar (spaces are not allowed, so that a plan survives `--model_args`)::
 
@@ -15,7 +15,7 @@ Grammar (spaces are not allowed, so that a plan survives `--model_args`)::
 42% is the layer `round(0.42 * layers)`. A plain gamma multiplies the raw vector, h + gamma v; `5%` scales the vector to 5
 per cent of the layer's mean residual norm. A range adds each layer's own vector at each of its layers. `loc~zh` uses the
 Chinese vector for every request, `loc~other` for each language the vector of the next language in the file, and
-`loc~random7` a random direction of the same norm (seed 7): the controls without which no effect is a finding.
+`loc~random7` a random direction of the same norm (seed 7); these are controls.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Layer:
         return int(self.value)
 
     def __str__(self) -> str:
-        return f"{_written(self.value)}%" if self.is_depth else f"{int(self.value)}"
+        return f"{_decimal(self.value)}%" if self.is_depth else f"{int(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Gamma:
     is_relative: bool = False
 
     def __str__(self) -> str:
-        return _written(self.value) + ("%" if self.is_relative else "")
+        return _decimal(self.value) + ("%" if self.is_relative else "")
 
 
 @dataclass(frozen=True)
@@ -155,19 +155,19 @@ class Plan:
 
 
 class _Parser:
-    """A cursor over the plan's text; every mistake is reported with its place."""
+    """A recursive-descent parser of the grammar; errors give the position in the text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.at = 0
+        self.index = 0
 
     def interventions(self) -> list[Intervention]:
-        found = [self._intervention()]
+        terms = [self._intervention()]
         while self._take(r"\+"):
-            found.append(self._intervention())
-        if self.at < len(self.text):
+            terms.append(self._intervention())
+        if self.index < len(self.text):
             self._fail("expected '+', ':', '/' or the end")
-        return found
+        return terms
 
     def _intervention(self) -> Intervention:
         kind = self._need(_KIND, "a kind of vector, such as en or loc")
@@ -182,64 +182,64 @@ class _Parser:
         return Intervention(kind, first, last, gamma, control, position)
 
     def _layer(self) -> Layer:
-        start = self.at
+        start = self.index
         number = self._need(r"[0-9]+(?:\.[0-9]+)?", "a layer: 0, 1, 2 ... or a depth such as 58%")
         if self._take("%"):
             if float(number) > 100:
-                self.at = start
+                self.index = start
                 self._fail("a depth is at most 100%")
             return Layer(float(number), is_depth=True)
         if "." in number:
-            self.at = start
+            self.index = start
             self._fail("a layer is a whole number, or a depth with a per cent sign")
         return Layer(int(number), is_depth=False)
 
     def _gamma(self) -> Gamma:
-        start = self.at
+        start = self.index
         number = float(
             self._need(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?", "a strength such as 2, -0.5 or 5%")
         )
         if not math.isfinite(number):
-            self.at = start
+            self.index = start
             self._fail("a strength must be finite")
         return Gamma(number, is_relative=bool(self._take("%")))
 
     def _position(self) -> Position:
-        start = self.at
+        start = self.index
         word = self._need(r"\w*", "a position")
         try:
             return parse_position(word)
         except PlanError:
-            self.at = start
+            self.index = start
             self._fail(f"a position is one of {', '.join(POSITIONS)}")
 
     def _take(self, pattern: str) -> str | None:
-        match = re.compile(pattern).match(self.text, self.at)
+        match = re.compile(pattern).match(self.text, self.index)
         if match is None:
             return None
-        self.at = match.end()
+        self.index = match.end()
         return match[0]
 
-    def _need(self, pattern: str, wanted: str) -> str:
-        found = self._take(pattern)
-        if found is None:
-            self._fail(f"expected {wanted}")
-        return found
+    def _need(self, pattern: str, expected: str) -> str:
+        match = self._take(pattern)
+        if match is None:
+            self._fail(f"expected {expected}")
+        return match
 
     def _fail(self, what: str) -> NoReturn:
-        got = repr(self.text[self.at]) if self.at < len(self.text) else "the end"
+        got = repr(self.text[self.index]) if self.index < len(self.text) else "the end"
         raise PlanError(
-            f"steering plan, character {self.at + 1}: {what}, got {got}\n  {self.text}\n  {' ' * self.at}^\n{_EXAMPLE}"
+            f"steering plan, character {self.index + 1}: {what}, got {got}\n  {self.text}\n  {' ' * self.index}^\n{_EXAMPLE}"
         )
 
 
 def is_kind(text: str) -> bool:
-    """Whether a plan can name a kind of vector so."""
+    """Whether a text is a valid name of a kind in a plan."""
     return re.fullmatch(_KIND, text) is not None
 
 
-def _written(value: float) -> str:
-    """A number as the grammar reads it: every digit that matters, and no exponent."""
+def _decimal(value: float) -> str:
+    """A number as the grammar reads it: all significant digits, and no exponent."""
     return f"{Decimal(repr(value)).normalize():f}"
 
 

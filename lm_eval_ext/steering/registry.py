@@ -1,11 +1,11 @@
-"""Which estimators there are: those of this package, and those that installed packages bring.
+"""The estimators of this package, and those that installed packages add.
 
 A package adds one by an entry point of the group `lm_eval_ext.estimators`, whose name is the estimator's::
 
     [project.entry-points."lm_eval_ext.estimators"]
     ablation = "my_package.ablation:Ablation"
 
-Nothing of a package is imported before its estimator is asked for.
+A package is imported only when its estimator is used.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def estimator_class(name: str) -> type[Estimator]:
     points = [point for point in _points() if point.name == name]
     sources = [*(["lm_eval_ext"] if name in _BUILT_IN else []), *(_distribution(point) for point in points)]
     if len(sources) > 1:
-        raise EstimatorError(f"the estimator {name!r} is brought by {' and '.join(sources)}: uninstall all but one")
+        raise EstimatorError(f"the estimator {name!r} is defined by {' and '.join(sources)}: uninstall all but one")
     if not sources:
         raise EstimatorError(
             f"there is no estimator {name!r}; valid: {', '.join(names())}. A package adds one by an entry point of the "
@@ -91,17 +91,17 @@ def estimator_class(name: str) -> type[Estimator]:
     if not points:
         return _imported(_BUILT_IN[name])  # type: ignore[no-any-return]
     try:
-        found = points[0].load()
-    except Exception as error:  # whatever a foreign module raises
+        loaded = points[0].load()
+    except Exception as error:  # any error of a third-party module
         raise EstimatorError(
             f"the estimator {name!r} of {sources[0]} cannot be imported ({type(error).__name__}: {error})"
         ) from error
-    if not (inspect.isclass(found) and issubclass(found, Estimator)) or getattr(found, "name", None) != name:
+    if not (inspect.isclass(loaded) and issubclass(loaded, Estimator)) or getattr(loaded, "name", None) != name:
         raise EstimatorError(
             f"the entry point {name!r} of {sources[0]} must lead to a subclass of lm_eval_ext.Estimator with "
-            f"name = {name!r}, not to {found!r}"
+            f"name = {name!r}, not to {loaded!r}"
         )
-    return found
+    return loaded
 
 
 def make_estimator(name: str, parameters: dict[str, Any] | None = None) -> Estimator:
@@ -110,11 +110,11 @@ def make_estimator(name: str, parameters: dict[str, Any] | None = None) -> Estim
     Raises:
         EstimatorError: an unknown estimator, an unknown parameter, or a value that the estimator refuses.
     """
-    wanted = estimator_class(name)
+    cls = estimator_class(name)
     try:
-        return wanted(**(parameters or {}))
+        return cls(**(parameters or {}))
     except TypeError as error:
-        valid = ", ".join(inspect.signature(wanted).parameters) or "none"
+        valid = ", ".join(inspect.signature(cls).parameters) or "none"
         raise EstimatorError(f"estimator {name!r}: {error}; its parameters: {valid}") from None
     except ValueError as error:
         raise EstimatorError(f"estimator {name!r}: {error}") from None
@@ -125,25 +125,25 @@ def transform_for(transform: str, estimator: str) -> Transform:
 
     Args:
         transform: its name.
-        estimator: the estimator whose artifact it applies; it brings the transform where this package does not.
+        estimator: the estimator whose artifact it applies, and which defines the transform unless this package does.
 
     Raises:
-        EstimatorError: neither is at hand.
+        EstimatorError: the estimator is not installed, or has another transform now.
     """
     if transform in _TRANSFORMS:
         return _imported(_TRANSFORMS[transform])()  # type: ignore[no-any-return]
     try:
-        found = estimator_class(estimator).transform
+        transform_class = estimator_class(estimator).transform
     except EstimatorError as error:
         raise EstimatorError(
-            f"the transform {transform!r} comes with the estimator {estimator!r}, which is not at hand: {error}"
+            f"the transform {transform!r} comes with the estimator {estimator!r}, which is not available: {error}"
         ) from None
-    if found.name != transform:
+    if transform_class.name != transform:
         raise EstimatorError(
-            f"the estimator {estimator!r} has the transform {found.name!r} now, the file was made for {transform!r}: "
-            "extract again"
+            f"the estimator {estimator!r} has the transform {transform_class.name!r} now, the file was made for "
+            f"{transform!r}: extract again"
         )
-    return found()
+    return transform_class()
 
 
 def parse_estimator(text: str) -> tuple[str, dict[str, Any]]:

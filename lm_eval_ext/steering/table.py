@@ -1,4 +1,4 @@
-"""What a plan does, resolved against a vector set and the depth of a model.
+"""A plan, resolved against a vector set and the depth of a model.
 
 A `SteeringTable` holds for each steered layer the steps of the plan in their order, with a row for each language; row 0
 changes nothing. Additions of neighbouring terms are summed into one matrix, so that a forward adds once per layer.
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 #: Row of the table that changes nothing.
 UNSTEERED_ROW = 0
 
-#: The English vector of English is English minus English: nothing.
+#: English has no vector of this kind: English minus English is zero.
 ENGLISH_KIND, ENGLISH = "en", "en"
 
 
 @dataclass(frozen=True)
 class Addition:
-    """Vectors that are added to the residual stream.
+    """Vectors added to the residual stream.
 
     Attributes:
         position: at which tokens.
@@ -46,11 +46,11 @@ class Addition:
 
 @dataclass(frozen=True)
 class Change:
-    """A transform that needs the state.
+    """A transform that depends on the state.
 
     Attributes:
         position: at which tokens.
-        transform: what it does.
+        transform: the transform.
         artifacts: for each row that it changes, its artifact of this layer and the strength.
     """
 
@@ -85,7 +85,7 @@ class SteeringTable:
         """Resolve a plan against the vectors and the model's depth.
 
         Raises:
-            PlanError: a layer that the model lacks; a plan without vectors; a strength beyond any number, or one that a
+            PlanError: a layer that the model lacks; a plan without vectors; a strength that overflows, or one that a
                 transform does not have.
             VectorFileError: a kind, language or layer that the file lacks.
         """
@@ -96,9 +96,9 @@ class SteeringTable:
         for term in plan.interventions:
             vectors.check_kind(term.kind)
             term.layers(n_layers)
-        known = list(dict.fromkeys(lang for term in plan.interventions for lang in _languages(term, vectors)))
-        missing = {lang: lacking for lang in known if (lacking := _lacking(plan, vectors, lang))}
-        rows = {lang: row for row, lang in enumerate((lang for lang in known if lang not in missing), start=1)}
+        codes = list(dict.fromkeys(lang for term in plan.interventions for lang in _languages(term, vectors)))
+        missing = {lang: lacking for lang in codes if (lacking := _lacking(plan, vectors, lang))}
+        rows = {lang: row for row, lang in enumerate((lang for lang in codes if lang not in missing), start=1)}
         if not rows:
             raise LanguageError(
                 f"no language has vectors of every kind in the plan {plan}: "
@@ -116,7 +116,7 @@ class SteeringTable:
 
     @classmethod
     def stack(cls, tables: Sequence[SteeringTable], languages: Sequence[str]) -> tuple[SteeringTable, Tensor]:
-        """The tables of several plans as one, so that a forward runs all of them on copies of its rows.
+        """The tables of several plans as one table, so that one forward runs all of them on copies of its rows.
 
         Args:
             tables: one for each plan.
@@ -157,14 +157,14 @@ class SteeringTable:
 
 
 def _find(term: Intervention, vectors: VectorSet, language: str) -> SteeringVectors | None:
-    wanted = term.fixed_language or language
+    source = term.fixed_language or language
     if term.is_other:
-        own = vectors.languages(term.kind)
-        wanted = own[(own.index(language) + 1) % len(own)] if language in own else language
-    return vectors.vectors.get((term.kind, wanted)) or vectors.vectors.get((term.kind, ANY_LANGUAGE))
+        codes = vectors.languages(term.kind)
+        source = codes[(codes.index(language) + 1) % len(codes)] if language in codes else language
+    return vectors.vectors.get((term.kind, source)) or vectors.vectors.get((term.kind, ANY_LANGUAGE))
 
 
-def _is_nothing(term: Intervention, language: str) -> bool:
+def _is_zero(term: Intervention, language: str) -> bool:
     """English has no English vector: its requests pass unchanged, unless another language's vector is asked for."""
     return term.kind == ENGLISH_KIND and language == ENGLISH and term.fixed_language is None
 
@@ -177,17 +177,19 @@ def _languages(term: Intervention, vectors: VectorSet) -> list[str]:
                 f"languages in the file: {', '.join(vectors.languages(term.kind))} (or 'random' for a random direction)"
             )
         return [ANY_LANGUAGE]
-    own = vectors.languages(term.kind)
-    if term.is_other and len(own) < 2:
-        raise PlanError(f"{term}: the file holds {term.kind!r} vectors of {', '.join(own)} only, so there is no other")
-    return [ENGLISH, *own] if term.kind == ENGLISH_KIND and ENGLISH not in own else own
+    codes = vectors.languages(term.kind)
+    if term.is_other and len(codes) < 2:
+        raise PlanError(
+            f"{term}: the file holds {term.kind!r} vectors of {', '.join(codes)} only, so there is no other"
+        )
+    return [ENGLISH, *codes] if term.kind == ENGLISH_KIND and ENGLISH not in codes else codes
 
 
 def _lacking(plan: Plan, vectors: VectorSet, language: str) -> list[str]:
     return [
         term.kind
         for term in plan.interventions
-        if not _is_nothing(term, language) and _find(term, vectors, language) is None
+        if not _is_zero(term, language) and _find(term, vectors, language) is None
     ]
 
 
@@ -202,7 +204,7 @@ def _last_run(steps: list[Step]) -> list[Addition]:
 
 
 def _ordered(steps: list[Step]) -> tuple[Step, ...]:
-    """The steps, the additions of each run in the order of `POSITIONS`: sums do not depend on the order in the plan."""
+    """The steps, each run of additions in the order of `POSITIONS`, so that sums do not depend on the order in the plan."""
     ordered: list[Step] = []
     for is_addition, run in groupby(steps, key=lambda step: isinstance(step, Addition)):
         of_run = list(run)
@@ -211,7 +213,7 @@ def _ordered(steps: list[Step]) -> tuple[Step, ...]:
 
 
 def _stacked(placed: list[tuple[int, int, Step]], height: int) -> tuple[Step, ...]:
-    """The steps of several plans at one layer. Rows of different plans never meet, so only the order within each counts."""
+    """The steps of several plans at one layer. Rows of different plans are disjoint: only the order within a plan matters."""
     stacked: list[Step] = []
     for place in range(1 + max(place for place, _, _ in placed)):
         matrices: dict[Position, Tensor] = {}
@@ -234,14 +236,14 @@ def _stacked(placed: list[tuple[int, int, Step]], height: int) -> tuple[Step, ..
 def _add_term(
     steps: list[Step], term: Intervention, layer: int, position: Position, vectors: VectorSet, rows: dict[str, int]
 ) -> None:
-    """Add to the steps of a layer what a term does there: to the additions at the end, or as a change of its own."""
+    """Add a term to the steps of a layer: to the additions at the end, or as a change."""
     changes: dict[int, tuple[Transform, Artifact, float]] = {}
     matrix = torch.zeros(len(rows) + 1, vectors.model.hidden_size)
     for language, row in rows.items():
-        if _is_nothing(term, language):
+        if _is_zero(term, language):
             continue
         entry = _find(term, vectors, language)
-        assert entry is not None  # the languages without vectors were set aside
+        assert entry is not None  # languages without vectors have no row
         artifact, strength = _resolved(term, entry, language, layer)
         addition = entry.transform.addition(artifact, strength)
         if addition is None:

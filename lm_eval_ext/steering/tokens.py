@@ -23,9 +23,9 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """Tokens of a forward that scores: row i's prompt is `start[i]` to `end[i]` (exclusive); the rest is options or padding.
+    """Tokens of a scoring forward: the prompt of row i is `start[i]` to `end[i]` (exclusive), the rest options or padding.
 
-    `last` is the prompt's last token alone: nothing is generated in scoring, and an option's own tokens stay as they are.
+    `last` is the prompt's last token only: scoring generates nothing, and the tokens of an option are not steered.
     """
 
     start: Tensor
@@ -42,7 +42,7 @@ class ScoredTokens:
 
 @dataclass(frozen=True)
 class OptionTokens:
-    """Tokens of options whose prompt was run before: only `all` touches them."""
+    """Tokens of options whose prompt is in the KV cache: only `all` steers them."""
 
     def mask(self, position: Position, offset: int, length: int) -> Tensor | bool:
         """See `Tokens.mask`."""

@@ -1,6 +1,6 @@
-"""Steering vectors and their file: safetensors with metadata that says what they are and which model they fit.
+"""Steering vectors and their file: safetensors with metadata on how they were made and which model they fit.
 
-An entry is what an estimator learnt for one kind and language: float32 tensors `{kind}.{language}.{name}` of shape [layers,
+An entry is what an estimator fitted for one kind and language: float32 tensors `{kind}.{language}.{name}` of shape [layers,
 ...], for a mean difference the one tensor `vector` [layers, hidden]. Everything else is one JSON object in the file's
 metadata, so that a file can be checked before any model is loaded. Files of format version 1 (`{kind}.{language}`, always
 mean differences) are read too.
@@ -46,7 +46,7 @@ class ModelIdentity:
     """The model that vectors were extracted from.
 
     Attributes:
-        name: what the user called it.
+        name: as given by the user.
         fingerprint: hash of the decoder's shape (`decoder.fingerprint`).
         hidden_size: width of the residual stream.
         n_layers: number of decoder layers.
@@ -68,7 +68,7 @@ class VectorInfo:
     """How the vectors of one kind and language were made.
 
     Attributes:
-        kind: `en`, `loc` or a kind of the user's own.
+        kind: `en`, `loc` or a user-defined kind.
         language: whose requests they steer; `any` for all.
         layers: the layer of each row of the tensors (0-based output of a block).
         pooling: token position of the extraction, `last` or `mean`.
@@ -79,7 +79,7 @@ class VectorInfo:
         residual_norms: mean norm of the residual stream at that position, per layer of `layers`.
         estimator: name of the method.
         transform: name of the transform that applies its artifact.
-        parameters: what the estimator was asked for.
+        parameters: of the estimator.
     """
 
     kind: str
@@ -108,8 +108,8 @@ class SteeringVectors:
     Attributes:
         info: how it was made.
         tensors: the artifact, by name, each [len(info.layers), ...] in float32; `vector` [layers, hidden] where it is one.
-        mean_states: [layers, hidden] mean state of the pairs' negative texts, where the transform needs a state to say what
-            it does; else None.
+        mean_states: [layers, hidden] mean state of the pairs' negative texts, where the transform depends on the state;
+            else None.
     """
 
     info: VectorInfo
@@ -129,16 +129,16 @@ class SteeringVectors:
         """The artifact after `layer`: its tensors without the axis over layers.
 
         Raises:
-            VectorFileError: the file holds nothing of this kind for that layer.
+            VectorFileError: the file has no entry of this kind for that layer.
         """
         row = self._row(layer)
         return {name: tensor[row] for name, tensor in self.tensors.items()}
 
     def displacement(self, layer: int) -> Tensor:
-        """[hidden], how the residual stream moves at strength 1: the added vector, or what happens to the mean state.
+        """[hidden] change of the residual stream at strength 1: the added vector, or the change of the mean state.
 
         Raises:
-            VectorFileError: the file holds nothing of this kind for that layer.
+            VectorFileError: the file has no entry of this kind for that layer.
         """
         artifact = self.artifact(layer)
         addition = self.transform.addition(artifact, 1.0)
@@ -146,7 +146,7 @@ class SteeringVectors:
             return addition
         if self.mean_states is None:
             raise VectorFileError(
-                f"the vector file does not say at which state to measure {self.info.key!r}: extract it again"
+                f"the vector file has no mean states of {self.info.key!r}, where its effect is measured: extract it again"
             )
         state = self.mean_states[self._row(layer)]
         return self.transform.apply(state[None], artifact, 1.0)[0] - state
@@ -155,7 +155,7 @@ class SteeringVectors:
         """The mean norm of the residual stream after `layer` over the texts of the pairs.
 
         Raises:
-            VectorFileError: the file holds nothing of this kind for that layer.
+            VectorFileError: the file has no entry of this kind for that layer.
         """
         return self.info.residual_norms[self._row(layer)]
 
@@ -222,7 +222,7 @@ class VectorSet:
         Args:
             name: the model's name for the message.
             config: its transformers config.
-            any_model: accept vectors of another model of the same width and depth (moving vectors between models).
+            any_model: accept vectors of another architecture of the same width and depth.
 
         Raises:
             VectorFileError: another width, another number of layers, or another architecture.
@@ -241,7 +241,7 @@ class VectorSet:
             raise VectorFileError(
                 f"{self.where} was made for {self.model.name!r} (fingerprint {self.model.fingerprint}), but {name!r} is "
                 f"another architecture (fingerprint {actual.fingerprint}). Extract vectors from {name!r}, or pass "
-                "any_model=True to use them all the same"
+                "any_model=True to use them anyway"
             )
 
     def apply(
@@ -253,9 +253,9 @@ class VectorSet:
         *,
         any_model: bool = False,
     ) -> AppliedSteering:
-        """Steer a model from here on: a context manager over hooks that `remove()` takes away.
+        """Steer a model from now on, until `remove()` or the end of the `with` block.
 
-        May be entered again, inside itself too, and is safe on exceptions: the hooks go with the outermost `with`.
+        Re-entrant and safe on exceptions: the outermost `with` removes the hooks.
 
         Args:
             model: a decoder-only model of transformers, whatever wraps it.
@@ -267,7 +267,7 @@ class VectorSet:
         Raises:
             PlanError: a plan that cannot be read or does not fit the model.
             VectorFileError: vectors that do not fit the model, or a kind or layer that is missing.
-            LanguageError: a language that the plan needs and has no vectors for.
+            LanguageError: a language that the plan has no vectors for.
 
         Example:
             >>> vectors = lx.VectorSet.load("v.safetensors")
@@ -464,13 +464,13 @@ def check_artifact(
     """Make sure that an artifact has the tensors and the shapes that its transform names.
 
     Args:
-        where: what is checked, for the message.
-        transform: what applies the artifact.
+        where: name of the artifact, for the message.
+        transform: the transform that applies it.
         tensors: by name, [layers, ...].
-        n_layers, hidden_size: what the sizes must be.
+        n_layers, hidden_size: the expected sizes.
 
     Raises:
-        VectorFileError: it has not.
+        VectorFileError: a tensor is missing, unknown, or of another shape.
     """
     if set(tensors) != set(transform.shapes):
         raise VectorFileError(

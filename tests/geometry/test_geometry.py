@@ -24,7 +24,7 @@ from lm_eval_ext.errors import DataError, ModelError, VectorFileError
 from lm_eval_ext.geometry import measures, tables, texts
 from lm_eval_ext.geometry.states import distinct, hidden_states
 from lm_eval_ext.geometry.tables import StateTables, vector_tables
-from lm_eval_ext.geometry.texts import Parallel
+from lm_eval_ext.geometry.texts import ParallelTexts
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.steering.extraction import pooled_states
@@ -199,7 +199,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 # One forward per text -------------------------------------------------------------------------------------------------
 
-PARALLEL = Parallel(
+PARALLEL = ParallelTexts(
     "universal (test)",
     tuple("abcdef"),
     {code: tuple(text[i : i + 4 + 3 * i] for i in range(6)) for code, text in tiny.TEXTS.items()},
@@ -230,7 +230,7 @@ def test_a_text_is_run_once_and_only_as_deep_as_needed() -> None:
 
     for layer, module in enumerate(decoder_layers(model)):
         module.register_forward_pre_hook(count(layer))
-    twice = Parallel("x", PARALLEL.ids, PARALLEL.texts | {"xx": PARALLEL.texts["en"]})
+    twice = ParallelTexts("x", PARALLEL.ids, PARALLEL.texts | {"xx": PARALLEL.texts["en"]})
     done: list[int] = []
     hidden_states(model, tiny.load_tokenizer("llama"), twice, [0, 2], "mean", batch_size=7, progress=done.append)
     assert rows == [24, 24, 24, 0]
@@ -250,16 +250,16 @@ def test_changes_are_paired_and_differences_are_not() -> None:
     one = np.stack([states(1), states(2)]).astype(np.float32)
     shifted = one + np.float32([[[[0]], [[1]], [[3]]]])
     sets = [
-        Parallel(f"{axis} (x)", tuple("abcdefgh"), dict.fromkeys(["en", "ko", "es"], ("t",) * 8))
+        ParallelTexts(f"{axis} (x)", tuple("abcdefgh"), dict.fromkeys(["en", "ko", "es"], ("t",) * 8))
         for axis in ("universal", "cultural")
     ]
     for name, found in (("base", one), ("tuned", shifted)):
         for parallel in sets:
             study.add_questions(name, parallel, found, named=True)
-        study.add_sentences(name, Parallel("sentences (x)", sets[0].ids, sets[0].texts), found)
+        study.add_sentences(name, ParallelTexts("sentences (x)", sets[0].ids, sets[0].texts), found)
         study.add_difference(name, sets[1], sets[0])
     for name in ("universal (x)", "sentences (x)"):
-        study.add_change("base", "tuned", Parallel(name, sets[0].ids, sets[0].texts))
+        study.add_change("base", "tuned", ParallelTexts(name, sets[0].ids, sets[0].texts))
     frames = study.frames()
     rows = frames["separation"].set_index(["model", "questions", "measure", "layer"])
     change = rows.loc[("change from base to tuned", "universal (x)", "variance share", 1)]
@@ -385,7 +385,7 @@ def test_a_second_model_and_one_part(tsv: Path, tmp_path: Path) -> None:
         ("--model {model} --questions trivia", "no questions 'trivia'; valid: mini, gmmlu, blend"),
         ("--model {model} --sentences tatoeba", "no pairs 'tatoeba'"),
         ("--model {model} --max-questions 4", "4 texts in en, es, id, el, ko, zh, ar, at least 5 are needed"),
-        ("--model {model} --position first", "--pooling 'first' is unknown, valid: last, mean"),
+        ("--model {model} --position first", "pooling 'first' is unknown, valid: last, mean"),
         ("--model {model} --images gif", "--images 'gif': unknown gif; valid: svg, png"),
         ("--model {model} --against {file}/nowhere", "cannot load the model"),
         ("--model {file}/nowhere", "cannot load the model"),

@@ -188,7 +188,7 @@ def test_duplicates_are_refused(low_rank: type[Estimator], monkeypatch: pytest.M
     assert registry.register_estimator(LowRank) is LowRank  # the same once more
     points = (EntryPoint("mean_difference", "other_package.module:Mean", registry.GROUP),)
     monkeypatch.setattr(registry, "_points", lambda: points)
-    with pytest.raises(EstimatorError, match="'mean_difference' is brought by lm_eval_ext and other_package"):
+    with pytest.raises(EstimatorError, match="'mean_difference' is defined by lm_eval_ext and other_package"):
         registry.estimator_class("mean_difference")
 
 
@@ -222,7 +222,7 @@ def test_a_file_records_the_method_and_needs_it_again(low_rank: type[Estimator],
     assert loaded.sha256 == saved.digest
     registry._registered.pop("test_low_rank")
     with pytest.raises(
-        EstimatorError, match="'test_affine' comes with the estimator 'test_low_rank', which is not at hand"
+        EstimatorError, match="'test_affine' comes with the estimator 'test_low_rank', which is not available"
     ):
         VectorSet.load(tmp_path / "v.safetensors")
     registry.register_estimator(LowRank)

@@ -64,20 +64,20 @@ class PairStates:
     def collect(self) -> tuple[Tensor, Tensor]:
         """All states of the positive and of the negative texts, each [layers, pairs, hidden] in float32.
 
-        Memory grows with the number of pairs; an estimator that can go through the batches should.
+        Memory grows with the number of pairs; where the maths allows, iterate over the batches instead.
         """
         sides = torch.zeros(2, self.n_layers, self.n_pairs, self.hidden_size)
         for batch in self:
-            for side, chosen in enumerate((batch.is_positive, ~batch.is_positive)):
-                sides[side][:, batch.pairs[chosen]] = batch.states[:, chosen]
+            for side, mask in enumerate((batch.is_positive, ~batch.is_positive)):
+                sides[side][:, batch.pairs[mask]] = batch.states[:, mask]
         return sides[0], sides[1]
 
 
 class Estimator(ABC):
     """Learns an artifact from contrastive pairs.
 
-    A subclass names itself and its transform, and implements `fit`. Parameters are the fields of a dataclass: they are given
-    as `--estimator NAME:field=value`, and the vector file records them.
+    A subclass sets `name` and `transform` and implements `fit`. Its parameters are the fields of a dataclass: they are
+    passed as `--estimator NAME:field=value` and recorded in the vector file.
 
     Attributes:
         name: as it is asked for and as vector files record it.
@@ -115,5 +115,5 @@ class Estimator(ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What this estimator was asked for, as JSON values."""
+        """The parameters of this instance, as JSON values."""
         return asdict(self) if is_dataclass(self) else {}

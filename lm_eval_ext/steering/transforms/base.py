@@ -11,15 +11,15 @@ from lm_eval_ext.errors import PlanError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What an estimator learnt for one layer: float32 tensors by name.
+#: What an estimator fitted for one layer: float32 tensors by name.
 Artifact = Mapping[str, "Tensor"]
 
 
 class Transform(ABC):
     """Changes the residual stream after a decoder layer.
 
-    A subclass names itself and the tensors it needs, and implements `apply`. Everything else has a default. Instances have
-    no state: the artifact and the strength are all that a change depends on.
+    A subclass sets `name` and `shapes` and implements `apply`; all else has a default. Instances have no state: a change
+    depends on the artifact and the strength only.
 
     Attributes:
         name: as vector files record it.
@@ -59,7 +59,7 @@ class Transform(ABC):
     def addition(self, artifact: Artifact, strength: float) -> Tensor | None:
         """[hidden], where the change is one vector whatever the state; None where it depends on the state.
 
-        Additions of several terms are summed once and cost one addition per layer, so a transform that can should say so.
+        Additions of several terms are summed once and cost one addition per layer, so override it where it applies.
         """
         return None
 
@@ -74,10 +74,10 @@ class Transform(ABC):
         )
 
     def random(self, artifact: Artifact, draw: Callable[[str, Tensor], Tensor]) -> Artifact:
-        """An artifact without meaning, as a control.
+        """A random artifact, as a control.
 
         Args:
-            artifact: the one that it stands in for.
+            artifact: the one that it replaces.
             draw: given the name of a tensor and the tensor, a random one of the same shape and norm, the same every time.
         """
         return {name: draw(name, tensor) for name, tensor in artifact.items()}
