@@ -60,6 +60,7 @@ class Sweep:
             languages=asked.languages,
             with_prior=asked.prior,
             default_language=asked.lang,
+            include_path=asked.include_path,
         )
 
     def grid(self) -> tuple[Grid, list[str]]:
@@ -334,5 +335,7 @@ def sweep(
     if unknown := [name for name in settings if name not in valid]:
         raise UserError(f"a sweep has no setting {', '.join(unknown)}; valid: {', '.join(valid)}")
     lists = {name: tuple(map(str, value)) for name, value in settings.items() if isinstance(value, list | tuple)}
+    paths: dict[str, Callable[[Any], Any]] = {"include_path": Path, "model": str}
+    settings |= {name: paths[name](settings[name]) for name in paths if settings.get(name) is not None}
     given = vectors if isinstance(vectors, VectorSet) else Path(vectors)
     return Sweep(Settings(given, tuple(tasks), Path(out), **{**settings, **lists})).run()
