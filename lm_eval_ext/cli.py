@@ -1,4 +1,4 @@
-"""The `lm-eval-ext` command. Each subcommand is a plain function beside its subject, imported when it is asked for."""
+"""The `lm-eval-ext` command. Subcommands (`commands.table`) are imported when they are asked for."""
 
 from __future__ import annotations
 

@@ -71,9 +71,9 @@ def evaluate(
     """
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import sanitize_model_name
 
-    harness.install()
+    manager = harness.task_manager(tasks, include_path, task_manager)
     plain = {key: value for key, value in (model_args or {}).items() if value is not None}
     steering = {
         "vectors": vectors if isinstance(vectors, VectorSet | None) else str(vectors),
@@ -82,7 +82,7 @@ def evaluate(
         "positions": position if position != DEFAULT_POSITION else None,
     }
     arguments = {
-        "pretrained": pretrained,
+        "pretrained": str(pretrained) if isinstance(pretrained, Path) else pretrained,
         **plain,
         **{key: value for key, value in steering.items() if value is not None},
     }
@@ -92,9 +92,6 @@ def evaluate(
         raise UserError(
             f"the model type {model_type!r} cannot be steered; valid with vectors and a plan: {', '.join(harness.MODELS)}"
         )
-    manager = task_manager or TaskManager(include_path=None if include_path is None else str(include_path))
-    if unknown := [name for name in tasks if not manager.match_tasks([name])]:
-        raise UserError(f"unknown task {', '.join(unknown)}; `lm_eval ls tasks` lists what there is")
     tracker = EvaluationTracker(output_path=None if output is None else str(output))
     results: dict[str, Any] = simple_evaluate(
         model=model_type,
@@ -106,8 +103,14 @@ def evaluate(
         evaluation_tracker=tracker,
         **options,
     )
-    results["config"]["model_args"] = {key: _told(value) for key, value in arguments.items()}
+    results["config"]["model_args"] = told = {key: _told(value) for key, value in arguments.items()}
     if output is not None:
+        if not isinstance(pretrained, Path | str | None):  # the harness's name for it is a printout of all its modules
+            general = tracker.general_config_tracker
+            general.model_name, general.model_name_sanitized = (
+                told["pretrained"],
+                sanitize_model_name(told["pretrained"]),
+            )
         _save(tracker, results, Path(output))
     return results
 
@@ -116,7 +119,9 @@ def _told(value: Any) -> Any:
     """An argument as it is saved: objects by their names."""
     if isinstance(value, VectorSet):
         return str(value.path) if value.path else f"in memory, sha256 {value.digest}"
-    return value if isinstance(value, str | int | float | bool) else str(getattr(value, "name_or_path", value))
+    if isinstance(value, str | int | float | bool):
+        return value
+    return str(getattr(value, "name_or_path", value)) or type(value).__name__
 
 
 def _save(tracker: Any, results: dict[str, Any], output: Path) -> None:

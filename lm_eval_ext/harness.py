@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
 
 log = logging.getLogger("lm_eval.ext")
@@ -52,6 +52,37 @@ def install() -> None:
     """Make models, tasks and task metadata known to the harness in this process, with or without the import hook."""
     for name in ("lm_eval.models", "lm_eval.tasks"):
         extend(importlib.import_module(name))
+
+
+def task_manager(names: Sequence[str], include_path: Path | str | None = None, manager: Any = None) -> Any:
+    """The harness's `TaskManager`, which knows all of some tasks.
+
+    Args:
+        names: tasks or groups.
+        include_path: folder with task files of the user's own.
+        manager: one that exists already; else a new one, which takes some seconds.
+
+    Raises:
+        UserError: there is no such folder, or a name is neither task nor group.
+    """
+    from lm_eval.tasks import TaskManager
+
+    from lm_eval_ext.errors import UserError
+
+    install()
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(
+            f"include_path: {include_path} is not a folder; give the folder that holds your task files (YAML)"
+        )
+    if manager is None:
+        manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    if unknown := [name for name in names if not manager.match_tasks([name])]:
+        own = f"in {include_path}" if include_path is not None else "by include_path, or `lm-eval-ext data import`"
+        raise UserError(
+            f"unknown task {', '.join(unknown)}; `lm-eval-ext eval ls tasks` lists what there is, task files of your own "
+            f"are found {own}"
+        )
+    return manager
 
 
 def extend(module: ModuleType) -> None:

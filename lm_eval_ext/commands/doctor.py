@@ -98,6 +98,7 @@ def examine() -> Iterator[Finding]:
     yield from patches()
     yield from data()
     yield from models()
+    yield from estimators()
     yield from devices()
 
 
@@ -256,6 +257,21 @@ def models() -> Iterator[Finding]:
     else:
         remedy = "nothing: it is converted on first use (or now: lm-eval-ext model)"
         yield Finding("embedded model", OK, f"{embedded.NAME}, installed, not yet converted", remedy)
+
+
+def estimators() -> Iterator[Finding]:
+    """The estimators that `extract --estimator` takes, those of other packages with what is wrong with them."""
+    from lm_eval_ext.errors import EstimatorError
+    from lm_eval_ext.steering import registry
+
+    for name in registry.names():
+        subject = f"estimator {name}"
+        try:
+            transform = registry.estimator_class(name).transform
+        except EstimatorError as error:
+            yield Finding(subject, BROKEN, str(error), "mend or uninstall the package that brings it")
+        else:
+            yield Finding(subject, OK, f"transform {transform.name}")
 
 
 def devices() -> Iterator[Finding]:

@@ -53,6 +53,9 @@ def sweep(
             help="Only plans of these strengths get controls, and the best plans; all if empty.", rich_help_panel=_GRID
         ),
     ] = "",
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with task files of your own.", rich_help_panel=_TASKS)
+    ] = None,
     languages: Annotated[
         str, typer.Option(help="Only questions in these languages, such as es,ko.", rich_help_panel=_TASKS)
     ] = "",
@@ -146,6 +149,7 @@ def sweep(
             n_random=random,
             controls=controls,
             control_gammas=tuple(control_gammas.split(",")) if control_gammas else (),
+            include_path=include_path,
             languages=tuple(normalise(code) for code in languages.split(",") if code),
             limit=limit,
             num_fewshot=num_fewshot,

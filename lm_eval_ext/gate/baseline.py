@@ -14,7 +14,8 @@ from lm_eval_ext.errors import GateError, ResultsError
 from lm_eval_ext.io import write_folder
 from lm_eval_ext.results.axes import Axis, find_axis
 from lm_eval_ext.results.pairing import Paired
-from lm_eval_ext.results.runs import COMMITTED, load, short_model
+from lm_eval_ext.results.run import COMMITTED, short_model
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.results.samples import read_samples
 from lm_eval_ext.version import __version__
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.gate.measuring import Side
     from lm_eval_ext.gate.rules import Gate
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 
 class Move(NamedTuple):

@@ -24,8 +24,8 @@ from pydantic import Field, model_validator
 
 from lm_eval_ext.configs import Names, Table, Text, read_config
 from lm_eval_ext.errors import GateError
-from lm_eval_ext.gate.rules import ALPHA, AVERAGE, CHANCE_MARGIN, MARGIN, Gate, Kind, Rule
-from lm_eval_ext.languages import normalise
+from lm_eval_ext.gate.rules import ALPHA, CHANCE_MARGIN, MARGIN, Gate, Kind, Rule
+from lm_eval_ext.languages import AVERAGE, normalise
 from lm_eval_ext.stats.bootstrap import RESAMPLES
 from lm_eval_ext.stats.power import POWER
 

@@ -13,7 +13,8 @@ from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, read_axis
-from lm_eval_ext.results.runs import find_run, list_runs, load, short_model
+from lm_eval_ext.results.run import find_run, list_runs, short_model
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import (
     ClusterBootstrap,
     cluster_bootstrap,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.gate.rules import Gate, Rule
     from lm_eval_ext.results.axes import Axis
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 _SEEDS = ("few-shot seed", "random seed")
 

@@ -10,9 +10,6 @@ from lm_eval_ext.stats.power import POWER
 
 Kind = Literal["non-inferiority", "floor", "chance", "unchanged"]
 
-#: The macro average, as a language of a rule.
-AVERAGE = "average"
-
 #: Our defaults.
 ALPHA = 0.05
 MARGIN = 0.02

@@ -15,7 +15,7 @@ from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import LANGUAGES, normalise
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
-from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.results.run import short_model
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.extraction import parse_layers, parse_pooling
 from lm_eval_ext.steering.vectors import VectorSet

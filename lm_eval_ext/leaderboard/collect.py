@@ -18,7 +18,8 @@ from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.results.axes import METRIC, Axis, find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, read_axis
-from lm_eval_ext.results.runs import Run, load, short_model
+from lm_eval_ext.results.run import Run, short_model
+from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import LEVEL, cluster_bootstrap
 
 if TYPE_CHECKING:

@@ -19,14 +19,14 @@ import yaml
 from lm_eval_ext.data import tasks_tree
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.results.axes import records_of
-from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.results.run import short_model
 from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lm_eval_ext.leaderboard.collect import Board
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 SCHEMA_VERSION = "0.2.2"
 COLLECTION = "lm_eval_ext"

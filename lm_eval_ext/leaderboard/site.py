@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.leaderboard.tables import to_csv, to_markdown
-from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.results.run import short_model
 from lm_eval_ext.steering.controls import Control, control_of
 from lm_eval_ext.viz import labels, theme
 from lm_eval_ext.viz.chart import Chart

@@ -9,12 +9,12 @@ from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.plane.figures.plane import plane_chart
 from lm_eval_ext.plane.table import LEGEND, describe, header, rows
 from lm_eval_ext.plane.wording import conclusions
-from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.results.run import short_model
 from lm_eval_ext.viz.page import figure_part, render, sentence
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 

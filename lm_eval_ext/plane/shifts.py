@@ -11,7 +11,8 @@ from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.results.axes import METRIC, Axis, default_axis, find_axis, list_tasks
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
-from lm_eval_ext.results.runs import Run, Runs, find_run, load, short_model
+from lm_eval_ext.results.run import Run, find_run, short_model
+from lm_eval_ext.results.runs import Runs, load
 from lm_eval_ext.stats import LEVEL, QUADRANTS, RESAMPLES, holm
 
 if TYPE_CHECKING:

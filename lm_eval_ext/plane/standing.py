@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lm_eval_ext.languages import AVERAGE
-from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.results.run import short_model
 from lm_eval_ext.stats import Interval, front_distance, hypervolume, null_band, on_front, recovery, resample_together
 from lm_eval_ext.steering.controls import CONTROL_NAMES
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lm_eval_ext.plane.shifts import Plane
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 #: Resamples in which every run is drawn at once: fewer than for a single interval, since each costs every question.
 RESAMPLES = 2_000

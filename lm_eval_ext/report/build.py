@@ -15,7 +15,8 @@ from lm_eval_ext.plane.table import LEGEND, describe, header, rows
 from lm_eval_ext.report import provenance
 from lm_eval_ext.report.findings import findings, open_questions
 from lm_eval_ext.report.items import changed_items
-from lm_eval_ext.results.runs import Runs, load, short_model
+from lm_eval_ext.results.run import short_model
+from lm_eval_ext.results.runs import Runs, load
 from lm_eval_ext.stats import RESAMPLES
 from lm_eval_ext.viz.page import figure_part, render, sentence
 

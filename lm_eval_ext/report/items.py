@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.results.axes import Axis
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 #: Runs in the browser; of more, those with the largest sum of both average changes.
 MAX_RUNS = 24

@@ -8,13 +8,13 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.results.runs import short_model
+from lm_eval_ext.results.run import short_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lm_eval_ext.plane.shifts import Plane
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 RUN_TITLES = ("run", "model", "plan", "evaluated", "software", "settings")
 DATA_TITLES = ("task", "version", "documents", "data", "hash of documents and prompts")

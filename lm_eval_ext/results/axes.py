@@ -11,7 +11,7 @@ from lm_eval_ext.results import legacy_names
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from lm_eval_ext.results.runs import Run, TaskResults
+    from lm_eval_ext.results.run import Run, TaskResults
 
 #: Our default; every figure and table names the score that was used.
 METRIC = "acc"

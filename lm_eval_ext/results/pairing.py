@@ -18,7 +18,7 @@ import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.results.axes import BIAS_OF, Axis
-from lm_eval_ext.results.runs import Run, some
+from lm_eval_ext.results.run import Run, some
 from lm_eval_ext.results.samples import read_samples
 from lm_eval_ext.stats import ClusterBootstrap, JointShift, cluster_bootstrap, paired_difference, sign_flip
 

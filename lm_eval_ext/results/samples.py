@@ -11,7 +11,7 @@ import pandas as pd
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.results.columns import read_columns
-from lm_eval_ext.results.runs import Run, Runs, TaskResults, damage, list_runs
+from lm_eval_ext.results.run import Run, TaskResults, damage, list_runs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ COLUMNS = (
 
 
 def read_all(
-    loaded: Runs,
+    of_runs: Sequence[Run],
     *,
     runs: Collection[str] | None = None,
     tasks: Collection[str] | None = None,
@@ -50,13 +50,13 @@ def read_all(
     """`Runs.samples`, which says what the frame holds."""
     frames = [
         read_samples(run, task)
-        for run in loaded.runs
+        for run in of_runs
         if runs is None or run.name in runs
         for task in run.tasks
         if tasks is None or task in tasks
     ]
     if not frames:
-        raise ResultsError(f"nothing in {loaded.root} matches; its runs are:\n{list_runs(loaded.runs)}")
+        raise ResultsError(f"no run or task matches; the runs are:\n{list_runs(of_runs)}")
     frame = pd.concat(frames, ignore_index=True)
     if metrics is not None:
         frame = frame[frame["metric"].isin(list(metrics))].reset_index(drop=True)

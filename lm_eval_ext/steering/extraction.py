@@ -331,8 +331,8 @@ class Capture:
     def run(self, model: PreTrainedModel, ids: Tensor, take: Callable[[Tensor], T]) -> Iterator[T]:
         """The results of `take` on the residual stream [batch, length, hidden] after each requested layer, in their order.
 
-        `take` is called as soon as a layer has run, so that memory never holds the streams of all layers. The forward
-        ends at the deepest layer.
+        `take` is called as soon as a layer has run, so that memory never holds the streams of all layers. The forward ends
+        at the deepest layer.
         """
         self._taken.clear()
         self._take = take

@@ -213,7 +213,7 @@ def _ordered(steps: list[Step]) -> tuple[Step, ...]:
 
 
 def _stacked(placed: list[tuple[int, int, Step]], height: int) -> tuple[Step, ...]:
-    """The steps of several plans at one layer. Rows of different plans are disjoint, so plans may be interleaved."""
+    """The steps of several plans at one layer. Rows of different plans are disjoint: only the order in a plan matters."""
     stacked: list[Step] = []
     for place in range(1 + max(place for place, _, _ in placed)):
         matrices: dict[Position, Tensor] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lm_eval_ext import harness
 from lm_eval_ext.errors import StudyError
 from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.steering.plan import Gamma, Plan
@@ -143,9 +144,7 @@ def check_tasks(study: Study) -> None:
     Raises:
         UserError: a name that is neither task nor group of the harness.
     """
-    from lm_eval_ext.sweep.questions import task_manager
-
-    task_manager([*study.evaluate.tasks, *swept_tasks(study)])
+    harness.task_manager([*study.evaluate.tasks, *swept_tasks(study)])
 
 
 def swept_tasks(study: Study) -> list[str]:

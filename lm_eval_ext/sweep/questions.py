@@ -18,6 +18,7 @@ from lm_eval_ext.sweep.store import tree_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lm_eval.api.instance import Instance
 
@@ -83,6 +84,7 @@ class Questions:
         num_fewshot: examples before each question; the tasks' own number if None.
         languages: keep only these; all if empty.
         default_language: of questions whose document and task name none.
+        include_path: folder with the user's own task files.
         with_prior: score the options without the question too, where a task has mutual information.
 
     Raises:
@@ -99,8 +101,9 @@ class Questions:
         languages: Sequence[str] = (),
         with_prior: bool = True,
         default_language: str | None = None,
+        include_path: Path | None = None,
     ) -> None:
-        self._tasks = _load(names, num_fewshot)
+        self._tasks = _load(names, num_fewshot, include_path)
         self.instances: list[Instance] = []
         self.questions: list[Question] = []
         self.with_prior = with_prior
@@ -228,27 +231,8 @@ def _truncate(prompt: tuple[int, ...], continuation: tuple[int, ...], max_length
     return prompt[-room:]
 
 
-def task_manager(names: Sequence[str]) -> Any:
-    """The harness's task manager, after checking that it knows all names.
-
-    Raises:
-        UserError: a name that is neither task nor group.
-    """
-    from lm_eval.tasks import TaskManager
-
-    harness.install()
-    manager = TaskManager()
-    unknown = [name for name in names if not manager.match_tasks([name])]
-    if unknown:
-        raise UserError(
-            f"unknown task {', '.join(unknown)}; `lm-eval-ext eval ls tasks` lists what there is, and a file of your own is "
-            "imported with `lm-eval-ext data import`"
-        )
-    return manager
-
-
-def _load(names: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
-    tasks: dict[str, Any] = task_manager(names).load(list(names))["tasks"]
+def _load(names: Sequence[str], num_fewshot: int | None, include_path: Path | None) -> dict[str, Any]:
+    tasks: dict[str, Any] = harness.task_manager(names, include_path).load(list(names))["tasks"]
     unsupported = [name for name, task in tasks.items() if task.OUTPUT_TYPE != "multiple_choice"]
     if unsupported:
         raise UserError(f"a sweep takes multiple-choice tasks only, not {', '.join(unsupported)}")

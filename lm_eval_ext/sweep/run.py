@@ -60,6 +60,7 @@ class Sweep:
             languages=settings.languages,
             with_prior=settings.prior,
             default_language=settings.lang,
+            include_path=settings.include_path,
         )
 
     def grid(self) -> tuple[Grid, list[str]]:
@@ -338,5 +339,7 @@ def sweep(
     if unknown := [name for name in settings if name not in valid]:
         raise UserError(f"a sweep has no setting {', '.join(unknown)}; valid: {', '.join(valid)}")
     lists = {name: tuple(map(str, value)) for name, value in settings.items() if isinstance(value, list | tuple)}
+    paths: dict[str, Callable[[Any], Any]] = {"include_path": Path, "model": str}
+    settings |= {name: paths[name](settings[name]) for name in paths if settings.get(name) is not None}
     source = vectors if isinstance(vectors, VectorSet) else Path(vectors)
     return Sweep(Settings(source, tuple(tasks), Path(out), **{**settings, **lists})).run()

@@ -35,6 +35,7 @@ class Settings:
         n_random: random directions of the same norm for each plan.
         controls: whether another language's vector and the negated one are tried for each plan.
         control_gammas: only plans of these strengths get controls, and the best plans; all where empty.
+        include_path: folder with task files of your own.
         languages: only questions in these; all where empty.
         limit: documents of each task.
         num_fewshot: examples before each question; the task's own number where left out.
@@ -62,6 +63,7 @@ class Settings:
     n_random: int = N_RANDOM
     controls: bool = True
     control_gammas: tuple[str, ...] = ()
+    include_path: Path | None = None
     languages: tuple[str, ...] = ()
     limit: int | None = None
     num_fewshot: int | None = None

@@ -1,4 +1,4 @@
-"""LoRA adapters: which modules one changes, which base it was trained on, and the two made into one model."""
+"""LoRA adapters: which modules one changes, which base it was trained on, and merging the two."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
 
 
 def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:
-    """Write the model that a run's adapter and its base make together; weights are added in float32.
+    """Merge the adapter of a run into its base and write the model; weights are added in float32.
 
     Args:
         folder: of a finished run.
         out: folder to write, whole or not at all.
-        base: name or folder of the base; the run's own where empty.
+        base: name or folder of the base; the one that the run names where empty.
         dtype: of the merged weights; that of the base where `auto`.
 
     Raises:

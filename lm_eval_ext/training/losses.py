@@ -88,12 +88,12 @@ def contrastive_loss(source: Tensor, target: Tensor, temperature: float, directi
     if not temperature > 0:
         raise ValueError(f"the temperature must be above 0, got {temperature}")
     similar = F.normalize(source, dim=-1) @ F.normalize(target, dim=-1).T / temperature
-    own = torch.arange(len(source), device=source.device)
+    translations = torch.arange(len(source), device=source.device)
     if direction == "forward":
-        return F.cross_entropy(similar, own)
+        return F.cross_entropy(similar, translations)
     if direction == "backward":
-        return F.cross_entropy(similar.T, own)
-    return (F.cross_entropy(similar, own) + F.cross_entropy(similar.T, own)) / 2
+        return F.cross_entropy(similar.T, translations)
+    return (F.cross_entropy(similar, translations) + F.cross_entropy(similar.T, translations)) / 2
 
 
 def preference_margins(policy: Likelihoods, reference: Likelihoods, beta: float) -> Margins:

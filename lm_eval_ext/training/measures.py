@@ -152,8 +152,8 @@ def _retrieval(
         english, other = (unit[[place[row[column]] for row in side]] for column in (1, 2))
         nearest = (english @ other.T).argmax(1).tolist()
         items += [
-            Item("retrieval", language, row[0], float(found == number or side[found][2] == row[2]))
-            for number, (row, found) in enumerate(zip(side, nearest, strict=True))
+            Item("retrieval", language, row[0], float(match == number or side[match][2] == row[2]))
+            for number, (row, match) in enumerate(zip(side, nearest, strict=True))
         ]
     return items
 
@@ -167,17 +167,17 @@ def _likelihoods(
 
     def score(examples: list[Example]) -> list[float]:
         requests = [Request(tuple(one.prompt), tuple(one.response), 0) for one in examples]
-        return [found.log_likelihood for found in scorer.score(requests, batch_size, lambda done: progress(len(done)))]
+        return [one.log_likelihood for one in scorer.score(requests, batch_size, lambda done: progress(len(done)))]
 
     single = [encoder.instruction(row) for row in rows.instructions]
     items = [
-        Item("response_loss", row.language, row.id, -found / len(one.response))
-        for row, one, found in zip(rows.instructions, single, score(single), strict=True)
+        Item("response_loss", row.language, row.id, -log_likelihood / len(one.response))
+        for row, one, log_likelihood in zip(rows.instructions, single, score(single), strict=True)
     ]
     fours = [encoder.parallel(row) for row in rows.tuples]
-    found = iter(score([one for four in fours for one in four.all]))
+    log_likelihoods = iter(score([one for four in fours for one in four.all]))
     for row in rows.tuples:
-        en_en, xx_en, xx_xx, en_xx = (next(found) for _ in range(4))
+        en_en, xx_en, xx_xx, en_xx = (next(log_likelihoods) for _ in range(4))
         items.append(Item("preference_xx", row.language, row.id, xx_xx - en_xx))
         items.append(Item("preference_en", row.language, row.id, en_en - xx_en))
     return items

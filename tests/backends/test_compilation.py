@@ -15,6 +15,7 @@ from lm_eval_ext.errors import ModelError
 pytestmark = pytest.mark.transformers4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3", "gpt2"])
 def test_compiled_equals_eager(family: str) -> None:
     torch._dynamo.reset()

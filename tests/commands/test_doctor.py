@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from lm_eval_ext import cli, harness
 from lm_eval_ext.commands import doctor
 from lm_eval_ext.commands.doctor import ABSENT, BROKEN, OK, Finding
+from lm_eval_ext.steering import registry
 
 ALL_SEEN = {"models": {"steered-hf": None}, "tasks": 126, "unseen": []}
 NONE_SEEN = {
@@ -30,6 +32,7 @@ def probe_sees(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any], warning: s
     return list(doctor.discovery())
 
 
+@pytest.mark.slow
 def test_a_real_examination_with_discovery_switched_off() -> None:
     command = [sys.executable, "-m", "lm_eval_ext", "doctor", "--json"]
     env = {**os.environ, "LM_EVAL_EXT_AUTOLOAD": "0", "LM_EVAL_EXT_DATA": ""}
@@ -169,3 +172,12 @@ def test_printed_findings_and_exit_status(status: str, code: int, monkeypatch: p
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert result.exit_code == code
     assert result.output.split() == [status, "thing", "its", "state", "->", "do", "this"]
+
+
+def test_estimators_of_other_packages_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = (EntryPoint("outside", "no_such_package:Name", registry.GROUP),)
+    monkeypatch.setattr(registry, "_points", lambda: points)
+    findings = {finding.subject: finding for finding in doctor.estimators()}
+    assert findings["estimator mean_difference"].status == OK
+    assert findings["estimator outside"].status == BROKEN
+    assert "ModuleNotFoundError" in findings["estimator outside"].detail

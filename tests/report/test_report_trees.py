@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_ext.results.runs import Run, load
+from lm_eval_ext.results.run import Run  # noqa: TC001
+from lm_eval_ext.results.runs import load
 
 ROOT = Path(__file__).parents[2]
 #: Folders that hold what the harness wrote; vectors, sweeps and tables are others.

@@ -10,7 +10,8 @@ import pytest
 from support.runs import DATE, write_run
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.results.runs import find_run, load
+from lm_eval_ext.results.run import find_run
+from lm_eval_ext.results.runs import load
 
 TASK = "transfer_mini_ko_cloze"
 SCORES = {TASK: {"acc": [1.0, 0.0, 1.0]}}

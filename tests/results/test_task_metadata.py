@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pandas as pd
@@ -15,8 +17,10 @@ from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from support import tiny
+from typer.testing import CliRunner
 
 from lm_eval_ext import results
+from lm_eval_ext.cli import app
 from lm_eval_ext.data.task_metadata import TaskMetadata
 from lm_eval_ext.errors import DataError, ResultsError
 from lm_eval_ext.leaderboard.collect import collect
@@ -25,6 +29,9 @@ from lm_eval_ext.results.axes import default_axis, find_axis
 from lm_eval_ext.results.breakdown import shares
 from lm_eval_ext.sweep.run import Sweep
 from lm_eval_ext.sweep.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Two languages of ours and two that we know nothing of.
 LANGUAGES = ("ko", "es", "sw", "yo")
@@ -154,10 +161,30 @@ def test_the_leaderboard_and_the_breakdown(tree: Path) -> None:
     assert {share.n for share in found} == {len(LANGUAGES) * QUESTIONS // 2}
 
 
+@contextmanager
+def their_tasks_only() -> Iterator[None]:
+    """The harness looks for tasks in `include_path` and nowhere else: a scan of its own tasks takes longer than a test."""
+    with mock.patch("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False)):
+        yield
+
+
+def test_the_command_sweeps_tasks_of_a_folder(tasks: Path, tmp_path: Path) -> None:
+    vectors = str(tiny.vector_file("llama", ("en", "loc"), LANGUAGES))
+    command = ["sweep", "--vectors", vectors, "--tasks", "item1", "--out", str(tmp_path), "--layers", "1", "--dry-run"]
+    with their_tasks_only():
+        run = CliRunner().invoke(app, [*command, "--include-path", str(tasks)])
+        assert run.exit_code == 0, run.output
+        assert f"on {QUESTIONS} questions in ko" in run.output
+        assert "unknown task item1" in CliRunner().invoke(app, command).output
+        missing = CliRunner().invoke(app, [*command, "--include-path", "nowhere"])
+    assert (missing.exit_code, "include_path: nowhere is not a folder" in missing.output) == (2, True)
+
+
 def test_the_sweep_chooses_on_development_questions(tasks: Path, tmp_path: Path) -> None:
     settings = Settings(
         vectors=tiny.vector_file("llama", ("en", "loc"), LANGUAGES),
         tasks=tuple(path.stem for path in tasks.glob("*.yaml")),
+        include_path=tasks,
         out=tmp_path,
         kinds=("en", "loc"),
         layers="1,2",
@@ -182,7 +209,7 @@ def test_the_sweep_chooses_on_development_questions(tasks: Path, tmp_path: Path)
         resamples=100,
         restart=False,
     )
-    with mock.patch("lm_eval.tasks.TaskManager", return_value=manager(tasks)):
+    with their_tasks_only():
         Sweep(settings).run()
     plan = yaml.safe_load((tmp_path / "plan.yaml").read_text())
     assert plan["chosen_on"] == {"transfer": "sums_dev", "localization": "proverbs_dev"}

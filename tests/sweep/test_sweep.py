@@ -347,6 +347,7 @@ sweep(given_settings("llama", Path(out), layers="0-2", model=model, vectors=Path
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     files = [str(path) for path in (tmp_path / "killed", tiny.folder("llama"), tiny.vector_file("llama"))]
     child = subprocess.Popen(
@@ -445,6 +446,7 @@ with tiny_tasks():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over a local socket")
 def test_two_processes_share_the_work(tmp_path: Path):
     (tmp_path / "sweep.py").write_text(_TWO)

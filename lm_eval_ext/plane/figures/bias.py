@@ -15,7 +15,7 @@ from lm_eval_ext.viz.panels import short, text
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 
 def bias_bars(plane: Plane) -> Chart | None:

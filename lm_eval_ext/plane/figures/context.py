@@ -26,7 +26,7 @@ from lm_eval_ext.viz.panels import panel_title, short, text
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 COLUMNS = ("run", "language", "plain", "named", "gap", "low", "high", "n", "questions")
 

@@ -10,7 +10,7 @@ from lm_eval_ext.viz.chart import MAX_RUNS
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 
 def ranked_runs(plane: Plane, n: int) -> list[Run]:

@@ -21,7 +21,7 @@ from lm_eval_ext.viz.panels import text
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.results.axes import Axis
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 #: Quadrant: its tint, and whether it lies right and up.
 _QUADRANTS = {

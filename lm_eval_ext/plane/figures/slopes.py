@@ -15,7 +15,7 @@ from lm_eval_ext.viz.panels import language_style, panel_title, short, spread, t
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
-    from lm_eval_ext.results.runs import Run
+    from lm_eval_ext.results.run import Run
 
 _LABEL_GAP = 0.052  # of a panel's height: one line of text
 
