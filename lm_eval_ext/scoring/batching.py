@@ -1,4 +1,4 @@
-"""How much goes into one forward: rows of similar length up to a budget, which is halved whenever memory runs out."""
+"""Batches of rows of similar length within a budget that is halved whenever memory runs out."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-#: Tokens of a forward beyond which more of them are no quicker, on a CPU and on anything else (our defaults; on the CPU
-#: measured with Gemma 3 270M: twice as many cost more in padding than the matrix products gain).
+#: Tokens of a forward beyond which throughput no longer grows, on a CPU and on other devices (our defaults; on the CPU
+#: measured with Gemma 3 270M: twice as many lose more to padding than the matrix products gain).
 CPU_TOKENS, DEVICE_TOKENS = 1024, 16384
 
-#: Share of the free memory that a forward may take.
+#: Share of the free memory that a forward may use.
 MEMORY_SHARE = 0.4
 
-#: Live activations of a token, in residual streams: attention, the wide layer of an MLP, copies in float32.
+#: Live activations of a token, in multiples of the residual stream: attention, the MLP, copies in float32.
 _STREAMS = 32
 
 
 @dataclass(frozen=True)
 class RowCost:
-    """The share of a forward's budget that one row takes.
+    """The share of a forward's budget that one row uses.
 
     Attributes:
-        rows: most rows; None for as many as the others allow.
+        rows: most rows; None for as many as the other limits allow.
         tokens: most tokens.
-        free: bytes to spend.
+        free: bytes that may be used.
         token: bytes of a token's activations, keys and values.
-        past: bytes of the keys and values of a token computed before.
+        past: bytes of the keys and values of a token in the KV cache.
         scored: bytes of the logits of a scored position.
     """
 
@@ -57,38 +57,38 @@ class RowCost:
 
     @classmethod
     def from_memory(cls, model: PreTrainedModel, rows: int | None = None) -> RowCost:
-        """What the memory that is free now allows."""
+        """Limits from the memory that is free now."""
         text = text_config(model.config)
         weight = model.get_input_embeddings().weight
         itemsize = weight.element_size()
-        kept = kv_bytes_per_token(model.config, itemsize)
+        kv_bytes = kv_bytes_per_token(model.config, itemsize)
         on_cuda = weight.device.type == "cuda"
         free = torch.cuda.mem_get_info(weight.device)[0] if on_cuda else psutil.virtual_memory().available
         return cls(
             rows,
             CPU_TOKENS if weight.device.type == "cpu" else DEVICE_TOKENS,
             MEMORY_SHARE * free,
-            token=_STREAMS * text.hidden_size * itemsize + kept,
-            past=2 * kept,  # gathered, and copied once more when the new ones are added
+            token=_STREAMS * text.hidden_size * itemsize + kv_bytes,
+            past=2 * kv_bytes,  # gathered, and copied once more when the new ones are added
             scored=text.vocab_size * (itemsize + 4),
         )
 
     def __call__(self, tokens: int, scored: int, past: int = 0, per_row: int = 1) -> float:
-        """Of a row of so many tokens, scored positions and tokens of the past; `per_row` of them count as one row."""
-        spent = tokens * self.token + past * self.past + scored * self.scored
+        """Of a row of so many tokens, scored positions and tokens in the KV cache; `per_row` such rows count as one."""
+        used = tokens * self.token + past * self.past + scored * self.scored
         rows = 0.0 if self.rows is None else 1 / (self.rows * per_row)
-        return max(rows, tokens / self.tokens, spent / self.free)
+        return max(rows, tokens / self.tokens, used / self.free)
 
 
 class Budget:
-    """What one forward may use; halved for good when memory runs out, so that what was learnt from one task serves the next.
+    """What one forward may use. It stays halved after memory ran out, so that later tasks do not run out again.
 
     Args:
-        tokens: of one forward, with padding. None where batches are formed by `RowCost`, which counts more than tokens.
-        memory: bytes kept from one forward for later ones; None where nothing is.
+        tokens: of one forward, with padding; None where batches are formed by `RowCost`, which counts more than tokens.
+        memory: bytes kept from one forward for later ones; None where nothing is kept.
 
     Attributes:
-        share: of what was given that is left: 1, 1/2, 1/4, ...
+        share: of the original budget that is left: 1, 1/2, 1/4, ...
     """
 
     def __init__(self, tokens: int | None = None, memory: int | None = None) -> None:
@@ -112,16 +112,16 @@ class Budget:
         divide: Callable[[list[T], Budget], list[list[T]]],
         work: Callable[[list[T]], R],
     ) -> Iterator[tuple[list[T], R]]:
-        """Each batch and what `work` makes of it. A batch that runs out of memory is divided again under half the budget.
+        """Each batch and the result of `work` on it. A batch that runs out of memory is divided again under half the budget.
 
         Args:
-            items: to be worked on.
-            divide: forms batches of at most the budget, or of one item; the largest first, so that what runs out of memory
-                does so at once. See `by_cost`.
-            work: done with each batch.
+            items: all items.
+            divide: forms batches within the budget, or of one item; the largest first, so that memory runs out early if at
+                all. See `by_cost`.
+            work: processes one batch.
 
         Raises:
-            Exception: what `work` raises; being out of memory only where one item alone is too much.
+            Exception: what `work` raises; out of memory only where a single item does not fit.
         """
         share, pending = self.share, deque(divide(list(items), self))
         while pending:
@@ -129,15 +129,15 @@ class Budget:
                 share, pending = self.share, deque(divide([item for batch in pending for item in batch], self))
             batch = pending.popleft()
             try:
-                done = work(batch)
+                result = work(batch)
             except Exception as error:
-                # One item can be worked on with fewer tokens at a time only where they are limited.
+                # A single item can be tried with fewer tokens at a time only where tokens are limited.
                 if not out_of_memory(error) or (len(batch) == 1 and self.tokens == 1):
                     raise
             else:
-                yield batch, done
+                yield batch, result
                 continue
-            pending.appendleft(batch)  # outside of `except`, whose traceback holds the tensors
+            pending.appendleft(batch)  # outside the `except` block, whose traceback keeps the tensors alive
             self._halve(batch, divide)
 
     def _halve(self, batch: list[T], divide: Callable[[list[T], Budget], list[list[T]]]) -> None:
@@ -145,12 +145,12 @@ class Budget:
         self.share /= 2
         while len(batch) > 1 and max(map(len, divide(batch, self))) > (len(batch) + 1) // 2:
             self.share /= 2
-        log.warning("Out of memory with %d rows in a forward: going on with half of that", len(batch))
+        log.warning("Out of memory with %d rows in a forward: continuing with at most half of that", len(batch))
         clear_device_cache(garbage_collection=True)
 
 
 def by_cost(cost: Callable[[T], float]) -> Callable[[list[T], Budget], list[list[T]]]:
-    """Batches, for `Budget.run`, whose number of items times the cost of the dearest is at most the budget's share."""
+    """Batches, for `Budget.run`, whose number of items times the highest cost is at most the budget's share."""
 
     def divide(items: list[T], budget: Budget) -> list[list[T]]:
         items = sorted(items, key=cost, reverse=True)
@@ -166,5 +166,5 @@ def by_cost(cost: Callable[[T], float]) -> Callable[[list[T], Budget], list[list
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the CPU could not give the memory asked for."""
+    """Whether an error says that a device or the CPU ran out of memory."""
     return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))

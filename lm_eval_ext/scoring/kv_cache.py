@@ -1,4 +1,4 @@
-"""Keys and values of a forward, to be gone on from: by any rows of a later forward, each from the row it needs."""
+"""The KV cache of a forward, from which any rows of later forwards can continue."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Span(NamedTuple):
-    """Where a sequence lies in the columns of a cache: from `start` to `end` (exclusive)."""
+    """The columns of a cache that hold a sequence: from `start` to `end` (exclusive)."""
 
     start: int
     end: int
 
 
 class Past(NamedTuple):
-    """What a forward goes on from.
+    """The KV cache that a forward continues from.
 
     Attributes:
-        cache: for the model's `past_key_values`; the forward adds to it.
-        lengths: of each row's past; those shorter than the longest are padded on the left.
+        cache: for the model's `past_key_values`; the forward appends to it.
+        lengths: cached tokens of each row; rows shorter than the longest are padded on the left.
     """
 
     cache: Any
@@ -36,28 +36,30 @@ class Past(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Columns of the past."""
+        """Columns of the cache."""
         return int(self.lengths.max())
 
 
 class KVCache:
-    """Keys and values of a batch of sequences, in a cache that holds every column at every layer.
+    """Keys and values of a batch of sequences, of every column at every layer.
 
-    Such a cache is used for layers with a sliding window too, so that any row can be moved: windows count columns, and
-    here no row ever has padding between its tokens.
+    Layers with a sliding window keep all columns too, so that any row can be moved: windows count columns, and no row has
+    padding between its tokens.
     """
 
     def __init__(self, cache: Any, spans: Sequence[Span]) -> None:
-        # A layer without keys uses those of an earlier one.
+        # A layer without keys shares those of an earlier one.
         self._layers = {n: (x.keys, x.values) for n, x in enumerate(cache.layers) if x.keys is not None}
         self._spans = torch.tensor(spans)
 
     def take(self, rows: Sequence[int]) -> Past:
-        """The past of rows that continue these sequences (repeats allowed), side by side at the right."""
+        """The cache of rows that continue these sequences (repeats allowed), aligned on the right."""
         start, end = self._spans[list(rows)].unbind(1)
         lengths = end - start
         width = int(lengths.max())
-        column = (end[:, None] - width + torch.arange(width)).clamp(min=0)  # padding repeats what is there
+        column = (end[:, None] - width + torch.arange(width)).clamp(
+            min=0
+        )  # padding repeats the first columns; it is masked
         row = torch.tensor(rows)[:, None]
         cache = DynamicCache()
         for index, parts in self._layers.items():
@@ -100,12 +102,12 @@ def _of_layer(value: Any, layer: int) -> Any:
     return value[layer] if isinstance(value, (list, tuple)) else value
 
 
-#: Cache layers that hold nothing but keys and values, by name: some releases of transformers lack them.
+#: Classes of cache layers that hold keys and values only, by name: some releases of transformers lack them.
 _PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 def can_be_shared(model: PreTrainedModel) -> bool:
-    """Whether all that a model keeps of a prompt is keys and values: a recurrent layer's state cannot be moved."""
+    """Whether a model's cache holds keys and values only: the state of a recurrent layer cannot be moved between rows."""
     device = model.get_input_embeddings().weight.device
     token = torch.zeros(1, 1, dtype=torch.long, device="cpu" if device.type == "meta" else device)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The output head only where a token is scored, and log-probabilities without a log-softmax of the vocabulary."""
+"""The LM head only where a token is scored, and log-probabilities without a log-softmax over the vocabulary."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-#: Most logits in the dtype of the softmax at a time: on a CPU 4 MiB in float32, which stay in its cache; on a device enough
-#: to keep it busy.
+#: Most logits in the dtype of the softmax at a time: on a CPU 4 MiB in float32, which fit its cache; on a GPU enough to keep
+#: it busy.
 CPU_LOGITS, DEVICE_LOGITS = 2**20, 2**26
 
-#: Log-probability of a token (natural logarithm), and whether no token is likelier.
+#: Log-probability of a token (natural logarithm), and whether it is the most likely one.
 Token = tuple[float, bool]
 
 
 def log_probabilities(logits: Tensor, places: list[int], tokens: list[int], dtype: torch.dtype) -> list[Token]:
-    """Of each token at its place among the positions of `logits` [positions, vocabulary]; waits for the device once."""
+    """Log-probability of each token at its place in `logits` [positions, vocabulary]; synchronises with the device once."""
     if not tokens:
         return []
     place, token = torch.tensor([places, tokens]).to(logits.device, non_blocking=True)
@@ -30,12 +30,10 @@ def log_probabilities(logits: Tensor, places: list[int], tokens: list[int], dtyp
 
 
 def scores(logits: Tensor, place: Tensor, token: Tensor, dtype: torch.dtype, *, greedy: bool = True) -> Tensor:
-    """[2, tokens] in `dtype`: the log-probability of each token at its place, and 1 where no other is likelier.
+    """[2, tokens] in `dtype`: the log-probability of each token at its place, and 1 where it is the most likely one.
 
-    Without `greedy` the second is not looked for: 0.
-
-    A token is the best if the harness's argmax would choose it, the first of equals: so does `max`, several times faster
-    than argmax in half precision.
+    Without `greedy` the second row is 0. Of equal logits the first is the most likely, as for the harness's argmax; `max`
+    chooses the same and is several times faster than argmax in half precision.
     """
     values = logits[place, token].to(dtype) - logsumexp(logits, dtype)[place]
     hits = (logits.max(-1).indices[place] == token).to(dtype) if greedy else torch.zeros_like(values)
@@ -43,7 +41,7 @@ def scores(logits: Tensor, place: Tensor, token: Tensor, dtype: torch.dtype, *, 
 
 
 def as_tokens(parts: list[Tensor]) -> list[Token]:
-    """What `scores` gives, side by side; waits for the device."""
+    """The results of `scores`, concatenated; synchronises with the device."""
     values, hits = torch.cat(parts, dim=1).tolist()
     return list(zip(values, map(bool, hits), strict=True))
 
@@ -51,12 +49,14 @@ def as_tokens(parts: list[Tensor]) -> list[Token]:
 def logsumexp(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """[positions] logarithm of the summed exponentials of `logits` [positions, vocabulary], computed in `dtype`.
 
-    Slices of the positions go through one buffer: a copy in `dtype` is never held for all, and no memory is asked for on
-    the way, which on a CPU takes ten times as long as the sums.
+    Slices of the positions go through one buffer, so that there is never a copy of all logits in `dtype`, and memory is
+    allocated once: on a CPU allocating takes ten times as long as the sums.
     """
     positions, vocabulary = logits.shape
-    most = CPU_LOGITS if logits.device.type == "cpu" else DEVICE_LOGITS
-    buffer = torch.empty(min(positions, max(1, most // vocabulary)), vocabulary, dtype=dtype, device=logits.device)
+    max_logits = CPU_LOGITS if logits.device.type == "cpu" else DEVICE_LOGITS
+    buffer = torch.empty(
+        min(positions, max(1, max_logits // vocabulary)), vocabulary, dtype=dtype, device=logits.device
+    )
     result = torch.empty(positions, dtype=dtype, device=logits.device)
     for start in range(0, positions, len(buffer)):
         part = buffer[: min(len(buffer), positions - start)].copy_(logits[start : start + len(buffer)])
@@ -66,11 +66,11 @@ def logsumexp(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class ScoredPositions:
-    """Lets the output head see only the positions that score a token.
+    """Restricts the LM head to the positions that score a token.
 
-    A pre-hook on the head, there only inside `only`, gathers them from [batch, length, hidden] into [1, positions, hidden],
-    so that whatever the model does to its logits afterwards (soft-capping, scaling) still happens. Where the head is no
-    module, or is not called, all logits are computed and the same positions gathered afterwards.
+    Inside `only`, a pre-hook on the head gathers them from [batch, length, hidden] into [1, positions, hidden], so that
+    whatever the model does to its logits afterwards (soft-capping, scaling) still happens. Where the head is not a module,
+    or is not called, all logits are computed and the same positions are gathered afterwards.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -96,7 +96,7 @@ class ScoredPositions:
         return (self._take(inputs[0])[None], *inputs[1:])
 
     def scored(self, logits: Tensor) -> Tensor:
-        """The logits [positions, vocabulary] of a forward that ran inside `only`; to be called there."""
+        """The logits [positions, vocabulary] of a forward that ran inside `only`; to be called inside `only`."""
         return logits[0] if self._index is None else self._take(logits)
 
     def _take(self, states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which sequences begin alike for long enough to share the computation of that beginning."""
+"""Groups of sequences with a common prefix long enough to be computed once for all of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     Tokens = tuple[int, ...]
 
-#: Shorter beginnings are not worth a forward of their own and copies of their keys and values (our default).
+#: Shorter prefixes are not worth a separate forward and copies of their keys and values (our default).
 MIN_SHARED = 32
 
 
 class Group(NamedTuple):
-    """Sequences, by index, whose first `length` tokens are the same; 0 where they share none."""
+    """Sequences, by index, whose first `length` tokens are the same; 0 for a sequence that shares none."""
 
     members: list[int]
     length: int
@@ -24,7 +24,7 @@ class Group(NamedTuple):
 
 @dataclass
 class _Interval:
-    """Neighbours in sorted order from `first` on that share `length` tokens; the best way found to group them so far."""
+    """Neighbours in sorted order from `first` on that share `length` tokens, and the best grouping of them so far."""
 
     length: int
     first: int
@@ -38,25 +38,25 @@ class _Interval:
             self.saved, self.groups = saved, [(self.first, end, self.length)]
 
     def adopt(self, inner: _Interval) -> None:
-        """Add what was found for a part of this one."""
+        """Add the grouping of a part of this interval."""
         self.saved += inner.saved
         self.groups += inner.groups
 
 
 def shared_prefixes(sequences: Sequence[Tokens]) -> list[Group]:
-    """A partition of sequences into groups with a common beginning, each sequence in one group.
+    """A partition of the sequences into groups with a common prefix.
 
-    Bottom-up over the lcp-interval tree of the sorted sequences (Abouelhoda et al. 2004): sequences that share a beginning
-    form one group, unless the groups found among those that share a longer one save more tokens.
+    Bottom-up over the lcp-interval tree of the sorted sequences (Abouelhoda et al. 2004): sequences that share a prefix
+    form one group, unless the groups of those that share longer prefixes save more tokens.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    common = [_common(sequences[a], sequences[b]) for a, b in pairwise(order)]
+    common = [_common_length(sequences[a], sequences[b]) for a, b in pairwise(order)]
     stack = [_Interval(0, 0)]
-    for at, length in enumerate([*common, 0], start=1):
-        first, inner = at - 1, None
+    for end, length in enumerate([*common, 0], start=1):
+        first, inner = end - 1, None
         while stack[-1].length > length:
             inner = stack.pop()
-            inner.close(at)
+            inner.close(end)
             first = inner.first
             if stack[-1].length >= length:
                 stack[-1].adopt(inner)
@@ -65,13 +65,13 @@ def shared_prefixes(sequences: Sequence[Tokens]) -> list[Group]:
             stack.append(_Interval(length, first))
             if inner is not None:
                 stack[-1].adopt(inner)
-    found = [Group(order[first:end], length) for first, end, length in stack[0].groups]
-    grouped = {index for group in found for index in group.members}
-    return [*found, *(Group([index], 0) for index in range(len(sequences)) if index not in grouped)]
+    groups = [Group(order[first:end], length) for first, end, length in stack[0].groups]
+    grouped = {index for group in groups for index in group.members}
+    return [*groups, *(Group([index], 0) for index in range(len(sequences)) if index not in grouped)]
 
 
-def _common(a: Tokens, b: Tokens) -> int:
-    """Length of the common beginning."""
+def _common_length(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common prefix."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,7 +1,7 @@
-"""Float32 matrix products on AMD processors by oneDNN.
+"""Float32 matrix products by oneDNN on AMD processors.
 
-PyTorch gives them to MKL, which leaves half of these processors' vector units idle; oneDNN, which PyTorch has for other
-dtypes, takes them all. Its sums are as exact, in another order.
+PyTorch computes them with MKL, which uses only half of the vector units of these processors. oneDNN, which PyTorch uses for
+other dtypes, uses all of them. Its sums are equally exact and differ in their order only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 
 def fast_products(weight: Tensor) -> AbstractContextManager[object]:
-    """Inside, linear layers are computed by oneDNN, if weights like `weight` (float32, on an AMD processor) gain by it.
+    """A context in which linear layers are computed by oneDNN, if that is faster for `weight` (float32, on an AMD CPU).
 
-    Without gradients.
+    Has no effect where gradients are enabled.
     """
     return _OneDNN() if _gains(weight) and not torch.is_grad_enabled() else nullcontext()
 
@@ -28,9 +28,9 @@ def fast_products(weight: Tensor) -> AbstractContextManager[object]:
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """`inputs` [rows, n] times `weight` [m, n] transposed, plus `bias`: [rows, m], in `out` unless oneDNN computes it."""
     if _gains(weight) and len(inputs):
-        found: Tensor = _onednn(inputs, weight, bias)
-        return found
-    product = torch.mm(inputs, weight.T, out=out)  # a new one would be paged in
+        result: Tensor = _onednn(inputs, weight, bias)
+        return result
+    product = torch.mm(inputs, weight.T, out=out)  # avoids the page faults of a new buffer
     return product if bias is None else product.add_(bias)
 
 
@@ -43,10 +43,10 @@ class _OneDNN(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@torch.library.custom_op("lm_eval_ext::linear", mutates_args=())  # of our own, so that the compiler leaves it alone
+@torch.library.custom_op("lm_eval_ext::linear", mutates_args=())  # opaque to torch.compile
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-    return found
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return result
 
 
 @_onednn.register_fake
@@ -59,7 +59,7 @@ def _gains(weight: Tensor) -> bool:
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Float32 on the CPU, and no subclass of a tensor (quantised weights are some)."""
+    """Whether it is float32, on the CPU, and no tensor subclass (such as a quantised weight)."""
     return (
         weight.dtype is torch.float32
         and weight.device.type == "cpu"
@@ -74,7 +74,7 @@ def _is_slow_by_mkl() -> bool:
 
 
 def _processor() -> str:
-    """Whatever names the processor's maker."""
+    """Text that names the processor's vendor."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:500]
     except OSError:

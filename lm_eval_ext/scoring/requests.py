@@ -1,4 +1,4 @@
-"""What is asked of a model, and the rows of tokens that answer it."""
+"""Scoring requests, and the rows of tokens in which a forward answers them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Score(NamedTuple):
-    """Of one continuation: the sum of its tokens' log-probabilities (natural logarithm), and whether each was the best."""
+    """Of one continuation: its log-likelihood (natural logarithm), and whether greedy decoding would produce it."""
 
     log_likelihood: float
     is_greedy: bool
@@ -45,12 +45,12 @@ class Row:
 
     Attributes:
         row: of the steering table.
-        tokens: all of them, those of a past included.
+        tokens: all tokens of the sequence, including those whose keys and values are in the KV cache.
         prompt_length: how many of the tokens are the prompt.
-        targets: the next tokens to score at the row's end, and for whom.
-        past: how many of the tokens were run before.
-        parent: in which row of the forward before.
-        branches: what goes on from this row: tokens, and the requests whose remaining tokens they lead to.
+        targets: requests, and the tokens of theirs that are scored at the end of the row.
+        past: how many of the tokens are in the KV cache.
+        parent: the row of the earlier forward whose keys and values continue here.
+        branches: continuations of this row that need a forward of their own, without their last token, and their requests.
     """
 
     row: int
@@ -63,12 +63,12 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens to run."""
+        """Number of tokens to run."""
         return len(self.tokens) - self.past
 
     @property
     def scored(self) -> int:
-        """Positions at the end of the row whose logits are needed."""
+        """Number of positions at the end of the row whose logits are needed."""
         return max((len(target) for _, target in self.targets), default=0)
 
     def trees(self) -> Iterator[tuple[list[Request], Tree]]:
@@ -79,12 +79,15 @@ class Row:
 
 
 def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], bool]) -> list[Row]:
-    """A row for each distinct prompt and what its continuations begin with, or for the prompt if they differ there.
+    """The rows that score all requests.
+
+    The continuations of a prompt that differ only in their last token share a row. Where they differ earlier, they branch
+    off from a row of the prompt if keys and values can be shared; otherwise each has a row of its own.
 
     Args:
-        requests: distinct ones.
-        max_length: most tokens of a forward; longer prompts lose their beginning, as in the harness.
-        shares: whether rows can go on from what others computed; asked only where that would help.
+        requests: distinct requests.
+        max_length: most tokens of a forward; longer prompts are truncated from the left, as in the harness.
+        shares: whether a row can continue from the keys and values of another; called only where that would help.
 
     Raises:
         ModelError: a continuation longer than that.
@@ -105,46 +108,47 @@ def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], b
             rows.append(Row(row, prompt, len(prompt), first, branches=branches))
         else:
             rows.extend(_whole(group, max_length))
-    if cut := sum(len(row.tokens) < len(r.prompt) + len(c) - 1 for row in rows for r, c in row.targets):
+    if n_truncated := sum(len(row.tokens) < len(r.prompt) + len(c) - 1 for row in rows for r, c in row.targets):
         log.warning(
-            "%d of %d requests are longer than the model's %d tokens: their prompts lose their beginning",
-            *(cut, n_requests, max_length),
+            "%d of %d requests are longer than the model's %d tokens: their prompts are truncated from the left",
+            *(n_truncated, n_requests, max_length),
         )
     return rows
 
 
 def _whole(group: list[Request], max_length: int) -> list[Row]:
-    """A row for each distinct prompt plus continuation but its last token; too long, it loses its beginning."""
+    """A row for each distinct prompt plus continuation without its last token, truncated from the left if too long."""
     rows: dict[tuple[int, ...], Row] = {}
     for request in group:
-        begun = request.continuation[:-1]
-        if len(begun) >= max_length:
+        fed = request.continuation[:-1]  # the last token is only predicted
+        if len(fed) >= max_length:
             raise ModelError(
                 f"a continuation of {len(request.continuation)} tokens does not fit the model's {max_length}; "
                 "raise max_length= or drop the document"
             )
-        if begun not in rows:
-            tokens = (request.prompt + begun)[-max_length:]
-            rows[begun] = Row(request.row, tokens, len(tokens) - len(begun))
-        rows[begun].targets.append((request, request.continuation))
+        if fed not in rows:
+            tokens = (request.prompt + fed)[-max_length:]
+            rows[fed] = Row(request.row, tokens, len(tokens) - len(fed))
+        rows[fed].targets.append((request, request.continuation))
     return list(rows.values())
 
 
-def shared_beginnings(
+def split_by_shared_prefix(
     prompts: Iterable[Row], shares: Callable[[], bool]
 ) -> tuple[list[Row], list[tuple[Row, list[Row]]]]:
-    """The prompts that share no beginning worth while, and shared beginnings with their prompts."""
+    """The prompts without a shared prefix that is worth a forward, and the shared prefixes with their prompts."""
     alone: list[Row] = []
     shared: list[tuple[Row, list[Row]]] = []
     by_row: dict[int, list[Row]] = defaultdict(list)
     for prompt in prompts:
         by_row[prompt.row].append(prompt)
     for row, group in by_row.items():
-        # Never a prompt's last token: it is scored, and steered by `last`.
+        # Without the prompts' last tokens: these are scored, and steered at the position `last`.
         for members, length in shared_prefixes([prompt.tokens[: prompt.prompt_length - 1] for prompt in group]):
-            found = [group[index] for index in members]
+            prompts_of_group = [group[index] for index in members]
             if length and shares():
-                shared.append((Row(row, found[0].tokens[:length], length + 1), found))
+                prefix = Row(row, prompts_of_group[0].tokens[:length], length + 1)
+                shared.append((prefix, prompts_of_group))
             else:
-                alone.extend(found)
+                alone.extend(prompts_of_group)
     return alone, shared

@@ -1,7 +1,7 @@
-"""Forwards that share what steering leaves as it is: the layers below it, and with `last` all of the prompt but one token.
+"""Forwards of many steering conditions that share what steering does not change.
 
-Nothing below a steered layer depends on the vector, so the residual stream is saved there once and each condition goes on
-from it; with `last` the keys and values of the prompt's other tokens are shared above it too.
+Nothing below a steered layer depends on the vector, so the residual stream is saved there once and each condition continues
+from it. At the position `last` the keys and values of the prompt's other tokens are shared above the layer too.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Values = list[float]
 
 @dataclass(frozen=True)
 class Base:
-    """What one unsteered forward leaves for the conditions.
+    """What the steered conditions reuse of one unsteered forward.
 
     Attributes:
         batch: the trees.
-        streams: residual stream [rows, columns, hidden] after each layer asked for.
+        streams: residual stream [rows, columns, hidden] after each requested layer.
         keys_values: keys and values of each layer over all prompt columns but the last, of aligned trees.
         values: the unsteered scores, tree by tree.
     """
@@ -50,14 +50,14 @@ class Base:
 
 
 class SweepModel(TreeModel):
-    """Runs trees from the first layer, or goes on from a saved residual stream."""
+    """Runs trees from the first layer, or continues from a saved residual stream."""
 
-    HEAD_POSITIONS = 256, 512  # a sweep has memory to itself
+    HEAD_POSITIONS = 256, 512  # more than in `TreeModel`: nothing else uses the memory
 
     _returns_tuple = False
 
     def bytes_per_token(self, n_layers: int) -> int:
-        """Memory that a token of a base forward keeps: its residual at `n_layers` layers, its keys and values at all."""
+        """Memory kept per token of a base forward: the residual at `n_layers` layers, keys and values at all layers."""
         itemsize = self.dtype.itemsize
         return n_layers * int(self._text.hidden_size) * itemsize + kv_bytes_per_token(self.model.config, itemsize)
 
@@ -65,7 +65,7 @@ class SweepModel(TreeModel):
         """The unsteered forward.
 
         Args:
-            batch: trees; of aligned ones keys and values are kept too, for `ends`.
+            batch: trees; for aligned ones keys and values are kept too, for `ends`.
             layers: after which the residual stream is kept.
             normalise: for each tree, whether its values are log-likelihoods, or logits of one-token continuations.
         """
@@ -100,17 +100,17 @@ class SweepModel(TreeModel):
         languages: Sequence[str],
         normalise: Sequence[bool],
     ) -> list[list[Values]]:
-        """Every token again above `layer`: for positions `prompt` and `all`.
+        """All tokens above `layer` again, for positions `prompt` and `all`.
 
         Args:
-            base: with the residual stream after `layer`.
+            base: an unsteered forward with the residual stream after `layer`.
             layer: first steered layer.
             tables: one for each condition.
             languages: of the trees.
             normalise: as in `base`.
 
         Returns:
-            Values by condition and tree.
+            values by condition and tree.
         """
         copies, batch = len(tables), base.batch
         repeated = Layout(*(_stack(part, copies) for part in batch.whole))
@@ -121,9 +121,9 @@ class SweepModel(TreeModel):
         with _injecting(self.model, table, by_token, steered), self._resumed(layer, stream):
             hidden = self.hidden(repeated)
         row, column = (torch.tensor(index) for index in batch.scored)
-        at = torch.arange(copies)[:, None] * len(batch.whole.ids) + row
-        taken = hidden[at.flatten(), column.repeat(copies)]
-        return _by_condition(self.values([*batch.trees] * copies, taken, [*normalise] * copies), copies)
+        rows_of_copies = torch.arange(copies)[:, None] * len(batch.whole.ids) + row
+        scored = hidden[rows_of_copies.flatten(), column.repeat(copies)]
+        return _by_condition(self.values([*batch.trees] * copies, scored, [*normalise] * copies), copies)
 
     def ends(
         self,
@@ -133,7 +133,7 @@ class SweepModel(TreeModel):
         languages: Sequence[str],
         normalise: Sequence[bool],
     ) -> list[list[Values]]:
-        """The prompts' last tokens and the nodes again above `layer`: for position `last`. See `whole`."""
+        """The prompts' last tokens and the nodes above `layer` again, for position `last`. See `whole`."""
         batch = base.batch
         assert isinstance(batch, Aligned)
         copies, block = len(tables), 1 + batch.nodes
@@ -142,7 +142,7 @@ class SweepModel(TreeModel):
         stream = base.streams[layer][:, batch.width - 1 :].repeat(1, copies, 1)
         cache = DynamicCache()
         for index, (keys, values) in enumerate(base.keys_values):
-            width = keys.shape[2] if index > layer else 0  # not asked for below
+            width = keys.shape[2] if index > layer else 0  # layers up to `layer` are not run
             cache.update(keys[:, :, :width], values[:, :, :width], index)
         table, rows = SteeringTable.stack(tables, languages)
         by_token = rows.T.repeat_interleave(block, dim=1)
@@ -150,27 +150,27 @@ class SweepModel(TreeModel):
             hidden = self.hidden(layout, cache)
         row, column = (torch.tensor(index) for index in batch.scored)
         columns = torch.arange(copies)[:, None] * block + (column - batch.width + 1)
-        taken = hidden[row.repeat(copies), columns.flatten()]
-        return _by_condition(self.values([*batch.trees] * copies, taken, [*normalise] * copies), copies)
+        scored = hidden[row.repeat(copies), columns.flatten()]
+        return _by_condition(self.values([*batch.trees] * copies, scored, [*normalise] * copies), copies)
 
     @contextmanager
     def _resumed(self, layer: int, stream: Tensor) -> Iterator[None]:
-        """Inside, the layers up to `layer` do nothing, and `layer` hands on `stream`."""
+        """A context in which the layers below `layer` return their input, and `layer` returns `stream`."""
 
-        def hand_on(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def skip(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             return (hidden, None) if self._returns_tuple else hidden
 
         def resume(*args: Any, **kwargs: Any) -> Any:
-            return hand_on(stream)
+            return skip(stream)
 
-        before = [module.__dict__.get("forward") for module in self._layers[: layer + 1]]
+        replaced = [module.__dict__.get("forward") for module in self._layers[: layer + 1]]
         for module in self._layers[:layer]:
-            module.forward = hand_on
+            module.forward = skip
         self._layers[layer].forward = resume
         try:
             yield
         finally:
-            for module, forward in zip(self._layers, before, strict=False):
+            for module, forward in zip(self._layers, replaced, strict=False):
                 del module.forward
                 if forward is not None:  # accelerate sets one of its own
                     module.forward = forward
@@ -180,38 +180,38 @@ class SweepModel(TreeModel):
 
         Args:
             trees: in the order of the positions.
-            hidden: [positions, hidden] at each scored position of each tree, before the output head.
+            hidden: [positions, hidden] at each scored position of each tree, before the LM head.
             normalise: as in `base`.
         """
-        wanted = torch.tensor([normal for tree, normal in zip(trees, normalise, strict=True) for _ in tree.scored])
-        found: dict[bool, Iterator[Values]] = {}
-        for normal in set(normalise):
-            own = [tree for tree, is_normal in zip(trees, normalise, strict=True) if is_normal is normal]
-            states = hidden[(wanted == normal).to(hidden.device)]
-            found[normal] = iter(self._likelihoods(own, states) if normal else self._options(own, states))
-        return [next(found[normal]) for normal in normalise]
+        is_normalised = torch.tensor([flag for tree, flag in zip(trees, normalise, strict=True) for _ in tree.scored])
+        values: dict[bool, Iterator[Values]] = {}
+        for flag in set(normalise):
+            selected = [tree for tree, normalised in zip(trees, normalise, strict=True) if normalised is flag]
+            states = hidden[(is_normalised == flag).to(hidden.device)]
+            values[flag] = iter(self._likelihoods(selected, states) if flag else self._options(selected, states))
+        return [next(values[flag]) for flag in normalise]
 
     def _likelihoods(self, trees: Sequence[Tree], hidden: Tensor) -> list[Values]:
-        found = self.tokens(trees, hidden, greedy=False)
-        return [[sum(value for value, _ in path) for path in by_tree] for by_tree in found]
+        scored = self.tokens(trees, hidden, greedy=False)
+        return [[sum(value for value, _ in path) for path in by_tree] for by_tree in scored]
 
     def _options(self, trees: Sequence[Tree], hidden: Tensor) -> list[Values]:
-        """Logits of one-token continuations: only the columns of the head that are asked for."""
+        """Logits of one-token continuations, of the needed columns of the LM head only."""
         weight, bias = self._head.weight, self._head.bias
         tokens = [path[0].token for tree in trees for path in tree.targets]
         distinct, column = torch.unique(torch.tensor(tokens, device=weight.device), return_inverse=True)
-        row = torch.tensor([at for at, tree in enumerate(trees) for _ in tree.targets], device=weight.device)
+        row = torch.tensor([index for index, tree in enumerate(trees) for _ in tree.targets], device=weight.device)
         with torch.inference_mode():
             states = hidden.to(weight.device).float()
             logits = states @ weight[distinct].float().T
             if bias is not None:
                 logits = logits + bias[distinct].float()
-            found = iter(self._after_head(logits)[row, column].tolist())
-        return [[next(found) for _ in tree.targets] for tree in trees]
+            values = iter(self._after_head(logits)[row, column].tolist())
+        return [[next(values) for _ in tree.targets] for tree in trees]
 
 
 def _stack(tensor: Tensor, copies: int) -> Tensor:
-    """Conditions below each other: [copies x rows, ...]."""
+    """[copies * rows, ...], one copy per condition."""
     return tensor.repeat(copies, *[1] * (tensor.dim() - 1))
 
 

@@ -1,9 +1,9 @@
 """A prompt and all its continuations as one row of tokens: the prompt, then the trie of the continuations' tokens.
 
-Continuations that begin alike share nodes, and all of them share the prompt. In a forward every node sees the prompt and
-its own ancestors only, which a 4-dimensional attention mask says, so that one row gives the log-likelihoods of all
-continuations without a copy of any keys and values (tree attention, as in speculative decoding: Miao et al. 2024,
-SpecInfer). The last token of a continuation is only ever predicted, so it needs no node.
+Continuations with a common prefix share nodes, and all of them share the prompt. In a forward a 4-dimensional attention mask
+lets every node attend to the prompt and to its own ancestors only, so that one row gives the log-likelihoods of all
+continuations without copies of keys and values (tree attention, as in speculative decoding: Miao et al. 2024, SpecInfer).
+The last token of a continuation is only predicted, so it needs no node.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 #: Parent of the first tokens of a continuation.
 PROMPT = -1
 
-#: Columns of a row that holds several trees: wider rows have less padding, and more of them is masked (our default).
+#: Columns of a row that holds several trees: wider rows have less padding but compute more masked scores (our default).
 PACKED_COLUMNS = 128
 
-#: Trees whose numbers of nodes differ by less may share a batch: what that pads costs less than small batches.
-_ALIKE = 8
+#: Trees whose numbers of nodes differ by less may share a batch: the padding costs less than small batches would.
+_SIMILAR_NODES = 8
 
-#: Nodes of one tree from which on it becomes several, unless its prompt is longer: a node is masked against all others.
+#: Most nodes of one tree, unless its prompt is longer; beyond that it is split, as every node is masked against all others.
 MAX_NODES = 96
 
 
 class Target(NamedTuple):
-    """A token to score, and where: after node `node`, or after the prompt (`PROMPT`)."""
+    """A token to score after node `node`, or after the prompt (`PROMPT`)."""
 
     node: int
     token: int
@@ -64,23 +64,23 @@ class Tree:
         parents: list[int] = []
         targets = []
         for continuation in continuations:
-            at, path = PROMPT, []
+            parent, path = PROMPT, []
             for length, token in enumerate(continuation):
-                path.append(Target(at, token))
+                path.append(Target(parent, token))
                 if length == len(continuation) - 1:
                     break
-                begun = continuation[: length + 1]
-                if begun not in nodes:
-                    nodes[begun] = len(tokens)
+                prefix = continuation[: length + 1]
+                if prefix not in nodes:
+                    nodes[prefix] = len(tokens)
                     tokens.append(token)
-                    parents.append(at)
-                at = nodes[begun]
+                    parents.append(parent)
+                parent = nodes[prefix]
             targets.append(tuple(path))
         return cls(prompt, tuple(tokens), tuple(parents), tuple(targets))
 
     @cached_property
     def depths(self) -> list[int]:
-        """Place of each node after the prompt, from 0."""
+        """Number of ancestors of each node in the tree; positions after the prompt."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(0 if parent == PROMPT else depths[parent] + 1)
@@ -105,14 +105,14 @@ class Tree:
 
 
 class Layout(NamedTuple):
-    """What a forward of some rows sees.
+    """The inputs of a forward.
 
     Attributes:
-        ids: [rows, columns] tokens; 0 at padding.
-        positions: [rows, columns] places in the text.
-        ancestor_mask: [rows, columns, past + columns], true where a token attends: itself and what comes before it in its
+        ids: [rows, columns] token ids; 0 at padding.
+        positions: [rows, columns] position ids.
+        ancestor_mask: [rows, columns, past + columns], true where a token attends: to itself and to what precedes it in its
             own text.
-        past_positions: [rows, past] places of the keys and values that were computed before.
+        past_positions: [rows, past] position ids of the keys and values in the KV cache.
     """
 
     ids: Tensor
@@ -121,7 +121,7 @@ class Layout(NamedTuple):
     past_positions: Tensor
 
     def mask(self, dtype: torch.dtype, window: int | None = None) -> Tensor:
-        """The additive attention mask [rows, 1, columns, past + columns]; a window looks back over that many tokens."""
+        """The additive attention mask [rows, 1, columns, past + columns], with a sliding window if one is given."""
         attended = self.ancestor_mask
         if window is not None:
             keys = torch.cat([self.past_positions, self.positions], dim=1)
@@ -131,9 +131,9 @@ class Layout(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tree lies in a batch: its row, the column of its first token, and that of its first node.
+    """Where a tree is in a batch: its row, the column of its first token, and that of its first node.
 
-    Nodes follow their prompt at once, so that its last token is in the column before, where `PROMPT` leads too.
+    Nodes follow their prompt directly: its last token is at column `nodes + PROMPT`.
     """
 
     row: int
@@ -142,7 +142,7 @@ class Place(NamedTuple):
 
 
 class Batch(ABC):
-    """Trees of one forward, none of which sees another.
+    """The trees of one forward, which do not attend to each other.
 
     Args:
         trees: at least one.
@@ -154,21 +154,21 @@ class Batch(ABC):
     @staticmethod
     @abstractmethod
     def divide(trees: Sequence[Tree], budget: int) -> list[list[int]]:
-        """Indices of trees of similar shape together, the largest first: at most `budget` tokens, or one tree."""
+        """Batches of trees of similar shape, by index, the largest first: at most `budget` tokens, or one tree."""
 
     @property
     @abstractmethod
     def places(self) -> list[Place]:
-        """Of each tree."""
+        """The place of each tree."""
 
     @cached_property
     def whole(self) -> Layout:
-        """All tokens of all trees, computed from nothing."""
+        """All tokens of all trees, without a KV cache."""
         rows = 1 + max(place.row for place in self.places)
         columns = max(place.nodes + len(tree.tokens) for place, tree in zip(self.places, self.trees, strict=True))
         ids = torch.zeros(rows, columns, dtype=torch.long)
         positions = torch.zeros_like(ids)
-        mask = torch.eye(columns, dtype=torch.bool).repeat(rows, 1, 1)  # padding sees itself
+        mask = torch.eye(columns, dtype=torch.bool).repeat(rows, 1, 1)  # padding attends to itself
         longest = max(len(tree.prompt) for tree in self.trees)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
         for (row, start, nodes), tree in zip(self.places, self.trees, strict=True):
@@ -211,12 +211,12 @@ class Batch(ABC):
     @cached_property
     def scored(self) -> tuple[list[int], list[int]]:
         """Row and column of `whole` of every position that scores a token: tree by tree, as in `Tree.scored`."""
-        found = [
+        positions = [
             (place.row, place.nodes + node)
             for place, tree in zip(self.places, self.trees, strict=True)
             for node in tree.scored
         ]
-        return [row for row, _ in found], [column for _, column in found]
+        return [row for row, _ in positions], [column for _, column in positions]
 
 
 class Packed(Batch):
@@ -225,54 +225,54 @@ class Packed(Batch):
     @staticmethod
     def divide(trees: Sequence[Tree], budget: int) -> list[list[int]]:
         """See `Batch.divide`."""
-        found: list[list[int]] = []
-        held = 0
+        batches: list[list[int]] = []
+        n_tokens = 0
         for index in sorted(range(len(trees)), key=lambda index: -len(trees[index])):
-            held += len(trees[index])
-            if not found or held > budget:
-                found.append([])
-                held = len(trees[index])
-            found[-1].append(index)
-        return found
+            n_tokens += len(trees[index])
+            if not batches or n_tokens > budget:
+                batches.append([])
+                n_tokens = len(trees[index])
+            batches[-1].append(index)
+        return batches
 
     @cached_property
     def places(self) -> list[Place]:
         """First fit, the longest tree first."""
         width = max(PACKED_COLUMNS, *(len(tree) for tree in self.trees))
         ends: list[int] = []
-        found: dict[int, Place] = {}
+        places: dict[int, Place] = {}
         for index in sorted(range(len(self.trees)), key=lambda index: -len(self.trees[index])):
             tree = self.trees[index]
             row = next((row for row, end in enumerate(ends) if end + len(tree) <= width), len(ends))
             if row == len(ends):
                 ends.append(0)
-            found[index] = Place(row, ends[row], ends[row] + len(tree.prompt))
+            places[index] = Place(row, ends[row], ends[row] + len(tree.prompt))
             ends[row] += len(tree)
-        return [found[index] for index in range(len(self.trees))]
+        return [places[index] for index in range(len(self.trees))]
 
 
 class Aligned(Batch):
-    """A row for each tree; prompts end in the same column, nodes follow it: what goes on from a shared past needs."""
+    """A row for each tree; all prompts end in the same column, so that rows can continue from a shared KV cache."""
 
     @staticmethod
     def divide(trees: Sequence[Tree], budget: int) -> list[list[int]]:
         """See `Batch.divide`; tokens are counted with their padding.
 
-        Prompts and nodes are padded each by themselves, so that trees are sorted by nodes, roughly, and then by prompt.
+        Prompts and nodes are padded separately, so trees are sorted by their number of nodes, roughly, and then by prompt.
         """
         shapes = [(len(tree.prompt), len(tree.tokens)) for tree in trees]
-        order = sorted(range(len(trees)), key=lambda index: (-(shapes[index][1] // _ALIKE), -shapes[index][0]))
-        found: list[list[int]] = []
-        widest = nodes = 0
+        order = sorted(range(len(trees)), key=lambda index: (-(shapes[index][1] // _SIMILAR_NODES), -shapes[index][0]))
+        batches: list[list[int]] = []
+        width = nodes = 0
         for index in order:
-            prompt, own = shapes[index]
-            widest, nodes = max(widest, prompt), max(nodes, own)
-            if found and (widest + nodes) * (len(found[-1]) + 1) <= budget:
-                found[-1].append(index)
+            prompt, n_nodes = shapes[index]
+            width, nodes = max(width, prompt), max(nodes, n_nodes)
+            if batches and (width + nodes) * (len(batches[-1]) + 1) <= budget:
+                batches[-1].append(index)
             else:
-                found.append([index])
-                widest, nodes = prompt, own
-        return found
+                batches.append([index])
+                width, nodes = prompt, n_nodes
+        return batches
 
     @cached_property
     def width(self) -> int:
@@ -286,34 +286,34 @@ class Aligned(Batch):
 
     @cached_property
     def places(self) -> list[Place]:
-        """Prompts at the left, ending in column `width`."""
+        """Prompts are padded on the left and end before column `width`."""
         return [Place(row, self.width - len(tree.prompt), self.width) for row, tree in enumerate(self.trees)]
 
     def ends(self, copies: int) -> Layout:
-        """`copies` of each prompt's last token with its nodes, side by side; the prompts' other tokens are the past.
+        """`copies` of each prompt's last token with its nodes, side by side; the prompts' other tokens are in the KV cache.
 
-        The copies of one row do not see each other.
+        The copies of one row do not attend to each other.
         """
         whole, past, block = self.whole, self.width - 1, 1 + self.nodes
         ids = whole.ids[:, past:].repeat(1, copies)
         positions = whole.positions[:, past:].repeat(1, copies)
-        among = torch.zeros(len(self.trees), copies * block, copies * block, dtype=torch.bool)
+        block_mask = torch.zeros(len(self.trees), copies * block, copies * block, dtype=torch.bool)
         for copy in range(copies):
             columns = slice(copy * block, (copy + 1) * block)
-            among[:, columns, columns] = whole.ancestor_mask[:, past:, past:]
-        mask = torch.cat([whole.ancestor_mask[:, past:, :past].repeat(1, copies, 1), among], dim=2)
+            block_mask[:, columns, columns] = whole.ancestor_mask[:, past:, past:]
+        mask = torch.cat([whole.ancestor_mask[:, past:, :past].repeat(1, copies, 1), block_mask], dim=2)
         return Layout(ids, positions, mask, whole.positions[:, :past])
 
 
 def parts(prompt: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """The continuations of one prompt in groups, each for a tree of its own: see `MAX_NODES`."""
-    most = max(MAX_NODES, len(prompt))
-    found: list[list[tuple[int, ...]]] = []
+    """The continuations of one prompt in groups, one for each tree of at most `MAX_NODES` nodes."""
+    max_nodes = max(MAX_NODES, len(prompt))
+    groups: list[list[tuple[int, ...]]] = []
     nodes = 0
     for continuation in continuations:
-        nodes += len(continuation) - 1  # without what they share
-        if not found or nodes > most:
-            found.append([])
+        nodes += len(continuation) - 1  # an upper bound: shared nodes are counted twice
+        if not groups or nodes > max_nodes:
+            groups.append([])
             nodes = len(continuation) - 1
-        found[-1].append(continuation)
-    return found
+        groups[-1].append(continuation)
+    return groups

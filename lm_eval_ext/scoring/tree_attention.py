@@ -1,4 +1,4 @@
-"""Trees of continuations through one model: hidden states by a forward of its own layout, scores by the head in slices."""
+"""Running token trees through a model: hidden states with a custom attention mask, scores by the LM head in slices."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from lm_eval_ext.scoring.token_trees import Batch
     from lm_eval_ext.steering.plan import Position
 
-#: How far a probe may be from the plain forward: rounding of half precision, not another mask.
+#: Largest difference between a probe and plain forwards that rounding explains, by dtype; the last for half precision.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_LOOSE = 0.5
+_HALF_PRECISION_TOLERANCE = 0.5
 
 #: Most tokens of a probe's prompt.
 _PROBE = 32
@@ -53,7 +53,7 @@ class TreeModel:
     """Runs trees through one model.
 
     Args:
-        model: a causal language model of transformers whose layers attend (no recurrent state).
+        model: a causal language model of transformers with attention layers only (no recurrent state).
         softmax_dtype: dtype of the log-softmax.
     """
 
@@ -80,40 +80,40 @@ class TreeModel:
         return dtype
 
     def check(self, sample: Tree) -> str | None:
-        """Why this model cannot be run by trees, found by comparing one with plain forwards; None if it can.
+        """The reason why this model cannot run trees, from a comparison with plain forwards; None if it can.
 
         Args:
-            sample: any; its tokens make the tree that is tried, since its own may be too simple to show anything.
+            sample: any tree; its tokens are rearranged into one with branches, which the sample may lack.
         """
         types = set(getattr(self._text, "layer_types", None) or ["full_attention"])
         if other := types - {"full_attention", "sliding_attention"}:
             return f"its layers are of the types {', '.join(sorted(other))}"
         if not isinstance(self._head, torch.nn.Linear):
-            return "its output head is not one linear layer"
+            return "its LM head is not one linear layer"
         base = getattr(self.model, "get_base_model", lambda: self.model)()  # of PEFT
         if "position_ids" not in inspect.signature(base.forward).parameters or getattr(self._text, "alibi", False):
-            return "it counts positions itself"
+            return "it computes positions itself"
         tree = _probe(sample)
         expected = [self._plain(tree.prompt, [token for _, token in path]) for path in tree.targets]
         try:
-            # Beside itself, so that what a tree sees of its neighbour would show.
-            both = [self.score(batch) for batch in (Packed([tree, tree]), Aligned([tree]))]
+            # Two copies side by side, so that attention between neighbours would show.
+            batches = [self.score(batch) for batch in (Packed([tree, tree]), Aligned([tree]))]
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             if out_of_memory(error):
                 raise
-            return f"a forward with an attention mask of our own failed ({error})"
-        found = [sum(value for value, _ in tokens) for by_tree in both for values in by_tree for tokens in values]
-        worst = max(abs(a - b) for a, b in zip(found, expected * 3, strict=True))
-        if not worst <= _TOLERANCE.get(self.dtype, _LOOSE):
-            return f"its log-likelihoods differ by {worst:.2g} from those of plain forwards"
+            return f"a forward with a custom attention mask failed ({error})"
+        actual = [sum(value for value, _ in path) for batch in batches for by_tree in batch for path in by_tree]
+        difference = max(abs(a - b) for a, b in zip(actual, expected * 3, strict=True))
+        if not difference <= _TOLERANCE.get(self.dtype, _HALF_PRECISION_TOLERANCE):
+            return f"its log-likelihoods differ by {difference:.2g} from those of plain forwards"
         return None
 
     def _plain(self, prompt: tuple[int, ...], continuation: list[int]) -> float:
         ids = torch.tensor([[*prompt, *continuation]], device=self._device)
         with torch.inference_mode():
             logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        wanted = torch.tensor(continuation, device=logits.device)
-        return float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum())
+        targets = torch.tensor(continuation, device=logits.device)
+        return float(logits.log_softmax(-1).gather(1, targets[:, None]).sum())
 
     def score(self, batch: Batch) -> list[list[list[Token]]]:
         """The tokens of every continuation of every tree."""
@@ -121,11 +121,11 @@ class TreeModel:
         return self.tokens(batch.trees, self.hidden(batch.whole)[rows, columns])
 
     def hidden(self, layout: Layout, cache: Any = None) -> Tensor:
-        """The residual stream that the output head would see, [rows, columns, hidden]."""
-        found: list[Tensor] = []
+        """[rows, columns, hidden], the input of the LM head; the forward ends before it."""
+        head_inputs: list[Tensor] = []
 
         def stop(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            found.append(inputs[0])
+            head_inputs.append(inputs[0])
             raise _Stop
 
         handle = self._head.register_forward_pre_hook(stop, prepend=True)
@@ -142,60 +142,59 @@ class TreeModel:
             pass
         finally:
             handle.remove()
-        if not found:
-            raise ModelError("the model's output head was not reached")
-        return found[0]
+        if not head_inputs:
+            raise ModelError("the forward ended before the model's LM head")
+        return head_inputs[0]
 
     def _mask(self, layout: Layout) -> Any:
-        """One mask, or one for each kind of attention where the layers differ."""
+        """One mask, or one for each type of attention where the layers differ."""
         types = set(getattr(self._text, "layer_types", None) or [])
         window = getattr(self._text, "sliding_window", None)
         full = layout.mask(self.dtype).to(self._device)
         if "sliding_attention" not in types and (types or window is None):
             return full
-        # A window that nothing leaves hides nothing.
-        near = window is None or int(layout.positions.max()) < window
-        sliding = full if near else layout.mask(self.dtype, window).to(self._device)
+        is_inside = window is None or int(layout.positions.max()) < window  # the window masks nothing
+        sliding = full if is_inside else layout.mask(self.dtype, window).to(self._device)
         return sliding if len(types) < 2 else {"full_attention": full, "sliding_attention": sliding}
 
     def tokens(self, trees: Sequence[Tree], hidden: Tensor, *, greedy: bool = True) -> list[list[list[Token]]]:
-        """Log-probabilities of the tokens of every continuation of every tree; waits for the device once.
+        """Log-probabilities of the tokens of every continuation of every tree; synchronises with the device once.
 
         Args:
             trees: in the order of the positions.
-            hidden: [positions, hidden] at each scored position of each tree, before the output head.
-            greedy: find out whether each token is the likeliest; else it is said that none is.
+            hidden: [positions, hidden] at each scored position of each tree, before the LM head.
+            greedy: whether to compute if each token is the most likely one; else all are False.
         """
         targets: list[tuple[int, int]] = []
-        at = 0
+        first = 0
         for tree in trees:
-            where = {node: at + k for k, node in enumerate(tree.scored)}
-            targets.extend((where[node], wanted) for path in tree.targets for node, wanted in path)
-            at += len(tree.scored)
+            place_of = {node: first + k for k, node in enumerate(tree.scored)}
+            targets.extend((place_of[node], token_id) for path in tree.targets for node, token_id in path)
+            first += len(tree.scored)
         order = sorted(range(len(targets)), key=targets.__getitem__)
         place, token = torch.tensor([targets[k] for k in order]).T.to(hidden.device, non_blocking=True)
-        most = self.HEAD_POSITIONS[hidden.device.type != "cpu"]
+        n_positions = self.HEAD_POSITIONS[hidden.device.type != "cpu"]
         places = [targets[k][0] for k in order]
         parts = []
         with torch.inference_mode():
-            for first in range(0, len(hidden), most):
-                own = slice(bisect_left(places, first), bisect_left(places, first + most))
-                logits = self._logits(hidden[first : first + most], most)
-                parts.append(scores(logits, place[own] - first, token[own], self._softmax_dtype, greedy=greedy))
-        found = dict(zip(order, as_tokens(parts), strict=True))
+            for first in range(0, len(hidden), n_positions):
+                part = slice(bisect_left(places, first), bisect_left(places, first + n_positions))
+                logits = self._logits(hidden[first : first + n_positions], n_positions)
+                parts.append(scores(logits, place[part] - first, token[part], self._softmax_dtype, greedy=greedy))
+        scored = dict(zip(order, as_tokens(parts), strict=True))
         number = iter(range(len(targets)))
-        return [[[found[next(number)] for _ in path] for path in tree.targets] for tree in trees]
+        return [[[scored[next(number)] for _ in path] for path in tree.targets] for tree in trees]
 
-    def _logits(self, hidden: Tensor, most: int) -> Tensor:
-        """[positions, vocabulary] of at most `most` states, in a buffer of its own."""
+    def _logits(self, hidden: Tensor, n_positions: int) -> Tensor:
+        """[positions, vocabulary] of at most `n_positions` states, in a reused buffer."""
         weight, bias = self._head.weight, self._head.bias
         if self._buffer is None:
-            self._buffer = torch.empty(most, len(weight), dtype=weight.dtype, device=weight.device)
+            self._buffer = torch.empty(n_positions, len(weight), dtype=weight.dtype, device=weight.device)
         states = hidden.to(weight.device, weight.dtype)
         return self._after_head(linear(states, weight, bias, self._buffer[: len(states)]))
 
     def _after_head(self, logits: Tensor) -> Tensor:
-        """What some families do to their logits; `check` finds those that do something else."""
+        """The scaling and soft-capping that some families apply to their logits; `check` detects anything else."""
         if scale := getattr(self._text, "logit_scale", None):  # Cohere
             logits = logits * scale
         if divisor := getattr(self._text, "logits_scaling", None):  # Granite
@@ -212,5 +211,5 @@ def _probe(sample: Tree) -> Tree:
     return Tree.grow(sample.prompt[-_PROBE:], [(a, b, c), (a, d), (e, f, b, a), (e, f, d), (c,)])
 
 
-class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward before the output head
-    """Raised before the output head."""
+class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward before the LM head
+    """Raised before the LM head."""

@@ -29,7 +29,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Axes:
-    """The families of a sweep that stand for transfer and for localization; None where it has none."""
+    """The families of a sweep on the transfer and on the localization axis; None where there is none."""
 
     transfer: str | None
     localization: str | None
@@ -65,17 +65,17 @@ def best_by_layer(summary: pd.DataFrame, kind: str, family: str, n: int = PAIR_L
 
 
 def reported(summary: pd.DataFrame, axes: Axes) -> list[Plan]:
-    """The plans of which something will be said: the best of each family and kind, and the chosen one."""
+    """The plans that are reported: the best of each family and kind, and the chosen one."""
     average = summary[(summary["language"] == AVERAGE) & summary["control"].isna() & (summary["condition"] != "")]
-    best = average.loc[average.groupby(["family", "kinds"], sort=False)["change"].idxmax(), "condition"].tolist()
+    best_plans = average.loc[average.groupby(["family", "kinds"], sort=False)["change"].idxmax(), "condition"].tolist()
     chosen = choose(summary, axes) if axes.transfer and axes.localization else None
-    return [Plan.parse(name) for name in dict.fromkeys([*best, *([chosen["steer"]] if chosen else [])])]
+    return [Plan.parse(name) for name in dict.fromkeys([*best_plans, *([chosen["steer"]] if chosen else [])])]
 
 
 def choose(summary: pd.DataFrame, axes: Axes) -> dict[str, Any] | None:
-    """The pair with the largest sum of both average changes, with its numbers; None where there is no pair to choose from.
+    """The pair with the largest sum of both average changes, with its numbers; None where no pair was evaluated.
 
-    Its change was the largest of many on these very questions, so it flatters: evaluate the plan on the test split.
+    Its change is biased upwards, as it is the largest of many on these questions: evaluate the plan on the test split.
     """
     average = summary[(summary["language"] == AVERAGE) & summary["control"].isna()]
     pairs = average[average["kinds"] == "+".join(SURGICAL)]

@@ -1,4 +1,4 @@
-"""Every condition on every tree: in which order, in how much memory, and kept as it goes."""
+"""Runs every condition on every tree within a memory budget, and stores results as they are computed."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from lm_eval_ext.sweep.questions import ScoredTree
     from lm_eval_ext.sweep.store import Store
 
-#: Tokens of one forward, and what a batch of unsteered prompts may keep for its conditions (our defaults).
+#: Tokens of one forward, and memory that a batch of unsteered prompts may keep for its conditions (our defaults).
 MAX_TOKENS = {"cpu": 4096, "cuda": 32768}
 MEMORY_GIB = 2.0
 
-#: Share of a forward's tokens that a batch takes: aligned prompts are padded, and what follows is few tokens of each.
+#: Share of a forward's tokens that a batch uses: aligned prompts are padded, and their steered ends are few tokens each.
 _SHARE: dict[type[Batch], float] = {Packed: 1, Aligned: 0.25}
 
-#: Copies of a prompt's end side by side hold at most so many tokens: each of them is masked against all.
+#: Most tokens of the copies of a prompt's end side by side: each is masked against all others.
 _MAX_SIDE_BY_SIDE = 128
 
-#: Fewer tokens than these do not keep a processor busy: ends of prompts are then joined over layers.
+#: Fewer tokens do not keep a processor busy: the ends of prompts of several first layers are then run together.
 _ENOUGH_TOKENS = 256
 
 
@@ -48,11 +48,11 @@ class Engine(Protocol):
         store: Store,
         progress: Callable[[int], object],
     ) -> None:
-        """Compute what `store` lacks; `progress` is told the number of cells that each step adds."""
+        """Compute what `store` lacks; `progress` is called with the number of cells that each step adds."""
 
 
 class SharedEngine:
-    """Shares what conditions have in common (see `forward`).
+    """Computes what conditions share once (see `scoring.shared_forward`).
 
     Args:
         model: runs the trees.
@@ -75,9 +75,9 @@ class SharedEngine:
         progress: Callable[[int], object],
     ) -> None:
         """See `Engine.run`."""
-        for form, own in _by_form(conditions).items():
-            pending = [tree for tree in trees if _missing([tree], own, store)]
-            batch = partial(self._batch, form, conditions=own, store=store, progress=progress)
+        for form, of_form in _by_form(conditions).items():
+            pending = [tree for tree in trees if _missing([tree], of_form, store)]
+            batch = partial(self._batch, form, conditions=of_form, store=store, progress=progress)
             for _ in self._budget.run(pending, partial(_divide, form), batch):
                 pass
 
@@ -109,10 +109,10 @@ class SharedEngine:
             run = self._model.ends if form is Aligned else self._model.whole
             for layer, chunk in self._chunks(batch, {layer: by_layer[layer] for layer in layers}):
                 tables = [self._table(condition.name) for condition in chunk]
-                found = run(base, layer, tables, languages, normalise)
+                values_by_condition = run(base, layer, tables, languages, normalise)
                 yield [
                     (condition.name, tree.key, values)
-                    for condition, by_tree in zip(chunk, found, strict=True)
+                    for condition, by_tree in zip(chunk, values_by_condition, strict=True)
                     for tree, values in zip(trees, by_tree, strict=True)
                 ]
 
@@ -122,17 +122,21 @@ class SharedEngine:
             yield []
             return
         tokens = batch.whole.ids.numel()
-        for_past, for_layer = self._model.bytes_per_token(0), self._model.bytes_per_token(1)
-        each = max(1, (for_layer - for_past) * tokens)
-        room = max(1, (self._budget.memory - for_past * tokens) // each)
-        for at in range(0, len(layers), room):
-            yield layers[at : at + room]
+        kv_bytes, with_layer = self._model.bytes_per_token(0), self._model.bytes_per_token(1)
+        layer_bytes = max(1, (with_layer - kv_bytes) * tokens)
+        n_fitting = max(1, (self._budget.memory - kv_bytes * tokens) // layer_bytes)
+        for start in range(0, len(layers), n_fitting):
+            yield layers[start : start + n_fitting]
 
     def _chunks(self, batch: Batch, conditions: dict[int, list[Condition]]) -> Iterator[tuple[int, list[Condition]]]:
-        """Conditions of one forward, and the layer to go on from, given those of each first steered layer, in order.
+        """The conditions of each forward, with the layer that it continues from.
 
-        Those that recompute whole prompts go with others of the same layer. Ends of prompts are few tokens: conditions of
-        several layers make one forward from the lowest on, up to their own layer the same as the unsteered one.
+        Conditions that recompute whole prompts share a forward with others of the same first layer. Ends of prompts are few
+        tokens, so that conditions of several first layers share a forward that continues from the lowest of them.
+
+        Args:
+            batch: the trees.
+            conditions: by their first steered layer, in ascending order.
         """
         size, enough = self._budget.tokens // batch.whole.ids.numel(), 0
         if isinstance(batch, Aligned):
@@ -140,8 +144,8 @@ class SharedEngine:
             tokens = len(batch.trees) * block
             size, enough = min(self._budget.tokens // tokens, _MAX_SIDE_BY_SIDE // block), _ENOUGH_TOKENS // tokens
         start, chunk = 0, list[Condition]()
-        for layer, own in conditions.items():
-            for condition in own:
+        for layer, of_layer in conditions.items():
+            for condition in of_layer:
                 if chunk and (len(chunk) >= size or (layer > start and len(chunk) >= enough)):
                     yield start, chunk
                     chunk = []
@@ -152,7 +156,7 @@ class SharedEngine:
 
 
 class SeparateEngine:
-    """One condition at a time, for architectures that cannot be run by trees: what `steered-hf` does, in one process.
+    """One condition at a time, as `steered-hf` computes it; for architectures that cannot run trees.
 
     Args:
         model, vectors, n_layers: as for `SharedEngine`.
@@ -178,16 +182,16 @@ class SeparateEngine:
             injector = Injector(self._model, table)
             scorer = Scorer(self._model, injector, max_length=self._max_length)
             try:
-                for at in range(0, len(pending), _KEPT_TOGETHER):
-                    part = pending[at : at + _KEPT_TOGETHER]
+                for start in range(0, len(pending), _TREES_PER_TRANSACTION):
+                    part = pending[start : start + _TREES_PER_TRANSACTION]
                     store.write(_score(scorer, part, condition.name, table))
                     progress(len(part))
             finally:
                 injector.remove()
 
 
-#: Trees of a transaction where conditions run one by one.
-_KEPT_TOGETHER = 64
+#: Trees of one transaction of the store, where conditions run one by one.
+_TREES_PER_TRANSACTION = 64
 
 
 def _score(
@@ -209,12 +213,12 @@ def _divide(form: type[Batch], trees: list[ScoredTree], budget: Budget) -> list[
 
 
 def _by_form(conditions: Sequence[Condition]) -> dict[type[Batch], list[Condition]]:
-    """Conditions that steer nothing but last tokens need aligned batches; the unsteered one goes with any."""
-    found: dict[type[Batch], list[Condition]] = defaultdict(list)
+    """Conditions by form of batch: aligned for those that steer last tokens only; the unsteered one joins either."""
+    by_form: dict[type[Batch], list[Condition]] = defaultdict(list)
     for condition in sorted(conditions, key=lambda condition: condition.name == UNSTEERED):
         form = Aligned if condition.is_last_only else Packed
-        found[next(iter(found), Packed) if condition.name == UNSTEERED else form].append(condition)
-    return found
+        by_form[next(iter(by_form), Packed) if condition.name == UNSTEERED else form].append(condition)
+    return by_form
 
 
 def _missing(trees: Sequence[ScoredTree], conditions: Sequence[Condition], store: Store) -> list[Condition]:

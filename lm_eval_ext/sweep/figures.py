@@ -20,7 +20,7 @@ def charts(summary: pd.DataFrame) -> list[Chart]:
     """For each family: the average effect along the layers and along gamma for each kind and position, and of all pairs."""
     average = summary[(summary["language"] == AVERAGE) & summary["control"].isna() & (summary["condition"] != "")]
     singles, pairs = average[average["layer"].notna()], average[average["layer"].isna()]
-    found: list[Chart] = []
+    all_charts: list[Chart] = []
     for family in average["family"].unique():
         metric = str(average.loc[average["family"] == family, "metric"].iloc[0])
         for position in singles["position"].unique():
@@ -33,30 +33,30 @@ def charts(summary: pd.DataFrame) -> list[Chart]:
             by_gamma = pd.concat([_at_best(group, "layer") for _, group in part.groupby("kinds", sort=False)])
             layers = effect_curves(_series(by_layer, "gamma"), "layer", title=f"Effect by layer: {where}", score=metric)
             gammas = effect_curves(_series(by_gamma, "layer"), "gamma", title=f"Effect by gamma: {where}", score=metric)
-            found += [
+            all_charts += [
                 replace(layers, name=f"layer_curves_{suffix}", caption=_BEST.format("gamma") + layers.caption),
                 replace(gammas, name=f"gamma_curves_{suffix}", caption=_BEST.format("layer") + gammas.caption),
             ]
         both = pairs[pairs["family"] == family]
         if len(both):
             heatmap = two_layer_heatmap(_grid(both), title=f"Two layers: {family}", score=metric)
-            found.append(replace(heatmap, name=f"two_layers_{family}"))
-    return found
+            all_charts.append(replace(heatmap, name=f"two_layers_{family}"))
+    return all_charts
 
 
 _BEST = (
-    "Average over all languages but English. Each kind at the {} of its largest average effect (of those with controls all "
-    "along, where there are such), which flatters: it was the best of several on these questions. "
+    "Average over all languages but English. Each kind at the {} of its largest average effect (among those with controls "
+    "everywhere, if any), which is biased upwards: it is the best of several on these questions. "
 )
 
 
 def _at_best(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows of one kind at the value of `column` with the largest change; one with controls in every row, if any has."""
+    """The rows of one kind at the value of `column` with the largest change; one with controls in all rows, if any."""
     controlled = rows.groupby(column)["null_low"].transform(lambda band: band.notna().all())
     chosen = rows[controlled] if controlled.any() else rows
     best = chosen[column].iloc[int(chosen["change"].argmax())]
-    found: pd.DataFrame = rows[rows[column] == best]
-    return found
+    rows_at_best: pd.DataFrame = rows[rows[column] == best]
+    return rows_at_best
 
 
 def _series(rows: pd.DataFrame, fixed: str) -> pd.DataFrame:
@@ -77,8 +77,8 @@ def _series(rows: pd.DataFrame, fixed: str) -> pd.DataFrame:
             "is_control": True,
         }
     )
-    both: pd.DataFrame = pd.concat([curves, bands], ignore_index=True) if len(bands) else curves
-    return both
+    series: pd.DataFrame = pd.concat([curves, bands], ignore_index=True) if len(bands) else curves
+    return series
 
 
 def _grid(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -26,9 +26,9 @@ class Condition:
     """One plan of the grid.
 
     Attributes:
-        plan: with its positions written out, so that it means the same in `--model_args steer=`.
-        control: what it is a control for `of`, None for a plan in its own right.
-        of: the plan that it is a control of; the plan itself where it is none.
+        plan: with explicit positions, so that it means the same in `--model_args steer=`.
+        control: the kind of control, None for a plan that is none.
+        of: the plan that it is a control of; the plan itself where it is no control.
     """
 
     plan: Plan
@@ -51,7 +51,7 @@ class Condition:
 
     @property
     def is_last_only(self) -> bool:
-        """Whether nothing but the prompts' last tokens is steered."""
+        """Whether only the prompts' last tokens are steered."""
         return all(term.position == "last" for term in self.plan.interventions)
 
 
@@ -88,9 +88,9 @@ class Grid:
     def pairs(self, first: Iterable[Plan], second: Iterable[Plan]) -> list[Condition]:
         """Combinations of two plans of one vector, the first no deeper than the second, each with its controls."""
         plans = [
-            Plan((*one.interventions, *other.interventions))
-            for one, other in product(first, second)
-            if one.interventions[0].first.value <= other.interventions[0].first.value
+            Plan((*lower.interventions, *upper.interventions))
+            for lower, upper in product(first, second)
+            if lower.interventions[0].first.value <= upper.interventions[0].first.value
         ]
         return self._with_controls(plans)
 
@@ -108,17 +108,17 @@ class Grid:
         return not self.control_gammas or all(term.gamma in self.control_gammas for term in plan.interventions)
 
     def controls(self, plan: Plan) -> list[Condition]:
-        """What a plan is compared with."""
-        found = [
-            Condition(_changed(plan, control=f"random{seed}"), "random", str(plan)) for seed in range(self.n_random)
+        """The controls of a plan."""
+        conditions = [
+            Condition(_with_control(plan, f"random{seed}"), "random", str(plan)) for seed in range(self.n_random)
         ]
         if self.with_controls:
             negated = Plan(
                 tuple(replace(term, gamma=replace(term.gamma, value=-term.gamma.value)) for term in plan.interventions)
             )
-            found.append(Condition(_changed(plan, control="other"), "other_language", str(plan)))
-            found.append(Condition(negated, "negated", str(plan)))
-        return found
+            conditions.append(Condition(_with_control(plan, "other"), "other_language", str(plan)))
+            conditions.append(Condition(negated, "negated", str(plan)))
+        return conditions
 
 
 def intervention(kind: str, layer: int, gamma: Gamma, position: Position) -> Intervention:
@@ -128,21 +128,21 @@ def intervention(kind: str, layer: int, gamma: Gamma, position: Position) -> Int
 
 def problems(conditions: Sequence[Condition], vectors: VectorSet, n_layers: int, languages: Sequence[str]) -> list[str]:
     """Why some conditions cannot run: a layer that the model or the file lacks, a kind or a language without vectors."""
-    found: dict[str, list[str]] = {}
+    names_by_problem: dict[str, list[str]] = {}
     for condition in conditions:
         try:
             table = SteeringTable.build(condition.plan, vectors, n_layers)
             for language in languages:
                 table.row(language)
         except (PlanError, VectorFileError, LanguageError) as error:
-            found.setdefault(str(error).replace(condition.name, "a plan"), []).append(condition.name)
-    return [f"{_some(names)}: {problem}" for problem, names in found.items()]
+            names_by_problem.setdefault(str(error).replace(condition.name, "a plan"), []).append(condition.name)
+    return [f"{_first_names(names)}: {problem}" for problem, names in names_by_problem.items()]
 
 
-def _changed(plan: Plan, control: str) -> Plan:
+def _with_control(plan: Plan, control: str) -> Plan:
     return Plan(tuple(replace(term, control=control) for term in plan.interventions))
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     shown = ", ".join(names[:4])
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

@@ -1,4 +1,4 @@
-"""What a sweep found, in words, as a table and as one page."""
+"""The results of a sweep in sentences, as a table and as one page."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ HEADER = [
 ]
 LEGEND = (
     "Averages over all languages but English; in brackets the paired 95% interval of the change, clustered by question. "
-    "Random directions: from the least to the most change of the controls of the same norm at the same layer. The best of "
-    "many flatters itself: evaluate a chosen plan on the test split."
+    "Random directions: smallest to largest change of the controls of the same norm at the same layer. The best of many "
+    "is biased upwards: evaluate a chosen plan on the test split."
 )
 
 #: Rows of the table for each family and kind.
@@ -44,19 +44,19 @@ def top_rows(summary: pd.DataFrame, top: int = TOP) -> list[list[str]]:
 
 
 def findings(summary: pd.DataFrame) -> list[str]:
-    """For the best plan of each family and kind, what its interval and its controls allow to say."""
+    """For the best plan of each family and kind, what its interval and its controls support, in sentences."""
     return [_sentence(row) for row in _top(summary, 1)]
 
 
 def page(summary: pd.DataFrame, description: Sequence[str]) -> str:
     """One self-contained page."""
-    drawn = charts(summary)
+    all_charts = charts(summary)
     return render(
         "sweep.html",
         title="Layers and strengths of steering",
-        charts=drawn,
+        charts=all_charts,
         folder=TEMPLATES,
-        parts_of_charts=[figure_part(chart) for chart in drawn],
+        parts_of_charts=[figure_part(chart) for chart in all_charts],
         description=description,
         findings=findings(summary),
         legend=LEGEND,
@@ -90,18 +90,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
-    said = f"{row['family']}, {row['kinds']}: the largest change is {_interval(row)} with {row['condition']}"
-    clear = row["low"] > 0
+    effect = f"{row['family']}, {row['kinds']}: the largest change is {_interval(row)} with {row['condition']}"
+    is_positive = row["low"] > 0
     band = _band(row)
     if band is None:
-        return f"{said}. No random direction was run, so it says nothing of the vector's meaning."
+        return f"{effect}. No random direction was run, so it cannot be attributed to the vector's direction."
     beyond = row["change"] > row["null_high"]
     place = f"{int(row['null_n'])} random directions of the same norm change it by {band}"
-    if clear and beyond:
-        return f"{said}; {place}, all below it."
-    if clear:
-        return f"{said}; {place}: no more than a direction without meaning does."
-    return f"{said}; {place}. The interval holds zero: no effect is shown."
+    if is_positive and beyond:
+        return f"{effect}; {place}, all below it."
+    if is_positive:
+        return f"{effect}; {place}: the effect is not larger than that of random directions."
+    return f"{effect}; {place}. The interval includes zero: no effect is shown."
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""Several processes of `accelerate launch`, each of which computes its share."""
+"""The processes of `accelerate launch`, each of which computes its share of a sweep."""
 
 from __future__ import annotations
 
 
 class Processes:
-    """This process among those of `accelerate launch`; one where there was no launch."""
+    """This process among those of `accelerate launch`; the only one without a launch."""
 
     def __init__(self) -> None:
         from accelerate import PartialState
@@ -23,5 +23,5 @@ class Processes:
             self._state.destroy_process_group()
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have called this."""
         self._state.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""The questions of some tasks of the harness, as the trees to score and as what the scores are worth."""
+"""The questions of harness tasks: the token trees to score, and the tasks' metrics from the scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.scoring.requests import Request
 
-#: Scores that need the options' log-likelihoods without a question.
+#: Metrics that need the options' log-likelihoods without the question.
 PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
 
 
@@ -34,10 +34,10 @@ class Question:
 
     Attributes:
         task, doc_id, question_id, language: as in result files.
-        family: what the task and those in other languages are called together.
-        axis: of the plane, `transfer` or `localization`; None where nothing says it.
+        family: common name of the task and its counterparts in other languages.
+        axis: of the plane, `transfer` or `localization`; None where unknown.
         split: `dev` for questions that choose layers, else `test`.
-        instances: indices of its requests: its options after the prompt, then, for mutual information, after nothing.
+        instances: indices of its requests: its options after the prompt, then, for mutual information, without it.
         n_options: number of options.
         gold: index of the right option, None where the task names none.
         document: the document.
@@ -58,14 +58,14 @@ class Question:
 
 @dataclass(frozen=True)
 class ScoredTree:
-    """A tree, whose language steers it, and which requests its values answer.
+    """A token tree, the language that steers it, and the requests that its values answer.
 
     Attributes:
         tree: prompt and continuations.
         language: of its prompt.
-        normalised: whether its values are log-likelihoods, or only logits, which differ by a constant of the prompt.
+        normalised: whether its values are log-likelihoods, or logits, which differ from them by a constant per prompt.
         requests: indices of the requests of each continuation.
-        key: a name that another start finds again.
+        key: identifies the tree in the store across runs.
     """
 
     tree: Tree
@@ -76,7 +76,7 @@ class ScoredTree:
 
 
 class Questions:
-    """What some tasks ask.
+    """The questions of some tasks.
 
     Args:
         names: tasks or groups.
@@ -84,8 +84,8 @@ class Questions:
         num_fewshot: examples before each question; the tasks' own number if None.
         languages: keep only these; all if empty.
         default_language: of questions whose document and task name none.
-        include_path: folder with task files of the user's own.
-        with_prior: ask for the options without a question too, where a task scores mutual information.
+        include_path: folder with the user's own task files.
+        with_prior: score the options without the question too, where a task has mutual information.
 
     Raises:
         UserError: an unknown task, a task that is not multiple choice, or no question.
@@ -119,13 +119,13 @@ class Questions:
                     self._add(name, task, doc_id, instances, language)
         if not self.questions:
             raise DataError(
-                f"no question to ask in {', '.join(names)}" + (f" in {', '.join(languages)}" if languages else "")
+                f"no questions in {', '.join(names)}" + (f" in {', '.join(languages)}" if languages else "")
             )
 
     def _add(self, name: str, task: Any, doc_id: int, instances: list[Instance], language: str | None) -> None:
         if language is None:
             raise LanguageError(
-                f"task {name}: the language of document {doc_id} is not known; name it in a column 'language', in the "
+                f"task {name}: the language of document {doc_id} is unknown; name it in a column 'language', in the "
                 "task's metadata (language: ko), or with --lang"
             )
         document = instances[0].doc
@@ -153,20 +153,22 @@ class Questions:
 
     @property
     def languages(self) -> list[str]:
-        """Languages of the questions, in their order."""
+        """Languages of the questions, in order of appearance."""
         return list(dict.fromkeys(question.language for question in self.questions))
 
     def score(self, question: Question, values: Sequence[float]) -> dict[str, float]:
-        """What the task makes of the options' log-likelihoods: its metrics of one document that are numbers."""
-        # Whether an option is what the model would say by itself is not computed in a sweep.
+        """The numeric metrics of one document, as the task computes them from the options' log-likelihoods."""
+        # Whether greedy decoding would produce an option is not computed in a sweep.
         results = [(value, False) for value in values]
         task = self._tasks[question.task]
         if not self.with_prior and "acc_mutual_info" in task._metric_fn_list:
-            results += [(0.0, False)] * question.n_options  # the task expects them; what it makes of them is left out
-        found = task.process_results(question.document, results)
+            results += [
+                (0.0, False)
+            ] * question.n_options  # the task expects them; the metrics that use them are left out
+        metrics = task.process_results(question.document, results)
         return {
             name: float(value)
-            for name, value in found.items()
+            for name, value in metrics.items()
             if isinstance(value, (int, float))
             and name != "exact_match"
             and (self.with_prior or name not in PRIOR_METRICS)
@@ -177,8 +179,8 @@ class Questions:
 
         Args:
             requests: of `instances`, in their order.
-            max_length: most tokens of a forward; longer prompts lose their beginning, as in the harness.
-            likelihoods: normalise even where every option is one token, and only the differences matter.
+            max_length: most tokens of a forward; longer prompts are truncated from the left, as in the harness.
+            likelihoods: normalise even where every option is one token, so that only differences matter.
 
         Raises:
             ModelError: a continuation that does not fit.
@@ -194,8 +196,8 @@ class Questions:
                         f"not fit the model's {max_length}"
                     )
                 self.n_truncated += len(prompt) + len(continuation) - 1 > max_length
-                shown = _truncate(prompt, continuation, max_length)
-                key = shown, question.language, normalised[index]
+                truncated = _truncate(prompt, continuation, max_length)
+                key = truncated, question.language, normalised[index]
                 by_prompt.setdefault(key, {}).setdefault(continuation, []).append(index)
         return [
             ScoredTree(
@@ -210,30 +212,30 @@ class Questions:
         ]
 
     def _normalised(self, requests: Sequence[Request], likelihoods: bool) -> list[bool]:
-        """For each request, whether a constant of its prompt would change what its question scores."""
-        wanted: dict[tuple[tuple[int, ...], str], bool] = defaultdict(bool)
-        places = []
+        """For each request, whether its question's metrics would change by a constant added per prompt."""
+        needed: dict[tuple[tuple[int, ...], str], bool] = defaultdict(bool)
+        prompts = []
         for question in self.questions:
             options = self._tasks[question.task].doc_to_choice(question.document)
-            alike = len({(len(option), len(option.encode())) for option in options}) == 1
+            same_length = len({(len(option), len(option.encode())) for option in options}) == 1
             for index in question.instances:
-                place = requests[index].prompt, question.language
-                wanted[place] |= likelihoods or not alike or len(requests[index].continuation) > 1
-                places.append(place)
-        return [wanted[place] for place in places]
+                prompt = requests[index].prompt, question.language
+                needed[prompt] |= likelihoods or not same_length or len(requests[index].continuation) > 1
+                prompts.append(prompt)
+        return [needed[prompt] for prompt in prompts]
 
 
 def _truncate(prompt: tuple[int, ...], continuation: tuple[int, ...], max_length: int) -> tuple[int, ...]:
-    """The prompt without what does not fit before the continuation (whose last token is not fed)."""
+    """The end of the prompt that fits before the continuation, whose last token is not an input."""
     room = max_length - (len(continuation) - 1)
     return prompt[-room:]
 
 
 def _load(names: Sequence[str], num_fewshot: int | None, include_path: Path | None) -> dict[str, Any]:
     tasks: dict[str, Any] = harness.task_manager(names, include_path).load(list(names))["tasks"]
-    other = [name for name, task in tasks.items() if task.OUTPUT_TYPE != "multiple_choice"]
-    if other:
-        raise UserError(f"a sweep takes multiple-choice tasks only; not {', '.join(other)}")
+    unsupported = [name for name, task in tasks.items() if task.OUTPUT_TYPE != "multiple_choice"]
+    if unsupported:
+        raise UserError(f"a sweep takes multiple-choice tasks only, not {', '.join(unsupported)}")
     for task in tasks.values():
         if num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
@@ -252,8 +254,8 @@ def _gold(task: Any, document: dict[str, Any]) -> int | None:
 
 
 def margin(question: Question, values: Sequence[float]) -> float:
-    """Log-likelihood of the right option minus that of the best other one, in nats; NaN where none is right."""
-    given = list(values[: question.n_options])
-    if question.gold is None or len(given) < 2:
+    """Log-likelihood of the right option minus that of the best other one, in nats; NaN where no option is right."""
+    options = list(values[: question.n_options])
+    if question.gold is None or len(options) < 2:
         return math.nan
-    return given.pop(question.gold) - max(given)
+    return options.pop(question.gold) - max(options)

@@ -1,4 +1,4 @@
-"""What a sweep finds, and the files that it writes."""
+"""The result of a sweep, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep: what was asked, every cell, and what may be said of them.
+    """A finished sweep: its settings, a table of items, and a table of effects.
 
     Attributes:
-        settings: what was asked.
-        vectors: the vectors.
-        questions: what was asked of the model.
+        settings: of the sweep.
+        vectors: the steering vectors.
+        questions: of the tasks.
         conditions: every plan with its controls, and the unsteered model.
         items: one row per condition and question (`summary.items`).
-        summary: changes with their paired intervals and their place among the controls (`summary.summarise`).
-        seconds: how long it took.
+        summary: changes with their paired intervals and their rank among the controls (`summary.summarise`).
+        seconds: run time.
 
     Example:
         >>> best = lx.sweep(
@@ -59,7 +59,7 @@ class SweepResult:
 
     @property
     def plan(self) -> str | None:
-        """The plan that was chosen, None where no development split of both axes was asked."""
+        """The chosen plan; None unless there are development splits of both axes."""
         chosen = self.choice()
         return None if chosen is None else str(chosen["steer"])
 
@@ -71,13 +71,13 @@ class SweepResult:
         return choose(self.summary, axes)
 
     def why_no_plan(self) -> str:
-        """What would have to be asked for a plan to be chosen."""
+        """The reason why no plan is chosen, and what is needed to choose one."""
         axes = Axes.of(self.questions.questions, set(self.summary["family"]))
         if axes.transfer is None or axes.localization is None:
             return (
-                "no plan is chosen: that takes a development split of a transfer task and of a localization task, "
+                "no plan is chosen: this needs a development split of a transfer task and of a localization task, "
                 "such as bmlama_dev and blend_decon_dev_cloze, or tasks of your own whose metadata says axis and "
-                "split: dev; test questions choose nothing"
+                "split: dev; plans are never chosen on test questions"
             )
         return "no plan is chosen: no pair of en and loc was evaluated"
 
@@ -103,10 +103,10 @@ class SweepResult:
             write_file(out / "plan.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
 
     def _description(self) -> list[str]:
-        asked = self.settings
+        settings = self.settings
         return [
             f"{len(self.conditions)} conditions on {len(self.questions.questions)} questions of "
-            f"{', '.join(asked.tasks)} ({', '.join(self.questions.languages)}); score: {asked.metric}.",
+            f"{', '.join(settings.tasks)} ({', '.join(self.questions.languages)}); score: {settings.metric}.",
             f"Model {self.vectors.model.name}, vectors {self.vectors.digest[:12]}; {self.seconds / 60:.1f} minutes.",
         ]
 

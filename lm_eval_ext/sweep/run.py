@@ -1,4 +1,4 @@
-"""One sweep from its settings to its files."""
+"""Running a sweep: from its settings to its files."""
 
 from __future__ import annotations
 
@@ -31,87 +31,87 @@ if TYPE_CHECKING:
 
 
 class Sweep:
-    """A sweep; everything that can be found wrong without the model's weights is found before they are loaded."""
+    """A sweep. Everything that can be checked without the model's weights is checked before they are loaded."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
     @cached_property
     def vectors(self) -> VectorSet:
-        """The vector file."""
-        given = self.settings.vectors
-        return given if isinstance(given, VectorSet) else VectorSet.load(given)
+        """The steering vectors."""
+        vectors = self.settings.vectors
+        return vectors if isinstance(vectors, VectorSet) else VectorSet.load(vectors)
 
     @cached_property
     def n_layers(self) -> int:
-        """Of the model that the vectors are for."""
+        """Number of decoder layers of the vectors' model."""
         return self.vectors.model.n_layers
 
     @cached_property
     def questions(self) -> Questions:
-        """What is asked."""
+        """The questions of the tasks."""
         from lm_eval_ext.sweep.questions import Questions
 
-        asked = self.settings
+        settings = self.settings
         return Questions(
-            asked.tasks,
-            limit=asked.limit,
-            num_fewshot=asked.num_fewshot,
-            languages=asked.languages,
-            with_prior=asked.prior,
-            default_language=asked.lang,
-            include_path=asked.include_path,
+            settings.tasks,
+            limit=settings.limit,
+            num_fewshot=settings.num_fewshot,
+            languages=settings.languages,
+            with_prior=settings.prior,
+            default_language=settings.lang,
+            include_path=settings.include_path,
         )
 
     def grid(self) -> tuple[Grid, list[str]]:
-        """The plans of one vector, and what of them cannot be read or does not exist."""
+        """The grid, and the errors in its settings."""
         from lm_eval_ext.steering.extraction import parse_layers
 
-        asked, found_wrong = self.settings, list[str]()
+        settings, errors = self.settings, list[str]()
 
         def read(parse: Callable[[str], Any], texts: Iterable[str]) -> tuple[Any, ...]:
-            found = []
+            values = []
             for text in texts:
                 try:
-                    found.append(parse(text))
+                    values.append(parse(text))
                 except UserError as error:
-                    found_wrong.append(str(error))
-            return tuple(found)
+                    errors.append(str(error))
+            return tuple(values)
 
         layers = [
-            layer for part in read(lambda text: parse_layers(text, self.n_layers), [asked.layers]) for layer in part
+            layer for part in read(lambda text: parse_layers(text, self.n_layers), [settings.layers]) for layer in part
         ]
         grid = Grid(
-            kinds=tuple(kind for kind in asked.kinds if kind in self.vectors.kinds),
+            kinds=tuple(kind for kind in settings.kinds if kind in self.vectors.kinds),
             layers=tuple(layers),
-            gammas=read(_gamma, asked.gammas),
-            positions=read(parse_position, asked.positions),
-            n_random=asked.n_random,
-            with_controls=asked.controls,
-            control_gammas=read(_gamma, asked.control_gammas),
+            gammas=read(_gamma, settings.gammas),
+            positions=read(parse_position, settings.positions),
+            n_random=settings.n_random,
+            with_controls=settings.controls,
+            control_gammas=read(_gamma, settings.control_gammas),
         )
-        unknown = [kind for kind in asked.kinds if kind not in self.vectors.kinds]
+        unknown = [kind for kind in settings.kinds if kind not in self.vectors.kinds]
         if unknown:
-            found_wrong.append(
+            errors.append(
                 f"{self.vectors.where} has no kind {', '.join(unknown)}; kinds: {', '.join(self.vectors.kinds)}"
             )
-        return grid, found_wrong
+        return grid, errors
 
     def _check(self) -> list[Condition]:
-        """The conditions of one vector, if all of them can run.
+        """The unsteered condition and those of one vector, if all of them can run.
 
         Raises:
-            UserError: what cannot, all together.
+            UserError: all problems of the grid.
         """
-        grid, found = self.grid()
+        grid, errors = self.grid()
         languages = self.questions.languages
-        if not grid.layers:  # the languages can be checked all the same
+        if not grid.layers:  # the languages can be checked anyway
             some = self.vectors.vectors[next(iter(self.vectors.vectors))].info.layers[:1]
-            found += problems(replace(grid, layers=some).singles(), self.vectors, self.n_layers, languages)
+            errors += problems(replace(grid, layers=some).singles(), self.vectors, self.n_layers, languages)
         singles = grid.singles()
-        found += problems(singles, self.vectors, self.n_layers, languages)
-        if found:
-            raise UserError("the grid cannot work:\n" + "\n".join(f"  {problem}" for problem in found))
+        errors += problems(singles, self.vectors, self.n_layers, languages)
+        if errors:
+            raise UserError("invalid sweep grid:\n" + "\n".join(f"  {error}" for error in errors))
         return [Condition(Plan()), *singles]
 
     def run(self, *, dry_run: bool = False) -> SweepResult | None:
@@ -121,7 +121,7 @@ class Sweep:
             the result; None of a dry run, and in all processes of a launch but the first.
 
         Raises:
-            UserError: whatever the user can mend.
+            UserError: settings, tasks, vectors, a model or a folder that cannot be used.
         """
         from rich.console import Console
 
@@ -136,10 +136,10 @@ class Sweep:
         started = time.monotonic()
         with Processes() as processes:
             self._prepare_folder(processes)
-            found = self._compute(self._load(), singles, processes, console)
-        if found is None:
+            computed = self._compute(self._load(), singles, processes, console)
+        if computed is None:
             return None
-        conditions, trees, store = found
+        conditions, trees, store = computed
         frame = self._items(trees, conditions, store)
         summary = self._summary(frame, conditions)
         seconds = time.monotonic() - started
@@ -161,28 +161,32 @@ class Sweep:
 
         from lm_eval_ext import backends
 
-        asked = self.settings
-        arguments = dict(simple_parse_args_string(asked.model_args))
-        wrong = sorted({"vectors", "steer", "positions"} & arguments.keys())
-        if wrong:
-            raise UserError(f"--model_args {', '.join(wrong)}: a sweep has --vectors, --positions and a grid of plans")
-        if asked.device:
-            arguments["device"] = asked.device
-        # Read and checked with the model, though no plan is set.
-        return backends.load("steered-hf", asked.model or None, vectors=self.vectors, lang=asked.lang, **arguments)
+        settings = self.settings
+        arguments = dict(simple_parse_args_string(settings.model_args))
+        conflicting = sorted({"vectors", "steer", "positions"} & arguments.keys())
+        if conflicting:
+            raise UserError(
+                f"--model_args {', '.join(conflicting)}: a sweep has --vectors, --positions and a grid of plans"
+            )
+        if settings.device:
+            arguments["device"] = settings.device
+        # The vectors are passed so that they are checked against the model; no plan is set.
+        return backends.load(
+            "steered-hf", settings.model or None, vectors=self.vectors, lang=settings.lang, **arguments
+        )
 
     def _engine(self, model: SteeredBackend, tree: ScoredTree, console: Console) -> Engine:
         from lm_eval_ext.scoring.batching import Budget
         from lm_eval_ext.scoring.shared_forward import SweepModel
         from lm_eval_ext.sweep.engine import MAX_TOKENS, SeparateEngine, SharedEngine
 
-        asked = self.settings
+        settings = self.settings
         trees = SweepModel(model.model)
         if reason := trees.check(tree.tree):
             console.print(f"note: {reason}; every condition is computed in full", style="yellow")
             return SeparateEngine(model.model, self.vectors, self.n_layers, max_length=model.max_length)
-        tokens = asked.max_tokens or MAX_TOKENS.get(model.device.type, MAX_TOKENS["cuda"])
-        return SharedEngine(trees, self.vectors, self.n_layers, Budget(tokens, asked.memory))
+        tokens = settings.max_tokens or MAX_TOKENS.get(model.device.type, MAX_TOKENS["cuda"])
+        return SharedEngine(trees, self.vectors, self.n_layers, Budget(tokens, settings.memory))
 
     def _compute(
         self, model: SteeredBackend, singles: list[Condition], processes: Processes, console: Console
@@ -194,17 +198,17 @@ class Sweep:
         trees = self.questions.trees(requests, model.max_length, likelihoods=self.settings.likelihoods)
         if self.questions.n_truncated:
             console.print(
-                f"note: {self.questions.n_truncated} prompts lose their beginning: they are longer than the model's "
+                f"note: {self.questions.n_truncated} prompts are truncated from the left: they are longer than the model's "
                 f"{model.max_length} tokens",
                 style="yellow",
             )
         store = Store(self.settings.cells, self._identity(model), processes.rank)
-        known = store.trees()
-        if known and processes.is_first:
-            asked = {tree.key for tree in trees}
+        stored = store.trees()
+        if stored and processes.is_first:
+            requested = {tree.key for tree in trees}
             console.print(
-                f"{self.settings.cells}: {len(known & asked)} of {len(asked)} prompts were begun before"
-                + (f", {len(known - asked)} others are not asked now" if known - asked else "")
+                f"{self.settings.cells}: {len(stored & requested)} of {len(requested)} prompts were begun by earlier runs"
+                + (f", {len(stored - requested)} others are not used now" if stored - requested else "")
             )
         engine = self._engine(model, min(trees, key=lambda tree: len(tree.tree)), console)
         conditions = singles
@@ -228,11 +232,11 @@ class Sweep:
     ) -> None:
         from tqdm import tqdm
 
-        own = sorted(trees, key=lambda tree: (-len(tree.tree), tree.key))[processes.rank :: processes.count]
-        done = sum(store.get(condition.name, tree.key) is not None for condition in conditions for tree in own)
-        total = len(own) * len(conditions)
+        share = sorted(trees, key=lambda tree: (-len(tree.tree), tree.key))[processes.rank :: processes.count]
+        done = sum(store.get(condition.name, tree.key) is not None for condition in conditions for tree in share)
+        total = len(share) * len(conditions)
         with tqdm(total=total, initial=done, desc=title, unit="cell", disable=not processes.is_first) as bar:
-            engine.run(own, conditions, store, bar.update)
+            engine.run(share, conditions, store, bar.update)
         processes.wait()
         if processes.count > 1:
             store.refresh()
@@ -250,7 +254,7 @@ class Sweep:
         return self.grid()[0].pairs(best["en"], best["loc"])
 
     def _missing_controls(self, trees: list[ScoredTree], conditions: list[Condition], store: Store) -> list[Condition]:
-        """The controls of the best plans that have none: what is reported is never reported alone."""
+        """The controls of reported plans that have none yet."""
         from lm_eval_ext.sweep.choice import Axes, reported
 
         controlled = {condition.of for condition in conditions if condition.control}
@@ -273,8 +277,8 @@ class Sweep:
 
         summary = summarise(frame, conditions, metric=self.settings.metric, resamples=self.settings.resamples)
         if summary.empty:
-            known = [name for name in frame if frame[name].dtype == float and name != "margin"]
-            raise UserError(f"--metric {self.settings.metric!r}: the tasks score {', '.join(map(str, known))}")
+            metrics = [name for name in frame if frame[name].dtype == float and name != "margin"]
+            raise UserError(f"--metric {self.settings.metric!r}: the tasks score {', '.join(map(str, metrics))}")
         return summary
 
     def _identity(self, model: SteeredBackend) -> dict[str, str]:
@@ -298,13 +302,13 @@ def sweep(
     """Evaluate a grid of steering plans on the same questions, for little more than one evaluation.
 
     Every kind at every layer with every strength, the unsteered model and controls; then the best layers of `en` and `loc`
-    together. Each cell equals a run of `lm_eval --model steered-hf` with that plan. A second call goes on where the first
-    was ended, and writes `items.parquet`, `summary.csv`, `sweep.html`, figures and `plan.yaml` to `out`.
+    together. Each cell equals a run of `lm_eval --model steered-hf` with that plan. A second call resumes where the
+    first was interrupted. Writes `items.parquet`, `summary.csv`, `sweep.html`, figures and `plan.yaml` to `out`.
 
     Args:
         tasks: multiple-choice tasks or groups of the harness.
         vectors: a vector set, or a vector file.
-        out: folder for what is computed, and for the results.
+        out: folder for the cells and the results.
         settings: the grid, the questions and the model: the fields of `sweep.settings.Settings`, such as `layers="40%-60%"`,
             `gammas=["1", "2"]`, `positions=["last"]`, `limit=50`, `model="google/gemma-3-12b-pt"`.
 
@@ -337,5 +341,5 @@ def sweep(
     lists = {name: tuple(map(str, value)) for name, value in settings.items() if isinstance(value, list | tuple)}
     paths: dict[str, Callable[[Any], Any]] = {"include_path": Path, "model": str}
     settings |= {name: paths[name](settings[name]) for name in paths if settings.get(name) is not None}
-    given = vectors if isinstance(vectors, VectorSet) else Path(vectors)
-    return Sweep(Settings(given, tuple(tasks), Path(out), **{**settings, **lists})).run()
+    source = vectors if isinstance(vectors, VectorSet) else Path(vectors)
+    return Sweep(Settings(source, tuple(tasks), Path(out), **{**settings, **lists})).run()

@@ -1,4 +1,4 @@
-"""What a sweep is asked for."""
+"""The settings of a sweep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Settings:
-    """What a sweep is asked for.
+    """The settings of a sweep.
 
     Attributes:
         vectors: vector file or set.
@@ -45,11 +45,11 @@ class Settings:
         model: name or folder; the embedded model where empty.
         model_args: more of `lm_eval --model_args`.
         device: where the model runs; a GPU if there is one where empty.
-        memory: bytes for what conditions share.
+        memory: bytes for what is kept of unsteered forwards, which conditions share.
         max_tokens: of one forward.
         likelihoods: normalise over the vocabulary even where only differences between options matter.
         resamples: of the bootstrap of each interval.
-        restart: discard what an earlier start computed.
+        restart: discard the results of earlier runs.
     """
 
     vectors: Path | VectorSet
@@ -86,5 +86,5 @@ class Settings:
 
     @property
     def cells(self) -> Path:
-        """The folder of what has been computed."""
+        """The folder of the cells that have been computed."""
         return self.out / "cells"

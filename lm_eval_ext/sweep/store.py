@@ -1,8 +1,7 @@
-"""What a sweep has computed so far: one SQLite file per process, a transaction per forward, so that a kill loses only that.
+"""The cells that a sweep has computed: one SQLite file per process, one transaction per forward.
 
-A cell is one condition on one tree, and trees are known by their content: a grid may grow and tasks may change between
-two starts, and what was computed for the same tokens is used again. What would make old cells wrong, another model, vector
-file or precision, is refused.
+A cell is one condition on one tree, and trees are identified by their content: the grid and the tasks may change between
+runs, and cells of the same tokens are reused. Cells of another model, vector file or dtype are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-#: Raised when cells of earlier releases would no longer mean the same.
+#: Incremented when cells of earlier releases are no longer valid.
 FORMAT = "1"
 
 _SCHEMA = """
@@ -33,12 +32,12 @@ class Store:
     """The cells of a sweep in `folder`.
 
     Args:
-        folder: made if needed.
+        folder: created if needed.
         identity: what all cells depend on (model, vector file, dtype), by name; the names are for messages.
-        rank: of this process; each writes a file of its own and reads all.
+        rank: of this process; each process writes its own file and reads all files.
 
     Raises:
-        ResultsError: the folder holds cells of another identity, or a file that is not ours.
+        ResultsError: the folder holds cells of another identity, or a damaged file.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str], rank: int = 0) -> None:
@@ -56,7 +55,7 @@ class Store:
                 self._connection.executemany("insert or ignore into identity values (?, ?)", self._identity.items())
         except sqlite3.DatabaseError as error:
             raise ResultsError(
-                f"{folder} holds a damaged file of cells ({error}); move it away, or pass --restart to begin anew"
+                f"{folder} holds a damaged file of cells ({error}); move it away, or pass --restart to discard it"
             ) from None
         except OSError as error:
             raise ResultsError(f"cannot write to {folder} ({error.strerror}); give another --out") from None
@@ -65,12 +64,12 @@ class Store:
         connection = sqlite3.connect(path, timeout=60)
         try:
             connection.executescript(_SCHEMA)
-            found = dict(connection.execute("select name, value from identity"))
-            changed = [name for name, value in self._identity.items() if name in found and found[name] != value]
+            stored = dict(connection.execute("select name, value from identity"))
+            changed = [name for name, value in self._identity.items() if name in stored and stored[name] != value]
             if changed:
                 raise ResultsError(
-                    f"{path.parent} holds a sweep with another "
-                    + ", ".join(f"{name} ({found[name]}, now {self._identity[name]})" for name in changed)
+                    f"the sweep in {path.parent} was started with another "
+                    + ", ".join(f"{name} ({stored[name]}, now {self._identity[name]})" for name in changed)
                     + "; give another --out, or pass --restart to discard it"
                 )
             for condition, tree, numbers in connection.execute("select condition, tree, numbers from cells"):
@@ -81,7 +80,7 @@ class Store:
             connection.close()
 
     def refresh(self) -> None:
-        """Read what the other processes have written."""
+        """Read the cells that other processes have written."""
         for path in sorted(self.folder.glob("cells-*.sqlite")):
             self._read(path)
 
@@ -90,14 +89,14 @@ class Store:
         return self._cells.get(condition, {}).get(tree)
 
     def trees(self) -> set[str]:
-        """Every tree that some cell is of."""
+        """The keys of all trees that have a cell."""
         return {tree for cells in self._cells.values() for tree in cells}
 
     def write(self, cells: Iterable[tuple[str, str, list[float]]]) -> None:
-        """Keep (condition, tree, values), all or none of them.
+        """Store cells (condition, tree, values) in one transaction.
 
         Raises:
-            ResultsError: the disk is full, or the file cannot be written any more. What was kept before stays.
+            ResultsError: the file cannot be written, for example because the disk is full. Earlier cells are kept.
         """
         rows = list(cells)
         try:
@@ -108,7 +107,7 @@ class Store:
                 )
         except sqlite3.Error as error:
             raise ResultsError(
-                f"cannot write to {self._path} ({error}); what was computed before is kept: make room and start again"
+                f"cannot write to {self._path} ({error}); earlier cells are kept: free disk space and run it again"
             ) from None
         for condition, tree, values in rows:
             self._cells.setdefault(condition, {})[tree] = values
@@ -119,5 +118,5 @@ class Store:
 
 
 def tree_key(prompt: tuple[int, ...], continuations: Iterable[tuple[int, ...]], language: str, normalised: bool) -> str:
-    """A name for a tree that another start finds again."""
+    """A key that identifies a tree by its content, across runs."""
     return hash_json([prompt, list(continuations), language, normalised])[:24]

@@ -1,4 +1,4 @@
-"""What a sweep found: a frame of items, and each condition's change with its interval and its place among the controls."""
+"""The tables of a sweep: items, and each condition's change with its interval and its rank among the controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.sweep.questions import ScoredTree
     from lm_eval_ext.sweep.store import Store
 
-#: Resamples of each interval (our default): a grid has many.
+#: Resamples of each interval (our default; few, as a grid has many intervals).
 RESAMPLES = 2_000
 
 ENGLISH = "en"
@@ -28,7 +28,7 @@ ENGLISH = "en"
 ITEM_COLUMNS = {
     "condition": "the steering plan, with its positions; empty for the unsteered model",
     "task": "name of the harness's task",
-    "family": "what the task and those in other languages are called together",
+    "family": "common name of the task and its counterparts in other languages",
     "language": "code of the question's language",
     "question_id": "the id that the question has in every language",
     "doc_id": "number of the document in its task",
@@ -45,7 +45,7 @@ def items(
     progress: Callable[[int], object] = lambda done: None,
 ) -> pd.DataFrame:
     """One row per condition and question, with the columns of `ITEM_COLUMNS` and a column for each metric (0 or 1)."""
-    asked = pd.DataFrame(
+    question_columns = pd.DataFrame(
         {
             "task": [question.task for question in questions.questions],
             "family": [question.family for question in questions.questions],
@@ -58,14 +58,14 @@ def items(
     for condition in conditions:
         values = np.full(len(questions.instances), np.nan)
         for tree in trees:
-            found = store.get(condition.name, tree.key)
-            assert found is not None  # the engine has run
-            for indices, value in zip(tree.requests, found, strict=True):
+            tree_values = store.get(condition.name, tree.key)
+            assert tree_values is not None  # the engine has run
+            for indices, value in zip(tree.requests, tree_values, strict=True):
                 values[list(indices)] = value
         scores = [
             _scores(questions, question, values[list(question.instances)].tolist()) for question in questions.questions
         ]
-        frames.append(pd.concat([asked, pd.DataFrame(scores)], axis=1).assign(condition=condition.name))
+        frames.append(pd.concat([question_columns, pd.DataFrame(scores)], axis=1).assign(condition=condition.name))
         progress(1)
     frame = pd.concat(frames, ignore_index=True)
     metrics = [name for name in frame if name not in ITEM_COLUMNS]
@@ -105,40 +105,40 @@ def summarise(
         level, resamples: of the intervals.
     """
     rows: list[dict[str, Any]] = []
-    known = {condition.name: condition for condition in conditions}
+    by_name = {condition.name: condition for condition in conditions}
     for family, part in frame.groupby("family", observed=True, sort=False):
         if metric not in part or part[metric].isna().all():
             continue
         by_condition = dict(list(part.groupby("condition", observed=True, sort=False)))
         base = by_condition[UNSTEERED]
-        for name, found in by_condition.items():
-            rows += _changes(base, found, known[str(name)], str(family), metric, level, resamples)
+        for name, steered in by_condition.items():
+            rows += _changes(base, steered, by_name[str(name)], str(family), metric, level, resamples)
     summary = pd.DataFrame(rows)
     return _with_controls(summary) if len(summary) else summary
 
 
 def _changes(
     base: pd.DataFrame,
-    found: pd.DataFrame,
+    steered: pd.DataFrame,
     condition: Condition,
     family: str,
     metric: str,
     level: float,
     resamples: int,
 ) -> list[dict[str, Any]]:
-    languages = found["language"].astype(str).to_numpy()
+    languages = steered["language"].astype(str).to_numpy()
     drawn = cluster_bootstrap(
-        paired_difference(base[metric], found[metric]),
-        found["question_id"].astype(str),
+        paired_difference(base[metric], steered[metric]),
+        steered["question_id"].astype(str),
         languages,
         resamples=resamples,
     )
     means = pd.DataFrame(
         {
             "language": languages,
-            "score": found[metric].to_numpy(),
+            "score": steered[metric].to_numpy(),
             "unsteered": base[metric].to_numpy(),
-            "margin_change": found["margin"].to_numpy() - base["margin"].to_numpy(),
+            "margin_change": steered["margin"].to_numpy() - base["margin"].to_numpy(),
         }
     ).groupby("language", sort=False)
     by_language, counts = means.mean(), means.size()
@@ -155,15 +155,18 @@ def _changes(
         "metric": metric,
     }
     rows = []
-    foreign = [name for name in by_language.index if name != ENGLISH]
-    for name, chosen in [*((name, [name]) for name in by_language.index), *([(AVERAGE, foreign)] if foreign else [])]:
-        ends = drawn.interval(chosen, level) if condition.plan else Interval(0.0, 0.0, 0.0)
+    non_english = [name for name in by_language.index if name != ENGLISH]
+    for name, codes in [
+        *((name, [name]) for name in by_language.index),
+        *([(AVERAGE, non_english)] if non_english else []),
+    ]:
+        ends = drawn.interval(codes, level) if condition.plan else Interval(0.0, 0.0, 0.0)
         rows.append(
             {
                 **shared,
                 "language": name,
-                "n": int(counts[chosen].sum()),
-                **by_language.loc[chosen].mean().to_dict(),  # each language weighs the same
+                "n": int(counts[codes].sum()),
+                **by_language.loc[codes].mean().to_dict(),  # languages have equal weight
                 **dict(zip(("change", "low", "high"), ends, strict=True)),
             }
         )
@@ -171,7 +174,7 @@ def _changes(
 
 
 def _with_controls(summary: pd.DataFrame) -> pd.DataFrame:
-    """The place of each plan's change among the changes of its controls."""
+    """The summary with the columns that place each plan's change among those of its controls."""
     keys = ["of", "family", "language"]
     controls = summary[summary["control"].notna()]
     bands: dict[tuple[str, ...], list[float]] = {

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lm_eval_ext import cli, harness
-from lm_eval_ext.commands import doctor
-from lm_eval_ext.commands.doctor import ABSENT, BROKEN, OK, Finding
+from lm_eval_ext import cli, doctor, harness
+from lm_eval_ext.doctor import ABSENT, BROKEN, OK, Finding
 from lm_eval_ext.steering import registry
 
 ALL_SEEN = {"models": {"steered-hf": None}, "tasks": 126, "unseen": []}

@@ -136,9 +136,9 @@ def test_options_follow_their_prompt_where_a_model_takes_no_trees(caplog: pytest
     expected = ask(tiny.steered("llama"), PAIRS["options"])
     model = tiny.steered("llama", batch_size=2)
     counted = Costs(model.model)
-    with mock.patch.object(TreeModel, "check", return_value="it counts positions itself"), caplog.at_level("INFO"):
+    with mock.patch.object(TreeModel, "check", return_value="it computes positions itself"), caplog.at_level("INFO"):
         assert_same(ask(model, PAIRS["options"]), expected)
-    assert "scored after their prompts, not together with them: it counts positions itself" in caplog.text
+    assert "scored after their prompts, not together with them: it computes positions itself" in caplog.text
     assert counted.tokens[0] == 1  # one token, once, asks the model whether its state can be shared
     # The head: one position for each prompt, and one for each token but the first of each option.
     tokenizer = tiny.load_tokenizer("llama")
@@ -372,7 +372,7 @@ def test_running_out_of_memory_halves_the_batches_for_good(
 def test_one_prompt_that_is_too_much_ends_the_run_with_a_message(error: str) -> None:
     model = tiny.steered("llama", batch_size="auto")
     limited(model, 3, ERRORS[error])
-    with pytest.raises(ModelError, match=r"not memory enough for one prompt alone .*set max_length="):
+    with pytest.raises(ModelError, match=r"out of memory even with one prompt .*set max_length="):
         ask(model, PAIRS["options"])
 
 
@@ -452,7 +452,9 @@ def test_no_item_and_one_item(batch_size: Any) -> None:
 def test_items_longer_than_the_context_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     found = ask(tiny.steered("llama"), PAIRS["too long"] + PAIRS["letters"])
     (warning,) = [record.getMessage() for record in caplog.records if "longer than" in record.getMessage()]
-    assert warning == "8 of 24 requests are longer than the model's 128 tokens: their prompts lose their beginning"
+    assert (
+        warning == "8 of 24 requests are longer than the model's 128 tokens: their prompts are truncated from the left"
+    )
     assert_same(found, ask(tiny.hf("llama"), PAIRS["too long"] + PAIRS["letters"]))
 
 

@@ -73,7 +73,7 @@ def config(family: str, **changes: Any) -> Any:
         case "gpt2":
             shape = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": CONTEXT}
             return GPT2Config(**{**shape, "activation_function": "gelu_new", **common})
-        case "mpt":  # counts positions itself; not one of FAMILIES
+        case "mpt":  # computes positions itself; not one of FAMILIES
             shape = {"d_model": HIDDEN, "n_layers": LAYERS, "n_heads": 4, "max_seq_len": 2 * CONTEXT}
             return AutoConfig.for_model("mpt", **{**shape, **common})
     raise KeyError(family)

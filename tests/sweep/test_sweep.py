@@ -305,7 +305,9 @@ def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Pat
     with mock.patch.object(Sweep, "_load", lambda self: models.append(load(self)) or models[0]):
         found = sweep(given_settings("mpt", tmp_path, limit=None))
     assert tiny.hooks(models[0].model) == []
-    assert "it counts positions itself; every condition is computed in full" in " ".join(capfd.readouterr().err.split())
+    assert "it computes positions itself; every condition is computed in full" in " ".join(
+        capfd.readouterr().err.split()
+    )
     for plan in ("en@1:1/prompt", "loc@1:1/prompt", UNSTEERED):
         samples = tiny.evaluate(tiny.steered("mpt", plan), *TASKS)["samples"]
         rows = found[found["condition"] == plan]
@@ -372,7 +374,7 @@ def test_kill_9_loses_nothing_that_was_written(tmp_path: Path, capfd: pytest.Cap
 
     with mock.patch.object(Store, "write", counting):
         resumed = sweep(given_settings("llama", tmp_path / "killed", layers="0-2"))
-    assert "were begun before" in capfd.readouterr().err
+    assert "were begun by earlier runs" in capfd.readouterr().err
     assert written
     assert not any(written), "a steered cell was computed again"
     pd.testing.assert_frame_equal(resumed, sweep(given_settings("llama", tmp_path / "whole", layers="0-2")))
@@ -414,7 +416,7 @@ def test_changed_questions_are_counted(tmp_path: Path, capfd: pytest.CaptureFixt
     sweep(asked)
     capfd.readouterr()
     sweep(replace(asked, tasks=("tiny_letters",)))
-    assert "others are not asked now" in capfd.readouterr().err
+    assert "others are not used now" in capfd.readouterr().err
 
 
 def test_a_damaged_store_is_a_clear_error(tmp_path: Path):
@@ -471,7 +473,7 @@ def test_a_prompt_longer_than_the_context_is_cut_as_the_harness_cuts_it(
 ):
     short = given_settings("llama", tmp_path, model_args="dtype=float32,max_length=40")
     found = sweep(short)
-    assert "prompts lose their beginning" in capfd.readouterr().err
+    assert "prompts are truncated from the left" in capfd.readouterr().err
     results = tiny.evaluate(tiny.steered("llama", "en@1:1/prompt", max_length=40), *TASKS)
     rows = found[found["condition"] == "en@1:1/prompt"].set_index(["task", "doc_id"])
     for task in TASKS:
@@ -551,7 +553,7 @@ BAD = {
     "a control gamma that is no number": ({"control_gammas": ("?",)}, "gamma '?'"),
     "an unknown task": ({"tasks": ("tiny_letters", "nonsense")}, "unknown task nonsense"),
     "a task that is not multiple choice": ({"tasks": ("tiny_generate",)}, "multiple-choice tasks only"),
-    "a language that nothing is asked in": ({"languages": ("ar",)}, "no question to ask"),
+    "a language that nothing is asked in": ({"languages": ("ar",)}, "no questions in"),
     "questions of no language": ({"tasks": ("tiny_mute_letters",)}, "language of document 0 is not known"),
     "no vector file": ({"vectors": Path("missing.safetensors")}, "no vector file"),
     "a plan among the model's arguments": ({"model_args": "steer=en@1:2"}, "a sweep has --vectors"),

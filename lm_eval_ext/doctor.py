@@ -1,0 +1,272 @@
+"""Checks of the installation: versions, discovery by the harness, patches, data, models and devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import site
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext import harness, languages
+from lm_eval_ext.errors import UserError
+from lm_eval_ext.paths import cache_dir, tasks_dir
+from lm_eval_ext.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OK = "ok"
+#: Not there, and needed for some uses only.
+ABSENT = "absent"
+#: Needed, and does not work.
+BROKEN = "broken"
+
+PTH = "lm_eval_ext_autoload.pth"
+REINSTALL = "install again: pip install --force-reinstall --no-deps lm_eval_ext (in a checkout: pip install -e .)"
+_OTHER_RELEASE = "pip install 'lm-eval==0.4.13', the release this was tested with, or a newer lm_eval_ext"
+USE_EVAL = "or use `lm-eval-ext eval`, which needs no discovery"
+
+_SHOWN = ("lm_eval", "torch", "transformers", "datasets")
+
+# Run in a fresh interpreter, which does not import this package: the harness has to find it.
+_PROBE = """
+import json, sys
+import lm_eval.models
+from lm_eval.api.registry import get_model
+from lm_eval.tasks import TaskManager
+
+def problem(name):
+    try:
+        get_model(name)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".partition("\\n")[0][:200]
+
+folder, *models = sys.argv[1:]
+ours = TaskManager(include_path=folder, include_defaults=False).all_tasks
+unseen = sorted(set(ours) - set(TaskManager().all_tasks))
+print(json.dumps({"models": {name: problem(name) for name in models}, "tasks": len(ours), "unseen": unseen}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check: `status` is `OK`, `ABSENT` or `BROKEN`; `remedy` says what to do."""
+
+    subject: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Run all checks, in the order of printing; where a package is missing, only those that do not need it.
+
+    Yields:
+        a finding as soon as its check is done.
+    """
+    packages = list(versions())
+    yield from packages
+    yield cache()
+    if any(finding.status == BROKEN and finding.subject != "lm_eval_ext" for finding in packages):
+        return
+    yield command_line()
+    yield from discovery()
+    yield from patches()
+    yield from data()
+    yield from models()
+    yield from estimators()
+    yield from devices()
+
+
+def versions() -> Iterator[Finding]:
+    """Python, this package, and every requirement that is missing or too old; the main ones in any case."""
+    from packaging.requirements import Requirement
+
+    yield Finding("python", OK, f"{platform.python_version()} ({sys.executable})")
+    try:
+        requirements = metadata.requires("lm_eval_ext") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("lm_eval_ext", BROKEN, f"{__version__}, run from a folder and not installed", REINSTALL)
+        requirements = list(_SHOWN)
+    else:
+        yield Finding("lm_eval_ext", OK, __version__)
+    for requirement in map(Requirement, requirements):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        name = requirement.name.replace("-", "_")
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(name, BROKEN, "not installed", f"pip install '{requirement}'")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield Finding(name, BROKEN, f"{version}, needed: {requirement.specifier}", f"pip install '{requirement}'")
+        elif name in _SHOWN:
+            yield Finding(name, OK, version)
+
+
+def cache() -> Finding:
+    """Whether the cache folder can be written to."""
+    folder = cache_dir()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        return Finding("cache", OK, str(folder))
+    return Finding("cache", BROKEN, f"{folder} cannot be written to", "set LM_EVAL_EXT_CACHE to a folder of your own")
+
+
+def command_line() -> Finding:
+    """Whether the `lm_eval` on the path is the one of this interpreter."""
+    command = shutil.which("lm_eval")
+    here = Path(sys.executable).parent
+    if command and Path(command).parent.resolve() == here.resolve():
+        return Finding("lm_eval command", OK, command)
+    remedy = f"call {here / 'lm_eval'}, or activate the environment {here.parent}"
+    return Finding(
+        "lm_eval command", ABSENT, f"{command} is another environment's" if command else "not on PATH", remedy
+    )
+
+
+def discovery() -> Iterator[Finding]:
+    """Whether a fresh interpreter that imports only the harness finds our models and tasks, and how."""
+    seen = _probe()
+    if isinstance(seen, str):
+        yield Finding("discovery", BROKEN, f"the harness does not start: {seen}", "pip install --upgrade lm-eval")
+        return
+    report, warning = seen
+    status, why, remedy = _why_unseen(warning)
+    route = "entry point" if harness.loads_entry_points() else PTH
+    for name, problem in report["models"].items():
+        if not problem:
+            yield Finding(f"model {name}", OK, f"found by the harness ({route})")
+        elif "no model for this name" in problem:
+            yield Finding(f"model {name}", status, f"not found by the harness: {why}", remedy)
+        else:
+            yield Finding(f"model {name}", BROKEN, f"cannot be imported: {problem}", REINSTALL)
+    if not report["tasks"]:
+        yield Finding("tasks", BROKEN, f"no task files in {tasks_dir()}", REINSTALL)
+    elif report["unseen"]:
+        some = ", ".join(report["unseen"][:3])
+        yield Finding("tasks", status, f"{len(report['unseen'])} not found by the harness ({some}, ...): {why}", remedy)
+    else:
+        yield Finding("tasks", OK, f"{report['tasks']} names found by the harness ({PTH})")
+
+
+def patches() -> Iterator[Finding]:
+    """Whether each change that this package makes to the harness fits its release; tried in this process."""
+    for patch, error in harness.examine():
+        subject = f"patch: {patch.name}"
+        if error is None:
+            yield Finding(subject, OK, "fits this release of the harness")
+        else:
+            detail = f"{patch.lost} ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            yield Finding(subject, BROKEN, detail, _OTHER_RELEASE)
+
+
+def _probe() -> tuple[dict[str, Any], str] | str:
+    """The report of a fresh interpreter and the warning of our import hook, or the error that ended it."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        process = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", _PROBE, str(tasks_dir()), *harness.MODELS],
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    errors = process.stderr.strip().splitlines()
+    if process.returncode:
+        return errors[-1] if errors else f"exit status {process.returncode}"
+    warning = next((line for line in errors if line.startswith("lm_eval_ext")), "")
+    report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return report, warning
+
+
+def _why_unseen(warning: str) -> tuple[str, str, str]:
+    """Status, reason and remedy where the import hook did not run."""
+    if os.environ.get("LM_EVAL_EXT_AUTOLOAD") == "0":
+        return ABSENT, "switched off by LM_EVAL_EXT_AUTOLOAD=0", f"unset it, {USE_EVAL}"
+    if not any((Path(folder) / PTH).is_file() for folder in (*site.getsitepackages(), site.getusersitepackages())):
+        return BROKEN, f"{PTH} is not in site-packages", f"{REINSTALL}, {USE_EVAL}"
+    return BROKEN, warning or "the import hook was not called", f"{REINSTALL}, {USE_EVAL}"
+
+
+def data() -> Iterator[Finding]:
+    """Which data is packaged, mirrored or cached. What is absent is fetched when a task first needs it."""
+    from huggingface_hub import constants
+
+    from lm_eval_ext.data import gmmlu, sources
+    from lm_eval_ext.data.derived import DERIVED
+
+    mini = sorted(sources.packaged("mini").glob("*.jsonl"))
+    yield (
+        Finding("mini data", OK, f"{len(mini)} files in the package")
+        if mini
+        else Finding("mini data", BROKEN, f"no files in {sources.packaged('mini')}", REINSTALL)
+    )
+    try:
+        mirror = sources.mirror()
+    except UserError as error:
+        yield Finding("mirror", BROKEN, str(error), "correct the variable, or unset it")
+        return
+    state = f"= {mirror}" if mirror else "is not set (needed offline only)"
+    yield Finding("mirror", OK if mirror else ABSENT, f"{sources.MIRROR_VARIABLE} {state}")
+    offline = f"fetched on first use; offline, set {sources.MIRROR_VARIABLE} to a mirror"
+    for subject, prefix in (("BLEnD", "blend/"), ("FLORES-200", "parallel/flores"), ("NTREX-128", "parallel/ntrex")):
+        names = [name for name in (*sources.registry(), *DERIVED) if name.startswith(prefix)]
+        here = [name for name in names if sources.mirrored(name) or (cache_dir() / "data" / name).is_file()]
+        status = OK if len(here) == len(names) else ABSENT
+        yield Finding(subject, status, f"{len(here)} of {len(names)} files here", "" if status == OK else offline)
+    mirrored = [code for code in languages.LANGUAGES if sources.mirrored(f"gmmlu/{code}/test.jsonl")]
+    hub = Path(constants.HF_HUB_CACHE) / f"datasets--{gmmlu.REPO.replace('/', '--')}"
+    if mirrored or hub.is_dir():
+        where = [f"mirror: {' '.join(mirrored)}"] * bool(mirrored) + [f"hub cache: {hub}"] * hub.is_dir()
+        yield Finding("Global-MMLU", OK, "; ".join(where))
+    else:
+        yield Finding("Global-MMLU", ABSENT, "not here", offline)
+
+
+def models() -> Iterator[Finding]:
+    """Whether the embedded default model is installed and converted."""
+    from lm_eval_ext.models import embedded
+
+    if embedded.is_converted():
+        yield Finding("embedded model", OK, f"{embedded.NAME}, ready in {embedded.path()}")
+    elif not embedded.is_installed():
+        yield Finding("embedded model", ABSENT, "its wheels are not installed", embedded.INSTALL)
+    else:
+        remedy = "nothing: it is converted on first use (or now: lm-eval-ext model)"
+        yield Finding("embedded model", OK, f"{embedded.NAME}, installed, not yet converted", remedy)
+
+
+def estimators() -> Iterator[Finding]:
+    """The estimators that `extract --estimator` takes, those of other packages with what is wrong with them."""
+    from lm_eval_ext.errors import EstimatorError
+    from lm_eval_ext.steering import registry
+
+    for name in registry.names():
+        subject = f"estimator {name}"
+        try:
+            transform = registry.estimator_class(name).transform
+        except EstimatorError as error:
+            yield Finding(subject, BROKEN, str(error), "mend or uninstall the package that brings it")
+        else:
+            yield Finding(subject, OK, f"transform {transform.name}")
+
+
+def devices() -> Iterator[Finding]:
+    """What torch can compute on."""
+    import torch
+
+    yield Finding("cpu", OK, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(f"cuda:{index}", OK, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", OK, platform.machine())
