@@ -495,7 +495,7 @@ def test_one_question_is_enough(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [([""], "makes no token"), ([" "], None)],
+    [([""], "gives no tokens"), ([" "], None)],
 )
 def test_options_that_tokenise_to_nothing(options: list[str], words: str | None, tmp_path: Path):
     """Told with task and document, before anything is scored."""
