@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lm_eval_ext.errors import LanguageError
+from lm_eval_ext.errors import LanguageError, ModelError
+from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.tokens import GeneratedTokens
 
@@ -46,16 +47,22 @@ class AppliedSteering:
         self._depth = 0
         self._prompt: Tensor | None = None
         self._without_cache: Tensor | None = None
+        self._in_forward = False
         self.attach()
 
     def attach(self) -> None:
         """Register the hooks on the model, unless they are registered."""
         if self._injector is None:
             self._injector = Injector(self._model, self._table)
+            called = _innermost(self._model)
             # The forward hook runs also where the forward raised.
             self._handles = [
-                self._model.register_forward_pre_hook(self._before, with_kwargs=True),
-                self._model.register_forward_hook(self._after, always_call=True),
+                called.register_forward_pre_hook(self._before, with_kwargs=True),
+                called.register_forward_hook(self._after, always_call=True),
+                *(
+                    decoder_layers(self._model)[layer].register_forward_pre_hook(self._check)
+                    for layer in self._table.steps
+                ),
             ]
 
     def remove(self) -> None:
@@ -79,6 +86,7 @@ class AppliedSteering:
 
     def _before(self, module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         assert self._injector is not None
+        self._in_forward = True
         ids = options.get("input_ids", arguments[0] if arguments else None)
         tokens = ids if ids is not None else options["inputs_embeds"]
         n, length = tokens.shape[:2]
@@ -92,8 +100,17 @@ class AppliedSteering:
         self._injector.begin(self._rows_of(n), GeneratedTokens(self._prompt), offset=past)
 
     def _after(self, module: Any, arguments: Any, output: Any) -> None:
+        self._in_forward = False
         if self._injector is not None:
             self._injector.end()
+
+    def _check(self, module: Any, arguments: Any) -> None:
+        """A forward that reaches a steered layer past `_before` would not be steered, without a word."""
+        if not self._in_forward:
+            raise ModelError(
+                f"the decoder layers of this {type(self._model).__name__} were called past its forward, so that nothing "
+                "says which tokens to steer: call vectors.apply on the model that is called"
+            )
 
     def _repeats_previous(self, ids: Tensor | None, cache: Any, options: dict[str, Any]) -> bool:
         """Whether a forward repeats the previous one with one more token: generation with `use_cache=False`."""
@@ -117,6 +134,12 @@ class AppliedSteering:
                 "for all"
             )
         return [row for row in self._rows for _ in range(n // len(self._rows))]  # the beams of an example are adjacent
+
+
+def _innermost(model: Any) -> Any:
+    """The model that every call comes down to: `generate` of PEFT's wrapper, or of a compiled model, does not call these."""
+    model = getattr(model, "_orig_mod", model)
+    return getattr(model, "get_base_model", lambda: model)()
 
 
 def _prompt_mask(mask: Any, n: int, length: int, device: torch.device) -> Tensor:

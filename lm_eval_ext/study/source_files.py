@@ -1,7 +1,7 @@
 """Which source files a command can run, found without running it, and their hashes.
 
 From the module of a command its imports are followed through the package, those inside functions too, and modules that are
-named in a text, such as `"lm_eval_ext.backends.hf.model:SteeredHFLM"`; a package that looks through its own folder
+named in a text, such as `"lm_eval_ext.commands.extract:extract"`; a package that looks through its own folder
 (`__path__`), as that of the training methods does, counts as importing all its modules. So an edited loss runs a training
 again, and an edited figure does not. What is imported for annotations alone (`if TYPE_CHECKING`) never runs and is left out,
 and so is the package's own `__init__.py`, whose lazy names lead everywhere and are for users: modules do not import from it.

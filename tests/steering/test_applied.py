@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import tiny
 
-from lm_eval_ext.errors import LanguageError, PlanError, VectorFileError
+from lm_eval_ext.errors import LanguageError, ModelError, PlanError, VectorFileError
 
 pytestmark = pytest.mark.transformers4
 
@@ -79,6 +79,29 @@ def test_a_plain_forward_is_a_prompt() -> None:
             for number, row in enumerate(rows):
                 alone = model(input_ids=torch.tensor([row])).logits[0]
                 torch.testing.assert_close(together[number, : len(row)], alone, rtol=0, atol=1e-4)
+
+
+def test_a_model_wrapped_by_peft() -> None:
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(tiny.load("llama"), tiny.adapter("llama")).eval()
+    merged = PeftModel.from_pretrained(tiny.load("llama"), tiny.adapter("llama")).merge_and_unload().eval()
+    vectors, inputs = tiny.vector_set("llama"), padded("llama", list(PROMPTS.values()))
+    plain = adapted.generate(**inputs, **GENERATION).tolist()
+    found = []
+    for model in (adapted, merged):
+        with vectors.apply(model, PLAN, language=list(PROMPTS)):
+            found.append((model.generate(**inputs, **GENERATION).tolist(), model(**inputs).logits))
+        assert hooks(model) == 0
+    assert found[0][0] == found[1][0] != plain
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-3)
+
+
+def test_a_call_past_the_models_forward_is_refused() -> None:
+    model, vectors = tiny.load("llama"), tiny.vector_set("llama")
+    with vectors.apply(model, PLAN, language="ko"), pytest.raises(ModelError, match="were called past its forward"):
+        model.model(torch.tensor([[5, 9]]))
+    assert hooks(model) == 0
 
 
 def test_it_may_be_entered_again_and_adds_up() -> None:
