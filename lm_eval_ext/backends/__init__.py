@@ -1,7 +1,7 @@
-"""Engines that run a steered model behind the harness: what is independent of the engine (`base`), and a package for each.
+"""Engines that run a steered model for the harness: the common base class (`base`), and a package for each engine.
 
-A new engine is a package beside `hf` with a subclass of `base.SteeredBackend`, and a line in `harness.MODELS` (with its
-like among the entry points in pyproject.toml).
+A new engine is a package beside `hf` with a subclass of `base.SteeredBackend`, a line in `harness.MODELS`, and an entry
+point in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def load(model_type: str, pretrained: Any = None, **arguments: Any) -> SteeredBa
 
     Args:
         model_type: what `lm_eval --model` takes: a key of `harness.MODELS`.
-        pretrained: model name, folder, or what else the engine takes; the embedded model where left out.
+        pretrained: model name, folder, or whatever else the engine takes; the embedded model where left out.
         arguments: what `--model_args` takes (see `base.SteeredBackend` and the engine's class). `vectors` may also be a
             `VectorSet` and `steer` a `Plan`.
 
     Raises:
-        ModelError: an unknown model type; a model that cannot be loaded.
-        UserError: a plan, vector file, language or layer that does not fit, before the weights are loaded.
+        ModelError: an unknown model type, or a model that cannot be loaded.
+        UserError: a plan, vector file, language or layer that does not fit; raised before the weights are loaded.
     """
     if model_type not in harness.MODELS:
         raise ModelError(f"the model type {model_type!r} is unknown, valid: {', '.join(harness.MODELS)}")

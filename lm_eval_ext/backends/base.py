@@ -1,7 +1,7 @@
-"""What every steered model does, whatever engine runs it.
+"""The part of a steered model that is independent of the engine.
 
-Plans, vectors and languages are checked before anything heavy is loaded; each request finds the row of the steering table
-that its language has; responses are kept apart by steering; `loglikelihood` and its kin become tokenised requests.
+It checks plans, vectors and languages before anything heavy is loaded, selects the row of the steering table for each
+request's language, keeps cached responses of different steering apart, and tokenises `loglikelihood` requests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Arguments of every steered model that the harness's own class of the engine does not know.
+#: Arguments of every steered model, which the harness's class of the engine does not take.
 STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "any_model")
 
 #: Of the engine's arguments, those that decide which config is read.
@@ -49,7 +49,7 @@ harness.install()
 
 
 class SteeredBackend(TemplateLM):  # type: ignore[misc]
-    """A causal language model of the harness whose residual stream can be steered; without a plan it is left as it is.
+    """A causal language model of the harness whose residual stream can be steered; without a plan it is not changed.
 
     An engine is a subclass that also derives from the harness's class of that engine, which comes second:
     `class SteeredHFLM(SteeredBackend, HFLM)`. It implements `score` and `generate`, and whatever of `engine_arguments`,
@@ -61,13 +61,13 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         steer: steering plan, `en@42%:2+loc@58%:2` (see `lm_eval_ext.steering.plan`); empty means plain evaluation.
         lang: language of requests whose document and task name none.
         positions: tokens to steer where the plan does not say: `prompt` (every prompt token, up to the one that scores
-            the first option token; our default), `last` (the prompt's last token, and what is generated after it), `all`.
+            the first option token; our default), `last` (the prompt's last token, and generated tokens), `all`.
         any_model: accept vectors of another architecture of the same width and depth.
-        engine: everything that the harness's class of the engine takes.
+        engine: arguments of the harness's class of the engine.
 
     Raises:
-        UserError: a plan, vector file, language, layer or model that does not fit, before the weights are loaded; weights,
-            an adapter or an argument of the engine that cannot be used.
+        UserError: a plan, vector file, language, layer or model that does not fit, raised before the weights are loaded;
+            weights, an adapter or an argument of the engine that cannot be used.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         with loading(self._name, self.argument_hint()):
             super().__init__(pretrained, **self.engine_arguments(engine))
 
-    # What an engine brings ----------------------------------------------------------------------------------------------
+    # Implemented by engines ----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def score(
@@ -112,17 +112,17 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """The log-likelihood of each request's continuation, steered by the row of the table that the request names.
 
         Args:
-            requests: to score; some may be equal.
+            requests: to score; may contain duplicates.
             progress: called with the scores of the distinct requests just finished.
         """
 
     @abstractmethod
     def generate(self, requests: list[Instance], rows: Sequence[int], disable_tqdm: bool) -> list[str]:
-        """What is generated for each `generate_until` request, steered by its row of the table."""
+        """The generated text of each `generate_until` request, steered by its row of the table."""
 
-    def engine_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What the harness's class of the engine gets of what the user gave it."""
-        return given
+    def engine_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The user's arguments of the engine, as they are passed to the harness's class."""
+        return arguments
 
     def argument_hint(self) -> str:
         """What to check where the model cannot be loaded."""
@@ -137,12 +137,12 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         return None
 
     def close(self) -> None:
-        """Take off what steering has put on a model that others go on using. The backend cannot be used afterwards."""
+        """Remove the hooks of steering from a model that is used further. The backend cannot be used afterwards."""
 
     # What is saved ------------------------------------------------------------------------------------------------------
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness saves of the model, with the steering under the key `steering`."""
+        """What the harness saves about the model, with the steering under the key `steering`."""
         of_engine: dict[str, Any] = getattr(super(), "get_model_info", dict)()
         return {**of_engine, "steering": self.steering_identity()}
 
@@ -192,24 +192,24 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
 
         Raises:
             LanguageError: the plan steers by language and an instance's language is unknown.
-            ModelError: the tokenizer makes nothing of a prompt or a continuation.
+            ModelError: a prompt or a continuation without tokens.
         """
         rows = self.rows(instances)
         pairs = encode_pairs(self, [instance.args for instance in instances])
         for instance, pair in zip(instances, pairs, strict=True):
             if not pair.prompt or not pair.continuation:
                 raise ModelError(
-                    f"task {instance.task_name or '?'}, document {instance.doc_id}: the tokenizer makes no token of the "
+                    f"task {instance.task_name or '?'}, document {instance.doc_id}: the tokenizer gives no tokens for the "
                     f"{'continuation' if pair.prompt else 'prompt'} in {instance.args!r}: change the document, or the "
                     "task's target_delimiter"
                 )
         return [Request(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
 
-    # What the harness calls: languages share batches --------------------------------------------------------------------
+    # Called by the harness: languages share batches ---------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, each steered with its own language's vector."""
-        if self.backend != "causal" or self.enable_thinking:  # the second is refused there
+        if self.backend != "causal" or self.enable_thinking:  # the harness refuses the latter
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
         scored = self.encode(requests)
         self._responses.note_ambiguous("loglikelihood", requests, [request.row for request in scored])
@@ -217,17 +217,17 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         for instance, request in zip(requests, scored, strict=True):
             texts[request].append(instance.args)
 
-        def remember(done: dict[Request, Score]) -> None:
+        def cache(done: dict[Request, Score]) -> None:
             for request, score in done.items():
                 for text in texts[request]:
                     self.cache_hook.add_partial("loglikelihood", text, tuple(score))
 
-        scores = self._score_with_bar(scored, disable_tqdm, remember)
+        scores = self._score_with_bar(scored, disable_tqdm, cache)
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts in the harness's windows. The prompt of a window is what stands before its first
-        scored token: one token, or more before a last window that would be shorter than the others.
+        """Log-likelihoods of whole texts in the harness's windows. The prompt of a window are the tokens before its
+        first scored token: one, or more before a last window that would be shorter than the others.
         """
         if self.backend != "causal":
             return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
@@ -259,7 +259,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self,
         requests: list[Request],
         disable_tqdm: bool,
-        remember: Callable[[dict[Request, Score]], None] = lambda done: None,
+        cache: Callable[[dict[Request, Score]], None] = lambda done: None,
     ) -> list[Score]:
         if not requests:
             return []
@@ -267,7 +267,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         with tqdm(total=len(set(requests)), disable=hidden, desc="Running loglikelihood requests") as bar:
 
             def progress(done: dict[Request, Score]) -> None:
-                remember(done)
+                cache(done)
                 bar.update(len(done))
 
             return self.score(requests, progress)
@@ -284,13 +284,13 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         super().set_cache_hook(cache_hook)
 
     def _cache_identity(self) -> dict[str, Any]:
-        """What decides a response besides the request: not where the vector file lies, nor one that no plan uses."""
+        """What a response depends on besides the request: all but the path of vectors, and vectors without a plan."""
         identity = self.steering_identity()
         if not self._plan:
             return {key: identity[key] for key in ("plan", "model_fingerprint", "pretrained", "peft")}
-        return {**identity, "vectors": identity["vectors"]["sha256"]}  # a plan without vectors was refused
+        return {**identity, "vectors": identity["vectors"]["sha256"]}  # a plan has vectors
 
 
 def _vectors_identity(vectors: VectorSet) -> dict[str, Any]:
-    """Where vectors come from, and the hash of their file; of vectors in no file, the hash of the file they would make."""
+    """The path of vectors, and the hash of their file; for vectors in memory, the hash that their file would have."""
     return {"path": None if vectors.path is None else str(vectors.path), "sha256": vectors.digest}

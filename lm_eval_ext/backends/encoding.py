@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class TokenizingModel(Protocol):
-    """What is needed of a model of the harness.
+    """The part of a harness model that tokenisation needs.
 
     Attributes:
         tokenizer: of transformers.
-        add_bos_token: whether a beginning-of-sequence token is put before a text; None for what the tokenizer does.
+        add_bos_token: whether a beginning-of-sequence token is put before a text; None for the tokenizer's default.
     """
 
     tokenizer: Any
@@ -26,21 +26,21 @@ class TokenizingModel(Protocol):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that stands for an empty context."""
+        """The token used for an empty context."""
 
 
 class Pair(NamedTuple):
-    """Tokens of a prompt and of its continuation; one is empty where the tokenizer makes nothing of it."""
+    """Tokens of a prompt and of its continuation; one is empty where its text has no tokens."""
 
     prompt: Tokens
     continuation: Tokens
 
 
 def encode_pairs(model: TokenizingModel, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-    """What the harness scores for each (context, continuation); every distinct text is tokenised once.
+    """The tokens that the harness scores for each (context, continuation); every distinct text is tokenised once.
 
-    As there, white space at the end of a context belongs to the continuation, and an empty context becomes the model's
-    prefix token, which is not repeated where the continuation begins with it.
+    As in the harness, white space at the end of a context belongs to the continuation, and an empty context becomes the
+    model's prefix token, which is not repeated where the continuation begins with it.
     """
     moved = {pair: _move_spaces(*pair) for pair in set(pairs) if pair[0]}
     together = encode(model, (text for context, rest in moved.values() for text in (context, context + rest)))
@@ -59,16 +59,16 @@ def encode_pairs(model: TokenizingModel, pairs: Sequence[tuple[str, str]]) -> li
 
 
 def encode(model: TokenizingModel, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, Tokens]:
-    """What `model.tok_encode` makes of each text."""
+    """The tokens of each text, as `model.tok_encode` returns them."""
     prefix = model.tokenizer.decode(model.prefix_token_id)
-    alike: dict[bool | None, list[str]] = defaultdict(list)
+    by_option: dict[bool | None, list[str]] = defaultdict(list)
     for text in dict.fromkeys(texts):
         special = add_special_tokens
         if special is None:
             special = False if has_bos_prefix(text, prefix) else model.add_bos_token
-        alike[special].append(text)
+        by_option[special].append(text)
     encoded: dict[str, Tokens] = {}
-    for special, group in alike.items():
+    for special, group in by_option.items():
         options = {} if special is None else {"add_special_tokens": special}
         encoded.update(zip(group, map(tuple, model.tokenizer(group, **options)["input_ids"]), strict=True))
     return encoded

@@ -1,4 +1,4 @@
-"""The harness's `--use_cache` file under steering: it is keyed by a request's text alone, which names no vector."""
+"""The harness's `--use_cache` file under steering: its keys are request texts, which do not say what steered them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AMBIGUOUS = "lm_eval_ext/ambiguous"
 
 
 class ResponseCache:
-    """What a steered run must know of the cache it is given.
+    """Checks that a response cache fits the steering of a run.
 
     Args:
         plan: the steering plan; empty for plain evaluation.
@@ -31,10 +31,10 @@ class ResponseCache:
         self._store: Any = None
 
     def open(self, store: Any, identity: dict[str, Any]) -> None:
-        """Accept a file only if it was made under the same steering (None: there is no cache).
+        """Accept a cache only if it was made under the same steering (None: there is no cache).
 
-        Texts that several languages share (an option without its prompt) are never reused from it, since each language
-        has its own vector.
+        Texts that several languages share (an option without its prompt) are not reused, since each language has its own
+        vector.
 
         Raises:
             UserError: the cache was made by another model type while this one is steered, or under another steering.
@@ -42,24 +42,24 @@ class ResponseCache:
         self._store = store
         if store is None:
             return
-        now = json.dumps(identity, sort_keys=True)
-        made_under = store.get(_IDENTITY)
-        if made_under is None and len(store) and self._plan:
+        current = json.dumps(identity, sort_keys=True)
+        stored = store.get(_IDENTITY)
+        if stored is None and len(store) and self._plan:
             raise UserError(
                 f"--use_cache: the cache {store.filename} holds unsteered responses of another run, and this run is "
                 f"steered by {self._plan}. Give each steering a cache of its own"
             )
-        if made_under is not None and made_under != now:
+        if stored is not None and stored != current:
             raise UserError(
                 f"--use_cache: the cache {store.filename} was made under another model or steering.\n"
-                f"  cache: {made_under}\n  now:   {now}\nGive each steering a cache of its own"
+                f"  cache: {stored}\n  now:   {current}\nGive each steering a cache of its own"
             )
-        store[_IDENTITY] = now
+        store[_IDENTITY] = current
         for key in store.pop(_AMBIGUOUS, []):
             store.pop(key, None)
 
     def note_ambiguous(self, kind: str, requests: Sequence[Instance], rows: Sequence[int]) -> None:
-        """Remember which responses must not outlive this run: their text does not say which vector steered them."""
+        """Record which responses must not be reused by later runs: their text does not determine the vector."""
         if self._store is None or not self._plan:
             return
         rows_of: dict[str, set[int]] = defaultdict(set)

@@ -1,1 +1,1 @@
-"""Harness models: `steered-hf`, its fast scorer, and the embedded default model."""
+"""Loading models, the embedded default model, and machine translation."""

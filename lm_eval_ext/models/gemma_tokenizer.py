@@ -1,6 +1,6 @@
 """The tokenizer of a Gemma GGUF file, the same from every release of transformers.
 
-transformers 4 makes a unigram model of it, which cuts words differently from Gemma's own byte-pair encoding.
+transformers 4 builds a unigram model from it, which tokenises differently from Gemma's byte-pair encoding.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def read_tokens(file: Path) -> tuple[list[str], list[int]]:
 def build(tokens: list[str], types: list[int]) -> PreTrainedTokenizerFast:
     """Gemma's tokenizer: byte-pair encoding with byte fallback, spaces as `▁`, a beginning-of-sequence token.
 
-    A merge ranks by the id of what it makes, as in Gemma's own file.
+    A merge ranks by the id of its result, as in Gemma's own file.
     """
     vocabulary = {token if token.strip(" ") else SPACE * len(token): number for number, token in enumerate(tokens)}
     merges = [
-        (token[:at], token[at:])
+        (token[:split], token[split:])
         for token in vocabulary
-        for at in range(len(token) - 1, 0, -1)
-        if token[:at] in vocabulary and token[at:] in vocabulary
+        for split in range(len(token) - 1, 0, -1)
+        if token[:split] in vocabulary and token[split:] in vocabulary
     ]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)

@@ -1,4 +1,4 @@
-"""Loading a model: whatever goes wrong is one message that names the model."""
+"""Loading models, with errors that name the model and say what to do."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56")
 
 @contextmanager
 def loading(name: str, hint: str = _HINT) -> Iterator[None]:
-    """Say what is wrong with a model, its adapter or an argument of theirs, found while they are loaded.
+    """Turn any error of loading a model or an adapter into a `ModelError`.
 
     Args:
-        name: what the user called the model.
+        name: of the model, as given by the user.
         hint: what to do about it.
 
     Raises:
@@ -39,14 +39,14 @@ def loading(name: str, hint: str = _HINT) -> Iterator[None]:
         yield
     # The libraries' failures share no base class: OSError, ValueError, TypeError, SafetensorError, ImportError ...
     except Exception as error:
-        because = str(error).strip().partition("\n")[0][:300]
+        reason = str(error).strip().partition("\n")[0][:300]
         raise ModelError(
-            f"cannot load the model {name!r}\n  because: {type(error).__name__}: {because}\n{hint}"
+            f"cannot load the model {name!r}\n  because: {type(error).__name__}: {reason}\n{hint}"
         ) from error
 
 
 def load_config(name: str, **options: Any) -> Any:
-    """The config alone, so that mistakes are found before weights are loaded.
+    """The config of a model, without its weights.
 
     Args:
         name: name on the hub or folder.

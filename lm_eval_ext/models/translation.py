@@ -1,11 +1,11 @@
-"""Machine translation of instructions out of English, with a transformers model of the user's choice.
+"""Machine translation of instructions from English, with any sequence-to-sequence model of transformers.
 
-A model says by the tokens of its tokenizer how it wants to be told the language: as NLLB (`kor_Hang` first in the output),
-as M2M100 (`__ko__` first in the output) or as MADLAD (`<2ko>` before the input). A model of one language has it in its name,
-which may be a pattern, such as `Helsinki-NLP/opus-mt-en-{language}`.
+The tokens of the tokenizer show how a model expects the target language: as NLLB (`kor_Hang` first in the output), M2M100
+(`__ko__` first in the output) or MADLAD (`<2ko>` before the input). The name of a model for one language pair may be a
+pattern, such as `Helsinki-NLP/opus-mt-en-{language}`.
 
-Texts are translated line by line. What is translated is kept in a database at once, by model, language and line: a run that
-was stopped goes on where it was.
+Texts are translated line by line. Translations are stored in a database as they are made, by model, language and line, so
+that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Settings:
 
     @property
     def key(self) -> str:
-        """What a translation depends on, in the cache."""
+        """The key of translations in the cache: everything that they depend on."""
         return f"{self.model}@{self.revision} beams={self.beams}"
 
 
@@ -66,15 +66,15 @@ def tuples(
 
     Args:
         rows: English instructions; later turns of a conversation are left out.
-        wanted: the languages to translate into.
-        cache: database of what is translated; made where there is none.
+        wanted: target languages.
+        cache: database of translations; created if missing.
         settings: model and search.
         report: gets the counts.
         progress: called with the number of lines after each batch.
 
     Raises:
         DataError: there is no English row, the cache is damaged, or no tuple is left.
-        ModelError: the model cannot be loaded, or not be told the language.
+        ModelError: the model cannot be loaded, or does not support the language.
     """
     usable = []
     for row in rows:
@@ -86,23 +86,24 @@ def tuples(
             usable.append(row)
     if not usable:
         raise DataError(f"there is no English instruction to translate:\n{report}")
-    made = []
+    translated = []
     for language in wanted:
         texts = lines(usable)
-        known = translate(texts, language, cache, settings, progress)
+        translations = translate(texts, language, cache, settings, progress)
         for row in usable:
-            x, y = (_joined(text, known) for text in (row.prompt, row.response))
+            x, y = (_joined(text, translations) for text in (row.prompt, row.response))
             if x is None or y is None:
-                report.leave_out("too long to translate, or translated to nothing", language)
+                report.leave_out("too long to translate, or the translation is empty", language)
             elif x == row.prompt:
                 report.leave_out("translation is the English text", language)
             else:
-                by = f"{row.source}, translated by {settings.model}".removeprefix(", ")
-                made.append(Tuple(row.id, language, row.prompt, row.response, x, y, row.cultural, by, row.split))
-    report.counted(made)
-    if not made:
+                source = f"{row.source}, translated by {settings.model}".removeprefix(", ")
+                sides = row.prompt, row.response, x, y
+                translated.append(Tuple(row.id, language, *sides, row.cultural, source, row.split))
+    report.counted(translated)
+    if not translated:
         raise DataError(f"no tuple is left:\n{report}")
-    return made
+    return translated
 
 
 def translate(
@@ -112,11 +113,11 @@ def translate(
     settings: Settings,
     progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, str]:
-    """Translations of English lines; an empty one where a line is too long for the model or nothing came out.
+    """Translations of English lines; empty where a line is too long for the model or its translation is empty.
 
     Raises:
-        DataError: the cache is not one.
-        ModelError: the model cannot be loaded, or not be told the language.
+        DataError: the cache cannot be used.
+        ModelError: the model cannot be loaded, or does not support the language.
     """
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -126,46 +127,46 @@ def translate(
                 "PRIMARY KEY (model, language, line)) WITHOUT ROWID"
             )
             stored = "SELECT line, translation FROM lines WHERE model = ? AND language = ?"
-            known: dict[str, str] = dict(database.execute(stored, (settings.key, language)))
-            # Lines of like length together: less padding.
-            missing = sorted(set(lines) - known.keys(), key=lambda line: (len(line), line))
+            translations: dict[str, str] = dict(database.execute(stored, (settings.key, language)))
+            # Lines of similar length together, for less padding.
+            missing = sorted(set(lines) - translations.keys(), key=lambda line: (len(line), line))
             progress(len(lines) - len(missing))
             model = _Model(settings, language) if missing else None
             for start in range(0, len(missing), settings.batch_size):
                 batch = missing[start : start + settings.batch_size]
                 assert model is not None
-                fresh = dict(zip(batch, model(batch), strict=True))
+                new = dict(zip(batch, model(batch), strict=True))
                 with database:
                     database.executemany(
                         "INSERT OR REPLACE INTO lines VALUES (?, ?, ?, ?)",
-                        [(settings.key, language, line, text) for line, text in fresh.items()],
+                        [(settings.key, language, line, text) for line, text in new.items()],
                     )
-                known |= fresh
+                translations |= new
                 progress(len(batch))
     except sqlite3.Error as error:
         raise DataError(f"the translation cache {cache} cannot be used ({error}): remove it, or name another") from None
-    return {line: known[line] for line in lines}
+    return {line: translations[line] for line in lines}
 
 
 def lines(rows: Sequence[Instruction]) -> list[str]:
-    """What is translated of instructions: all different lines that have a letter or digit in them."""
+    """The distinct lines of instructions to translate: those with a letter or digit."""
     texts = (text for row in rows for text in (row.prompt, row.response))
-    return list(dict.fromkeys(line.strip() for text in texts for line in text.split("\n") if _says_something(line)))
+    return list(dict.fromkeys(line.strip() for text in texts for line in text.split("\n") if _has_text(line)))
 
 
-def _says_something(line: str) -> bool:
+def _has_text(line: str) -> bool:
     return any(character.isalnum() for character in line)
 
 
-def _joined(text: str, known: dict[str, str]) -> str | None:
-    """The translation of a text; None where a line of it has none."""
-    lines = [known[line.strip()] if _says_something(line) else line for line in text.split("\n")]
-    complete = all(lines[i] for i, line in enumerate(text.split("\n")) if _says_something(line))
+def _joined(text: str, translations: dict[str, str]) -> str | None:
+    """The translation of a text; None where a line has none."""
+    lines = [translations[line.strip()] if _has_text(line) else line for line in text.split("\n")]
+    complete = all(lines[i] for i, line in enumerate(text.split("\n")) if _has_text(line))
     return "\n".join(lines) if complete else None
 
 
 class _Model:
-    """A translation model, told its language."""
+    """A translation model with its target language."""
 
     def __init__(self, settings: Settings, language: str) -> None:
         import transformers
@@ -178,29 +179,31 @@ class _Model:
             )
         self.model.to(settings.device).eval()
         self.settings = settings
-        self.prefix, self.first = self._told(name, language)
-        self.longest = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512))
+        self.prefix, self.first_token = self._target_tokens(name, language)
+        self.max_length = min(
+            self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
+        )
 
     def __call__(self, lines: Sequence[str]) -> list[str]:
         import torch
 
         encoded = self.tokenizer([self.prefix + line for line in lines], return_tensors="pt", padding=True)
         length = encoded["attention_mask"].sum(1)
-        fits = (length <= self.longest).tolist()
+        fits = (length <= self.max_length).tolist()
         if not any(fits):
             return [""] * len(lines)
         inputs = {key: encoded[key][fits].to(self.settings.device) for key in ("input_ids", "attention_mask")}
-        room = 2 * int(length[fits].max()) + 20
-        forced: dict[str, Any] = {} if self.first is None else {"forced_bos_token_id": self.first}
+        max_new_tokens = 2 * int(length[fits].max()) + 20
+        forced: dict[str, Any] = {} if self.first_token is None else {"forced_bos_token_id": self.first_token}
         with torch.inference_mode():
             output = self.model.generate(
-                **inputs, **forced, max_new_tokens=room, num_beams=self.settings.beams, do_sample=False
+                **inputs, **forced, max_new_tokens=max_new_tokens, num_beams=self.settings.beams, do_sample=False
             )
         texts = iter(self.tokenizer.batch_decode(output, skip_special_tokens=True))
         return [next(texts).strip() if fit else "" for fit in fits]
 
-    def _told(self, name: str, language: str) -> tuple[str, int | None]:
-        """What stands before a line, and the token that the translation must begin with."""
+    def _target_tokens(self, name: str, language: str) -> tuple[str, int | None]:
+        """The prefix of a line, and the token that the translation must begin with."""
         vocabulary: dict[str, int] = self.tokenizer.get_vocab()
         if (token := FLORES_CODES[language]) in vocabulary:
             self.tokenizer.src_lang = FLORES_CODES["en"]

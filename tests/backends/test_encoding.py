@@ -111,4 +111,4 @@ def test_a_request_without_tokens_is_named(family: str, pair: tuple[str, str], p
     instances = tiny.requests("loglikelihood", [("Which bird", " rice"), pair])
     with pytest.raises(ModelError) as caught:
         tiny.steered(family).loglikelihood(instances)
-    assert f"task tiny, document 1: the tokenizer makes no token of the {part} in {pair!r}" in str(caught.value)
+    assert f"task tiny, document 1: the tokenizer gives no tokens for the {part} in {pair!r}" in str(caught.value)

@@ -314,10 +314,10 @@ class Changed:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (Changed.strips, "changed a prompt on its way to the model: .* was not asked"),
+        (Changed.strips, "changed a prompt on its way to the model: .* was not requested"),
         (Changed.tokenises_otherwise, "generates from 4 prompts and tokenised 0"),
         (Changed.adds_a_prompt, "generates from 5 prompts and tokenised 4"),
-        (Changed.generates_otherwise, "generated from 4 prompts in a way of its own"),
+        (Changed.generates_otherwise, "generated from 4 prompts without tokenising them"),
         (Changed.tokenises_first, "tokenised two batches before"),
     ],
 )

@@ -380,7 +380,7 @@ def test_the_command_splits_and_limits(tmp_path: Path) -> None:
         (["nothing.jsonl"], "no file 'nothing.jsonl'; built in: mini, oasst1, oasst2"),
         (["mini", "--languages", "xx"], "unknown language 'xx'"),
         (["mini", "--held-out", "2"], "from 0 to below 1"),
-        (["mini", "--max-chars", "3"], "nothing is left"),
+        (["mini", "--max-chars", "3"], "no rows are left"),
         (["mini", "--languages", "el", "--translate", "/nowhere/a/model"], "cannot load the model '/nowhere/a/model'"),
     ],
 )

@@ -154,7 +154,7 @@ def test_lines_that_are_too_long_cost_their_tuple_and_are_counted(tmp_path: Path
     report = Report()
     made = translation.tuples(rows, ["ko"], tmp_path / "c.sqlite", settings(model), report)
     assert "3" not in {row.id for row in made}
-    assert report.left_out["too long to translate, or translated to nothing"]["ko"] == 3 - len(made)
+    assert report.left_out["too long to translate, or the translation is empty"]["ko"] == 3 - len(made)
     assert report.left_out["not in English, so not translated"]["el"] == 1
 
 

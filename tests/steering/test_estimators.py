@@ -161,12 +161,12 @@ class Misnamed(MeanDifference):
 @pytest.mark.parametrize(
     ("estimator", "expected"),
     [
-        (Lazy(), "read 2 of 8 texts of loc/ko (test); `fit` must go through all batches"),
+        (Lazy(), "read 2 of 8 texts of loc/ko (test); `fit` must read all batches"),
         (Narrow(), "has shape [4, 31], expected [4, 32] (layers, hidden size)"),
         (Misnamed(), "has the tensors direction, expected vector (transform 'add')"),
     ],
 )
-def test_an_estimator_that_does_not_keep_to_its_interface(estimator: Estimator, expected: str) -> None:
+def test_an_estimator_that_violates_its_interface(estimator: Estimator, expected: str) -> None:
     with pytest.raises(EstimatorError) as caught:
         vectors(estimator, batch_size=2)
     assert expected in str(caught.value)

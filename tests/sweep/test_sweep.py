@@ -496,7 +496,7 @@ def test_one_question_is_enough(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [([""], "makes no token"), ([" "], None)],
+    [([""], "gives no tokens"), ([" "], None)],
 )
 def test_options_that_tokenise_to_nothing(options: list[str], words: str | None, tmp_path: Path):
     """Told with task and document, before anything is scored."""
@@ -555,7 +555,7 @@ BAD = {
     "an unknown task": ({"tasks": ("tiny_letters", "nonsense")}, "unknown task nonsense"),
     "a task that is not multiple choice": ({"tasks": ("tiny_generate",)}, "multiple-choice tasks only"),
     "a language that nothing is asked in": ({"languages": ("ar",)}, "no questions in"),
-    "questions of no language": ({"tasks": ("tiny_mute_letters",)}, "language of document 0 is not known"),
+    "questions of no language": ({"tasks": ("tiny_mute_letters",)}, "language of document 0 is unknown"),
     "no vector file": ({"vectors": Path("missing.safetensors")}, "no vector file"),
     "a plan among the model's arguments": ({"model_args": "steer=en@1:2"}, "a sweep has --vectors"),
     "a metric that no task has": ({"metric": "f2"}, "the tasks score acc"),

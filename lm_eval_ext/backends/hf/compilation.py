@@ -14,19 +14,18 @@ from lm_eval_ext.steering.decoder import decoder_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Layers of one kind share their code; shapes vary from batch to batch.
+#: Shapes vary from batch to batch.
 _OPTIONS: dict[str, Any] = {"dynamic": True}
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile what each decoder layer computes where no keys and values come in or go out.
+    """Compile the forward of each decoder layer, for calls without a KV cache.
 
-    Equal layers share their code, so that this takes as long as compiling one. Hooks, and with them the steering, run
-    between the compiled parts: they may be registered before or after. A forward with a cache runs as it is, since its
-    shapes are new at every token.
+    Layers with the same code are compiled once. Hooks, and with them the steering, run between the compiled layers; they may
+    be registered before or after. A forward with a KV cache is not compiled, since its shapes change at every token.
 
     Raises:
-        ModelError: nothing can be compiled here, for example without a C++ compiler.
+        ModelError: the model cannot be compiled, for example without a C++ compiler.
     """
     layers = list(decoder_layers(model))
     for layer in layers:
@@ -35,7 +34,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     try:
         with torch.inference_mode():
             model(input_ids=torch.zeros(2, 3, dtype=torch.long, device=device), use_cache=False)
-    except Exception as error:  # of the compiler's many
+    except Exception as error:  # the compiler's errors share no base class
         raise ModelError(
             f"torch_compile=True: the model cannot be compiled here ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0]}); leave it out, or install a C++ compiler"
@@ -47,7 +46,7 @@ def _without_cache(plain: Any) -> Any:
 
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cached = any(isinstance(given, Cache) for given in (*args, *kwargs.values()))
+        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
         return (plain if cached else compiled)(*args, **kwargs)
 
     return forward

@@ -1,7 +1,7 @@
-"""Which row of the steering table steers each prompt that the harness generates from.
+"""The row of the steering table for each prompt that the harness generates from.
 
-The harness sorts and batches prompts itself and hands on nothing but their texts, so that rows are looked up by text. What
-it generates from is checked against what was asked: a prompt whose row is lost is an error, never unsteered.
+The harness sorts and batches prompts itself and passes on their texts only, so that rows are looked up by text. A prompt
+whose row cannot be looked up is an error; it is never generated from without steering.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SteeredGeneration:
 
     Args:
         row_of: the row of each text.
-        indices: of the requests, by their place among all.
+        indices: of the requests in this call.
     """
 
     def __init__(self, row_of: dict[str, int], indices: list[int]) -> None:
@@ -32,7 +32,7 @@ class SteeredGeneration:
 
     @classmethod
     def divide(cls, texts: Sequence[str], rows: Sequence[int]) -> list[SteeredGeneration]:
-        """As few calls as there are rows of the text that has the most."""
+        """The fewest calls in which each text has one row."""
         rows_of: dict[str, list[int]] = defaultdict(list)
         calls: list[SteeredGeneration] = []
         for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
@@ -46,22 +46,22 @@ class SteeredGeneration:
         return calls
 
     def begin(self, texts: Sequence[str]) -> None:
-        """The harness tokenises a batch of prompts.
+        """Look up the rows of a batch that the harness tokenises.
 
         Raises:
-            ModelError: one that was not asked, or a batch before the one before was generated from.
+            ModelError: an unknown prompt, or a second batch before the first was generated from.
         """
         if self._batch is not None:
             raise _lost("tokenised two batches before it generated from the first")
         if unknown := [text for text in texts if text not in self._row_of]:
-            raise _lost(f"changed a prompt on its way to the model: {unknown[0][:100]!r} was not asked")
+            raise _lost(f"changed a prompt on its way to the model: {unknown[0][:100]!r} was not requested")
         self._batch = [self._row_of[text] for text in texts]
 
     def take(self, n: int) -> list[int]:
         """The rows of the batch that the harness generates from.
 
         Raises:
-            ModelError: it was not tokenised, or has another number of prompts.
+            ModelError: no batch was tokenised, or one with another number of prompts.
         """
         rows, self._batch = self._batch, None
         if rows is None or len(rows) != n:
@@ -70,13 +70,13 @@ class SteeredGeneration:
         return rows
 
     def check_complete(self) -> None:
-        """Make sure that every prompt was generated from under its row.
+        """Make sure that every prompt was generated from with its row.
 
         Raises:
             ModelError: some were not.
         """
         if self._n_generated < len(self.indices):
-            raise _lost(f"generated from {len(self.indices) - self._n_generated} prompts in a way of its own")
+            raise _lost(f"generated from {len(self.indices) - self._n_generated} prompts without tokenising them")
 
 
 def _lost(what: str) -> ModelError:

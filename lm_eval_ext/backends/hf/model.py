@@ -41,8 +41,8 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             harness's `hf` takes (`peft`, `dtype`, `device_map`, `revision`, ...).
 
     Raises:
-        UserError: a plan, vector file, language, layer or model that does not fit, before the weights are loaded; weights,
-            an adapter or an argument of the harness's model that cannot be used.
+        UserError: a plan, vector file, language, layer or model that does not fit, raised before the weights are loaded;
+            weights, an adapter or an argument of the harness's model that cannot be used.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         super().__init__(pretrained, *args, **kwargs)
         _check_adapter(self.model)
         if self.batch_size != "auto" and self.batch_size < 1:
-            raise ModelError(f"batch_size={self.batch_size} is not possible, valid: 1, 2, 3 ... or auto")
+            raise ModelError(f"batch_size={self.batch_size} is invalid, valid: 1, 2, 3 ... or auto")
         self._injector = Injector(self.model, self._table)
         if torch_compile:
             compile_layers(self.model)
@@ -77,11 +77,13 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         """The PEFT adapter on top of the model."""
         return self.peft  # type: ignore[no-any-return]
 
-    def engine_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """`device_map=` reaches transformers in the harness only with `parallelize`, which leaves the CPU out of every map
-        it makes; its CUDA default must not reach a machine without.
+    def engine_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """See `SteeredBackend.engine_arguments`.
+
+        The harness passes `device_map=` to transformers only with `parallelize`, which leaves the CPU out of every map that
+        it makes; and its default device, CUDA, may be missing.
         """
-        placed = dict(given)
+        placed = dict(arguments)
         if placed.get("device_map") is not None:
             placed["parallelize"] = True
             if placed["device_map"] in _SPREAD and set(get_max_memory()) == {"cpu"}:
@@ -113,10 +115,10 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         ):
             return self._scorer.score(requests, None if self.batch_size == "auto" else int(self.batch_size), progress)
 
-    # Generation: the harness's own, told which row steers which prompt --------------------------------------------------
+    # Generation: by the harness, with the row of each prompt ------------------------------------------------------------
 
     def generate(self, requests: list[Instance], rows: Sequence[int], disable_tqdm: bool) -> list[str]:
-        """Languages share batches, unless the same text is asked in several of them."""
+        """See `SteeredBackend.generate`. Languages share batches, unless several of them have the same text."""
         if not self._plan:
             return HFLM.generate_until(self, requests, disable_tqdm)  # type: ignore[no-any-return]
         texts = [""] * len(requests)
@@ -132,7 +134,7 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         return texts
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The harness's tokenisation of a batch to generate from; here the rows of its prompts are looked up."""
+        """The harness's tokenisation of a batch to generate from; looks up the rows of its prompts."""
         if self._generation is not None:
             self._generation.begin(strings)
         return super().tok_batch_encode(strings, *args, **kwargs)  # type: ignore[no-any-return]
@@ -149,7 +151,7 @@ _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def _check_adapter(model: PreTrainedModel) -> None:
-    """Prompt and prefix tuning put tokens of their own before each prompt, which no position of a plan means."""
+    """Refuse prompt and prefix tuning, whose virtual tokens before each prompt no position of a plan covers."""
     for name, adapter in getattr(model, "peft_config", {}).items():
         if getattr(adapter, "is_prompt_learning", False):
             raise ModelError(
