@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.data.pairs import load_pairs as load_pairs
     from lm_eval_ext.errors import UserError as UserError
     from lm_eval_ext.evaluation import evaluate as evaluate
+    from lm_eval_ext.models.embedded import embedded_model as embedded_model
     from lm_eval_ext.plane.shifts import Plane as Plane
     from lm_eval_ext.plane.shifts import measure as plane
     from lm_eval_ext.report.build import Report as Report
@@ -60,6 +61,7 @@ _HOMES = {
     "Transform": "steering.transforms.base",
     "UserError": "errors",
     "VectorSet": "steering.vectors",
+    "embedded_model": "models.embedded",
     "evaluate": "evaluation",
     "extract": "steering.extraction",
     "load": "results.runs",
@@ -79,6 +81,7 @@ __all__ = [  # noqa: RUF022 - by what they are for
     "VectorSet",
     "Plan",
     # evaluations and grids of them
+    "embedded_model",
     "evaluate",
     "sweep",
     "SweepResult",
