@@ -148,8 +148,8 @@ def test_other_families_and_cloze_prompts_are_shown_too(runner: CliRunner) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "blend", "--lang", "fr"], "no task 'blend_decon_fr' of ours"),
-        (["show", "blond"], "no task 'blond_en' of ours"),
+        (["show", "blend", "--lang", "fr"], "no task 'blend_decon_fr' in this package"),
+        (["show", "blond"], "no task 'blond_en' in this package"),
         (["show", "gmmlu", "--html", "x.html"], "unknown data set 'gmmlu'; valid: blend"),
         (["show", "blend", "--lang", "fr", "--html", "x.html"], "unknown language 'fr'"),
         (["check", "flores"], "unknown data set 'flores'; valid: blend"),
