@@ -80,7 +80,7 @@ def test_check_names_what_fails_and_ends_with_status_1(runner: CliRunner, monkey
 @pytest.mark.usefixtures("mirror")
 def test_audit_is_silent_on_what_is_built_and_prints_the_allow_list_with_reasons(runner: CliRunner) -> None:
     output = data(runner, "audit", "blend")
-    assert output.startswith("0 found beyond the allow-list")
+    assert output.startswith("0 findings that are not on the allow-list")
     assert "'Mexico City': name of a city" in output
 
 
