@@ -27,6 +27,7 @@ from support.sweeps import TASKS, given_settings, sweep, tiny_tasks
 from typer.testing import CliRunner
 
 from lm_eval_ext.cli import app
+from lm_eval_ext.commands import sweep as command
 from lm_eval_ext.errors import ModelError, ResultsError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.languages import AVERAGE
@@ -619,9 +620,17 @@ def test_the_best_plans_have_controls_whatever_their_gamma(tmp_path: Path):
 
 
 def test_test_questions_choose_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    sweep(given_settings("llama", tmp_path))
+    with tiny_tasks():
+        result = Sweep(given_settings("llama", tmp_path)).run()
+    assert result is not None
+    assert result.plan is None
     assert not (tmp_path / "plan.yaml").exists()
-    assert "no plan is chosen" in capfd.readouterr().err
+    command._print(result)
+    printed = capfd.readouterr()
+    said = " ".join(printed.err.split())
+    assert "note: no plan is chosen: " in said
+    assert "plans are never chosen on test questions" in said
+    assert "wrote items.parquet, summary.csv, sweep.html, figures/ to" in " ".join(printed.out.split())
 
 
 def test_the_files_say_what_was_found(tmp_path: Path):
