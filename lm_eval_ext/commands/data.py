@@ -1,4 +1,4 @@
-"""The commands of `lm-eval-ext data`: check, audit, count, show, export and import what is asked."""
+"""The commands of `lm-eval-ext data`: check, audit, count, show, export and import data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(
-    help="Check, count, show, export and import what is asked.",
+    help="Check, count, show, export and import data sets.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,15 +29,15 @@ _Language = Annotated[str, typer.Option("--lang", help="Language code, such as e
 
 @app.command()
 def check(data: _DataSet = "blend") -> None:
-    """Say how the tables fit the data at hand: ids that apply, drop or fail, and what is built of them.
+    """Check that the tables fit the data: ids that apply, drop or fail, and the items that are built.
 
-    Ends with status 1 where an edit fails.
+    Exits with status 1 if an edit fails.
     """
     from rich.console import Console
 
     from lm_eval_ext.data import blend
 
-    _known(data)
+    _check_name(data)
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)  # a log should not fold the table
@@ -66,18 +66,18 @@ def check(data: _DataSet = "blend") -> None:
 
 @app.command()
 def audit(data: _DataSet = "blend") -> None:
-    """Look for words that name a country, nationality, currency or national institution, in all that is built.
+    """Search all items for words that name a country, nationality, currency or national institution.
 
-    Ends with status 1 where there are any beyond the allow-list.
+    Exits with status 1 if there are any that are not on the allow-list.
     """
     from lm_eval_ext.data import blend
     from lm_eval_ext.data.blend import leaks
 
-    _known(data)
+    _check_name(data)
     findings = blend.audit()
-    for found in findings:
-        typer.echo(f"{found.language} {found.id}, {found.where}: {found.text!r} ({found.category})")
-    typer.echo(f"{len(findings)} found beyond the allow-list, which lets pass:")
+    for finding in findings:
+        typer.echo(f"{finding.language} {finding.id}, {finding.where}: {finding.text!r} ({finding.category})")
+    typer.echo(f"{len(findings)} findings that are not on the allow-list, which has:")
     for allowed in sorted(leaks.allow_list(), key=lambda entry: (entry.language, entry.id, entry.text)):
         typer.echo(f"  {allowed.language} {allowed.id} {allowed.text!r}: {allowed.reason}")
     if findings:
@@ -91,10 +91,10 @@ def card(
         Path | None, typer.Option(help="Data card whose numbers to replace, instead of printing them.")
     ] = None,
 ) -> None:
-    """Print the built numbers of the data card, as Markdown."""
+    """Print the numbers of the data card, as Markdown."""
     from lm_eval_ext.data import card
 
-    _known(data)
+    _check_name(data)
     if write is None:
         typer.echo(card.numbers())
     else:
@@ -107,13 +107,13 @@ def show(
         str, typer.Argument(help="A family of tasks, such as blend_ctx or gmmlu; blend is blend_decon.")
     ] = "blend",
     language: _Language = "en",
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many items.")] = 5,
-    cloze: Annotated[bool, typer.Option("--cloze", help="As the cloze tasks ask, not with letters.")] = False,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of items.")] = 5,
+    cloze: Annotated[bool, typer.Option("--cloze", help="In the cloze form, not with letters.")] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with all items of the language, to search (blend only).")
     ] = None,
 ) -> None:
-    """Print items as a model sees them.
+    """Print items as prompts of the model.
 
     Examples:
 
@@ -125,9 +125,9 @@ def show(
 
     from lm_eval_ext.data import browse
 
-    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it explains --metadata at every task
+    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it logs a hint about --metadata for every task
     if html is not None:
-        _known(data)
+        _check_name(data)
         write_file(html, browse.page(language))
         typer.echo(f"wrote {html}")
         return
@@ -146,7 +146,7 @@ def export(
     from lm_eval_ext.data import blend
     from lm_eval_ext.data.export import export
 
-    _known(data)
+    _check_name(data)
     written = export(form, out)
     typer.echo(f"wrote {len(written)} files to {out}; SHA-256 of all items: {blend.fingerprint()}")
     if form == "hub":
@@ -156,7 +156,7 @@ def export(
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="Questions, one JSON object per line.")],
-    name: Annotated[str, typer.Option(help="What the tasks are called.")],
+    name: Annotated[str, typer.Option(help="Name of the tasks.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of task files, for --include_path of the harness.")],
     language: Annotated[str, typer.Option("--lang", help="Language of the lines that name none.")] = "",
     axis: Annotated[
@@ -183,7 +183,7 @@ def import_(
     typer.echo(f"  lm_eval --include_path {out} --tasks {','.join(family.groups)} --model ...")
 
 
-def _known(data: str) -> None:
+def _check_name(data: str) -> None:
     if data != "blend":
         raise DataError(f"unknown data set {data!r}; valid: blend")
 

@@ -17,17 +17,13 @@ def instruct(
     source: Annotated[
         str, typer.Argument(help="mini, oasst1, oasst2, or a file: .jsonl, .jsonl.gz or .json.")
     ] = "mini",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSONL file to write; only count where left out.")
-    ] = None,
-    wanted: Annotated[
-        str, typer.Option("--languages", help="Codes, joined by commas; all there are where left out.")
-    ] = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL file to write; only count without it.")] = None,
+    wanted: Annotated[str, typer.Option("--languages", help="Codes, joined by commas; all by default.")] = "",
     language: Annotated[str, typer.Option("--lang", help="Language of a file whose rows name none.")] = "",
     multi_turn: Annotated[bool, typer.Option(help="Take every turn of a conversation, not only the first.")] = False,
     tree_state: Annotated[str, typer.Option(help="OpenAssistant trees to take; '' for all.")] = "ready_for_export",
     max_chars: Annotated[int | None, typer.Option(min=1, help="Leave out rows with more characters.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Keep the first so many rows of each language.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows of each language.")] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the questions to mark as held out.")] = None,
     parallel: Annotated[
         bool, typer.Option(help="Make tuples for CLO of rows that are in English and another language.")
@@ -39,10 +35,10 @@ def instruct(
         ),
     ] = "",
     translations: Annotated[
-        Path | None, typer.Option(help="File that keeps what is translated; the package's cache.")
+        Path | None, typer.Option(help="Database of translations; in the package's cache by default.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Lines to translate at once.")] = 16,
-    device: Annotated[str, typer.Option(help="Device to translate on; a GPU if there is one where left out.")] = "",
+    device: Annotated[str, typer.Option(help="Device to translate on; a GPU if there is one by default.")] = "",
 ) -> None:
     """Prepare instructions to train on: rows of id, language, prompt, response; or tuples for CLO.
 

@@ -1,8 +1,8 @@
-"""`lm-eval-ext demo`: the main job from end to end on the embedded model, in a few minutes on two CPU cores.
+"""The command `lm-eval-ext demo`: the whole workflow on the embedded model, in a few minutes on two CPU cores.
 
-Extracts EN and LOC vectors from our own pairs, evaluates the model five times through the harness (unsteered, EN, LOC,
-both, and a random direction of the same norms as the control) on our own questions, and draws the plane. What a run
-finds already done is kept.
+Extracts EN and LOC vectors from the packaged pairs, evaluates the model five times through the harness (unsteered, EN, LOC,
+both, and a random direction of the same norms as the control) on the packaged questions, and draws the plane. Results of
+earlier runs are reused.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def demo(
 ) -> None:
     """Measure and steer the embedded model, from extraction to the plane.
 
-    Five evaluations through the harness on transfer_mini_cloze and localization_mini_cloze; the plane, its table and what
-    the intervals allow to conclude. A second run reuses what exists.
+    Five evaluations through the harness on transfer_mini_cloze and localization_mini_cloze; the plane, its table and
+    the conclusions that the intervals support. A second run reuses what exists.
 
     Examples:
 
@@ -61,7 +61,7 @@ def demo(
 
 
 def _evaluate(folder: Path, plan: str, vectors: Path, **options: Any) -> None:
-    """One evaluation through the harness; skipped where the folder holds the results of the very same one."""
+    """One evaluation through the harness; skipped where the folder has the results of the same evaluation."""
     from lm_eval_ext.io import write_file
 
     stamp = folder / "done.json"
@@ -87,7 +87,7 @@ def _run(folder: Path, arguments: dict[str, str], batch_size: int, limit: int | 
     from lm_eval_ext.models.embedded import NAME
 
     setup_logging("WARNING")
-    # It says of every task with a loader of its own, ours too, that the loader takes arguments.
+    # It logs a hint for every task with a custom loader.
     logging.getLogger("lm_eval.api.task").setLevel("ERROR")
     harness.install()
     tracker = EvaluationTracker(output_path=str(folder))
@@ -103,7 +103,7 @@ def _run(folder: Path, arguments: dict[str, str], batch_size: int, limit: int | 
     if results is None:  # another process of the same launch writes them
         return
     samples = results.pop("samples")
-    # No pretrained= was given, so the harness has only a random name for the embedded model.
+    # Without pretrained= the harness has no name for the embedded model.
     tracker.general_config_tracker.model_name = NAME
     tracker.general_config_tracker.model_name_sanitized = NAME
     tracker.save_results_aggregated(results=results, samples=samples)

@@ -18,7 +18,7 @@ DEFAULT_PAIRS = {"en": "mini", "loc": "mini"}
 
 def extract(
     out: Annotated[Path, typer.Option(help="Vector file to write (safetensors).")],
-    model: Annotated[str, typer.Option(help="Model name or folder; the embedded model where left out.")] = "",
+    model: Annotated[str, typer.Option(help="Model name or folder; the embedded model by default.")] = "",
     kinds: Annotated[str, typer.Option(help="Kinds to extract, joined by commas.")] = "en,loc",
     pair_sources: Annotated[
         list[str] | None,
@@ -44,10 +44,10 @@ def extract(
             help="last or mean, for all kinds. Default: mean for en, last for every other kind.",
         ),
     ] = "",
-    max_pairs: Annotated[int | None, typer.Option(min=1, help="Use the first so many pairs of each language.")] = None,
+    max_pairs: Annotated[int | None, typer.Option(min=1, help="Maximum number of pairs of each language.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward.")] = 16,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one where left out.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one by default.")] = "",
     revision: Annotated[str, typer.Option(help="Revision of the model on the hub.")] = "main",
     peft: Annotated[str, typer.Option(help="PEFT adapter to load on top.")] = "",
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model repository's own code.")] = False,
@@ -114,34 +114,34 @@ def _languages(text: str) -> list[str]:
     return codes
 
 
-def _estimators(kinds: list[str], given: list[str]) -> dict[str, str]:
-    """The estimator of each kind: what is given for the kind, else what is given for all."""
+def _estimators(kinds: list[str], options: list[str]) -> dict[str, str]:
+    """The estimator of each kind: from an option for the kind, else from one for all kinds."""
     from lm_eval_ext.steering.registry import DEFAULT_ESTIMATOR
 
-    chosen = dict.fromkeys(kinds, DEFAULT_ESTIMATOR)
-    named = {}
-    for text in given:
+    default = dict.fromkeys(kinds, DEFAULT_ESTIMATOR)
+    by_kind = {}
+    for text in options:
         before, equals, _ = text.partition(":")[0].partition("=")
         if not equals:
-            chosen = dict.fromkeys(kinds, text)
+            default = dict.fromkeys(kinds, text)
         elif before in kinds:
-            named[before] = text.removeprefix(f"{before}=")
+            by_kind[before] = text.removeprefix(f"{before}=")
         else:
             raise UserError(f"--estimator {text!r}: add {before} to --kinds, which is {','.join(kinds)}")
-    return chosen | named
+    return default | by_kind
 
 
-def _sources(kinds: list[str], given: list[str]) -> dict[str, str]:
-    """The pairs of each kind."""
-    wrong = [item for item in given if "=" not in item]
-    if wrong:
-        raise UserError(f"--pairs {wrong[0]!r}: expected KIND=SOURCE, such as en=flores or formal=pairs.tsv")
-    named = dict(item.split("=", 1) for item in given)
-    if unused := [kind for kind in named if kind not in kinds]:
+def _sources(kinds: list[str], options: list[str]) -> dict[str, str]:
+    """The source of the pairs of each kind."""
+    invalid = [item for item in options if "=" not in item]
+    if invalid:
+        raise UserError(f"--pairs {invalid[0]!r}: expected KIND=SOURCE, such as en=flores or formal=pairs.tsv")
+    by_kind = dict(item.split("=", 1) for item in options)
+    if unused := [kind for kind in by_kind if kind not in kinds]:
         raise UserError(
-            f"--pairs {unused[0]}={named[unused[0]]}: add {unused[0]} to --kinds, which is {','.join(kinds)}"
+            f"--pairs {unused[0]}={by_kind[unused[0]]}: add {unused[0]} to --kinds, which is {','.join(kinds)}"
         )
-    sources = DEFAULT_PAIRS | named
+    sources = DEFAULT_PAIRS | by_kind
     for kind in kinds:
         if not is_kind(kind):
             raise UserError(f"--kinds {kind!r}: a kind is a word of letters, digits and _, such as en or formal")
@@ -151,7 +151,7 @@ def _sources(kinds: list[str], given: list[str]) -> dict[str, str]:
 
 
 def _check_writable(out: Path) -> None:
-    """Find out before the work, not after it."""
+    """Check before the extraction that the file can be written."""
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the path of a file, such as {out / 'vectors.safetensors'}")
     try:

@@ -1,4 +1,4 @@
-"""`lm-eval-ext gate`: 0 pass, 1 fail, 2 inconclusive, 3 misuse."""
+"""The command `lm-eval-ext gate`; exit status 0 pass, 1 fail, 2 inconclusive, 3 misuse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CandidateRun = Annotated[str | None, typer.Option(help="Which run, where the ca
 
 
 class _Commands(TyperGroup):
-    """Judges unless another command is named, and ends every mistake with status 3: 1 and 2 are verdicts."""
+    """Runs `check` unless another command is named, and exits with status 3 on errors, as 1 and 2 are verdicts."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
@@ -66,8 +66,8 @@ def _about() -> None:
 @gate.command()
 def check(
     rules: _Rules,
-    baseline: Annotated[Path, typer.Option(help="Results of what the candidate must not fall behind.")],
-    candidate: Annotated[Path, typer.Option(help="Results of what is judged.")],
+    baseline: Annotated[Path, typer.Option(help="Results of the baseline.")],
+    candidate: Annotated[Path, typer.Option(help="Results of the candidate.")],
     baseline_run: Annotated[
         str | None, typer.Option(help="Which run, where the baseline's folder holds several.")
     ] = None,
@@ -110,9 +110,9 @@ def check(
     from lm_eval_ext.io import write_file
 
     with _annotated(annotate):
-        asked = read_gate(rules)
+        gate_rules = read_gate(rules)
         sides = Side.read("baseline", baseline, baseline_run), Side.read("candidate", candidate, candidate_run)
-        result = judge(measure(asked, *sides, any_order=any_order))
+        result = judge(measure(gate_rules, *sides, any_order=any_order))
         files = (
             (json, outputs.to_json(result, *sides)),
             (junit, outputs.to_junit(result)),
@@ -152,25 +152,25 @@ def renew(
     from lm_eval_ext.gate import read_gate
     from lm_eval_ext.gate.measuring import Side
 
-    asked = read_gate(rules)
+    gate_rules = read_gate(rules)
     new = Side.read("candidate", candidate, candidate_run)
     if new.run.is_committed:
         raise UserError(f"{candidate} is itself a committed baseline; --candidate takes the results of an evaluation")
     old = committed.read_old(baseline, Side)
-    moved = committed.moves(asked, old, new)
+    moved = committed.moves(gate_rules, old, new)
     console = _console()
     for line in _describe(moved):
         console.print(line, soft_wrap=True)
     if dry_run:
         console.print(f"{baseline} was not written", soft_wrap=True)
         return
-    size = committed.write(asked, new.run, baseline)
+    size = committed.write(gate_rules, new.run, baseline)
     console.print(f"wrote {baseline} ({size / 1000:.0f} kB)", soft_wrap=True)
 
 
 def _describe(moved: list[Any]) -> Iterator[str]:
-    """A line per language whose items moved, then how many did not."""
-    still = 0
+    """A line for each language whose items moved, then the number of those that did not."""
+    unchanged = 0
     for move in moved:
         where = f"{move.axis} {move.metric} {move.language}"
         if move.before != move.before:
@@ -181,16 +181,16 @@ def _describe(moved: list[Any]) -> Iterator[str]:
                 for word, ids in (("gained", move.gained), ("lost", move.lost))
                 if ids
             ]
-            told = "; ".join([*items, *([move.note] if move.note else [])])
-            yield f"{where}: {move.before:.1%} -> {move.after:.1%}; {told}"
+            changes = "; ".join([*items, *([move.note] if move.note else [])])
+            yield f"{where}: {move.before:.1%} -> {move.after:.1%}; {changes}"
         else:
-            still += 1
-    yield f"{still} of {len(moved)} did not move"
+            unchanged += 1
+    yield f"{unchanged} of {len(moved)} did not move"
 
 
 @contextmanager
 def _annotated(annotate: bool) -> Iterator[None]:
-    """Let a misuse appear among GitHub's annotations too."""
+    """Report a misuse as a GitHub annotation too."""
     try:
         yield
     except UserError as error:

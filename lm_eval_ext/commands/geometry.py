@@ -42,14 +42,14 @@ def geometry(
         typer.Option("--pooling", "--position", help="mean (over the text's tokens) or last.", rich_help_panel=_STATES),
     ] = "mean",
     max_questions: Annotated[
-        int, typer.Option(min=1, help="At most so many questions of each set.", rich_help_panel=_STATES)
+        int, typer.Option(min=1, help="Maximum number of questions of each set.", rich_help_panel=_STATES)
     ] = 100,
     max_sentences: Annotated[
-        int, typer.Option(min=1, help="At most so many sentences.", rich_help_panel=_STATES)
+        int, typer.Option(min=1, help="Maximum number of sentences.", rich_help_panel=_STATES)
     ] = 100,
     layers: Annotated[str, typer.Option(help="'all', or layers as in a plan, joined by commas: 5,8-10,42%.")] = "all",
     model: Annotated[
-        str, typer.Option(help="Name or folder; the embedded model where left out.", rich_help_panel=_MODEL)
+        str, typer.Option(help="Name or folder; the embedded model by default.", rich_help_panel=_MODEL)
     ] = "",
     against: Annotated[
         str,
@@ -61,7 +61,7 @@ def geometry(
     peft: Annotated[str, typer.Option(help="PEFT adapter to load on top.", rich_help_panel=_MODEL)] = "",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32 or float16.", rich_help_panel=_MODEL)] = "auto",
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one where left out.", rich_help_panel=_MODEL)
+        str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one by default.", rich_help_panel=_MODEL)
     ] = "",
     revision: Annotated[str, typer.Option(help="Revision of the model on the hub.", rich_help_panel=_MODEL)] = "main",
     trust_remote_code: Annotated[

@@ -29,12 +29,12 @@ def leaderboard(
     seed: options.Seed = 0,
     title: Annotated[str, typer.Option(help="Title of the site.")] = "",
     organization: Annotated[
-        str, typer.Option(help="Who evaluated, for the records.", rich_help_panel=_RECORDS)
+        str, typer.Option(help="Evaluating organisation, for the records.", rich_help_panel=_RECORDS)
     ] = "unknown",
     relationship: Annotated[
         str,
         typer.Option(
-            help="Of those to the models' makers: first_party, third_party, collaborative or other.",
+            help="Relation to the makers of the models: first_party, third_party, collaborative or other.",
             rich_help_panel=_RECORDS,
         ),
     ] = "other",
@@ -49,9 +49,9 @@ def leaderboard(
     in the Every Eval Ever schema and, for tasks on a hub data set, as
     .eval_results YAML for the model's repository.
 
-    Scores stand beside each other only where the same was asked: runs with
-    other documents, prompts or task versions than most are listed and marked,
-    not ranked. The runs must have been evaluated with --log_samples.
+    Only scores of the same questions are compared: runs with other documents,
+    prompts or task versions than most are listed and marked, not ranked. The
+    runs must have been evaluated with --log_samples.
 
     Examples:
 

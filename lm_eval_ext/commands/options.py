@@ -20,16 +20,22 @@ Baseline = Annotated[
 X = Annotated[
     str | None,
     typer.Option(
-        "--x", help="Task, group or family across; the only transfer family if not given.", rich_help_panel=_AXES
+        "--x",
+        help="Task, group or family of the horizontal axis; by default the only transfer family.",
+        rich_help_panel=_AXES,
     ),
 ]
 Y = Annotated[
     str | None,
-    typer.Option("--y", help="The same upwards; the only localization family if not given.", rich_help_panel=_AXES),
+    typer.Option(
+        "--y",
+        help="Task, group or family of the vertical axis; by default the only localization family.",
+        rich_help_panel=_AXES,
+    ),
 ]
 Metric = Annotated[str, typer.Option(help="Score of both axes, as METRIC or METRIC,FILTER.", rich_help_panel=_AXES)]
-XMetric = Annotated[str | None, typer.Option(help="Score of the axis across.", rich_help_panel=_AXES)]
-YMetric = Annotated[str | None, typer.Option(help="Score of the axis upwards.", rich_help_panel=_AXES)]
+XMetric = Annotated[str | None, typer.Option(help="Score of the horizontal axis.", rich_help_panel=_AXES)]
+YMetric = Annotated[str | None, typer.Option(help="Score of the vertical axis.", rich_help_panel=_AXES)]
 Runs = Annotated[list[str] | None, typer.Option(help="Only this run (may be repeated).", rich_help_panel=_RUNS)]
 Languages = Annotated[str, typer.Option(help="Only these languages, such as es,ko.", rich_help_panel=_RUNS)]
 Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.", rich_help_panel=INTERVALS)]

@@ -15,7 +15,7 @@ def plane(
     results: options.Results,
     baseline: options.Baseline,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("plane.html"),
-    csv: Annotated[Path | None, typer.Option(help="The CSV to write; beside the page if not given.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="The CSV to write; by default beside the page.")] = None,
     x: options.X = None,
     y: options.Y = None,
     metric: options.Metric = "acc",

@@ -29,7 +29,7 @@ def report(
         typer.Option(
             min=100,
             max=1_000_000,
-            help="Bootstrap resamples; 10,000 for up to 40 runs, 1,000 for more, if not given.",
+            help="Bootstrap resamples; 10,000 for up to 40 runs, 1,000 for more by default.",
             rich_help_panel=options.INTERVALS,
             show_default=False,
         ),

@@ -10,7 +10,7 @@ import typer
 
 def study(
     file: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of all that is made, instead of the file's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder, instead of the one in the file.")] = None,
     stages: Annotated[str, typer.Option(help="Only these, joined by commas: train, evaluate/mist*, plane.")] = "",
     dry_run: Annotated[bool, typer.Option(help="Print the plan with estimated times; run nothing.")] = False,
 ) -> None:
@@ -40,14 +40,14 @@ def study(
     from lm_eval_ext.study.run import Runner
     from lm_eval_ext.study.stages import check_tasks, plan
 
-    asked = config.read(file, out)
+    settings = config.read(file, out)
     modules = {name: target.partition(":")[0] for name, (target, _) in COMMANDS.items()}
-    runner = Runner(plan(asked, CommandLines(subcommand)), asked.out, modules, say=typer.echo)
-    check_tasks(asked)
-    picked = [word.strip() for word in stages.split(",") if word.strip()]
+    runner = Runner(plan(settings, CommandLines(subcommand)), settings.out, modules, say=typer.echo)
+    check_tasks(settings)
+    selected = [word.strip() for word in stages.split(",") if word.strip()]
     if dry_run:
-        for line in Guess(asked).lines(runner.steps(picked)):
+        for line in Guess(settings).lines(runner.steps(selected)):
             typer.echo(line)
         return
-    runner.run(picked)
-    typer.echo(f"done: {asked.out}")
+    runner.run(selected)
+    typer.echo(f"done: {settings.out}")

@@ -22,7 +22,7 @@ def sweep(
     tasks: Annotated[
         str, typer.Option(help="Multiple-choice tasks or groups, joined by commas.", rich_help_panel=_TASKS)
     ],
-    out: Annotated[Path, typer.Option(help="Folder for what is computed, and for the results.")],
+    out: Annotated[Path, typer.Option(help="Folder for the cells and the results.")],
     kinds: Annotated[str, typer.Option(help="Kinds of vectors, joined by commas.", rich_help_panel=_GRID)] = "en,loc",
     layers: Annotated[
         str, typer.Option(help="'all', or layers as in a plan: 5,8-10,42%.", rich_help_panel=_GRID)
@@ -45,7 +45,7 @@ def sweep(
     ] = N_RANDOM,
     controls: Annotated[
         bool,
-        typer.Option(help="Another language's vector and the sign turned for each plan.", rich_help_panel=_GRID),
+        typer.Option(help="Another language's vector and the negated vector for each plan.", rich_help_panel=_GRID),
     ] = True,
     control_gammas: Annotated[
         str,
@@ -74,20 +74,20 @@ def sweep(
     ] = True,
     lang: Annotated[str, typer.Option(help="Language of questions that name none.", rich_help_panel=_TASKS)] = "",
     model: Annotated[
-        str, typer.Option(help="Model name or folder; the embedded model where left out.", rich_help_panel=_MODEL)
+        str, typer.Option(help="Model name or folder; the embedded model by default.", rich_help_panel=_MODEL)
     ] = "",
     model_args: Annotated[
         str,
         typer.Option(help="More of lm_eval's --model_args: dtype=float32,peft=DIR, ...", rich_help_panel=_MODEL),
     ] = "",
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, ...; a GPU if there is one where left out.", rich_help_panel=_MACHINE)
+        str, typer.Option(help="cpu, cuda, ...; a GPU if there is one by default.", rich_help_panel=_MACHINE)
     ] = "",
     memory: Annotated[
         float,
         typer.Option(
             min=0.01,
-            help="GiB for what conditions share; a batch that needs more is computed again in parts.",
+            help="GiB for what is kept of unsteered forwards, which conditions share.",
             rich_help_panel=_MACHINE,
         ),
     ] = 2.0,
@@ -103,22 +103,22 @@ def sweep(
         ),
     ] = False,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of each interval.")] = 2_000,
-    restart: Annotated[bool, typer.Option(help="Discard what an earlier start computed.")] = False,
+    restart: Annotated[bool, typer.Option(help="Discard the results of earlier runs.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check the grid and print its size; load no model.")] = False,
 ) -> None:
     """Evaluate a whole grid of steering plans on the same questions, in one process.
 
     Every kind at every layer with every strength, the unsteered model, and
-    controls that say what a vector without meaning does: random directions of
-    the same norm, another language's vector, the sign turned. Then the best
+    controls: random directions of the same norm, another language's vector, the
+    negated vector. Then the best
     layers of en and loc together. Each cell equals a run of lm_eval --model
     steered-hf with that plan; what conditions share is computed once.
 
     Writes to --out: items.parquet (a row per condition and question),
     summary.csv (changes with paired intervals and their place among the
     controls), sweep.html, figures/, and plan.yaml (the chosen plan; only where
-    the tasks are development splits). A second start goes on where the first
-    one was ended, however that was.
+    the tasks are development splits). A second run resumes where the first
+    one was interrupted.
 
     Examples:
 
@@ -139,12 +139,12 @@ def sweep(
     result = Sweep(
         Settings(
             vectors=vectors,
-            tasks=tuple(_words(tasks, "--tasks")),
+            tasks=tuple(_split(tasks, "--tasks")),
             out=out,
-            kinds=tuple(_words(kinds, "--kinds")),
+            kinds=tuple(_split(kinds, "--kinds")),
             layers=layers,
-            gammas=tuple(_words(gammas, "--gammas")),
-            positions=tuple(_words(positions, "--positions")),
+            gammas=tuple(_split(gammas, "--gammas")),
+            positions=tuple(_split(positions, "--positions")),
             pair_layers=pair_layers if pairs == "surgical" else 0,
             n_random=random,
             controls=controls,
@@ -171,7 +171,7 @@ def sweep(
 
 
 def _print(result: SweepResult) -> None:
-    """The largest effects, what may be said of them, and where the files are."""
+    """Print the largest effects, findings, and the paths of the files."""
     from rich.console import Console
     from rich.table import Table
 
@@ -194,7 +194,7 @@ def _print(result: SweepResult) -> None:
     console.print(f"\nwrote {files} to {result.settings.out}", soft_wrap=True)
 
 
-def _words(text: str, option: str) -> list[str]:
+def _split(text: str, option: str) -> list[str]:
     words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not words:
         raise UserError(f"{option} {text!r} is empty")

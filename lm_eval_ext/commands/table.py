@@ -1,4 +1,4 @@
-"""Which subcommands there are. Each is a plain function of this package, imported when it is asked for."""
+"""The subcommands. Each is a function of this package, imported when it is called."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS = {
         "Run a whole experiment from one file: train, steer, evaluate, draw.",
     ),
     "leaderboard": ("lm_eval_ext.commands.leaderboard:leaderboard", "Make a static leaderboard of result trees."),
-    "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import what is asked."),
+    "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import data sets."),
     "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
     "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
     "demo": ("lm_eval_ext.commands.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),

@@ -76,11 +76,11 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Held-out instructions: mini or a JSONL file.")] = "mini",
     tuples: Annotated[str, typer.Option(help="Held-out tuples: mini or a JSONL file.")] = "mini",
     pairs: Annotated[str, typer.Option(help="Held-out parallel sentences: flores, ntrex, ... or FILE.tsv.")] = "flores",
-    max_pairs: Annotated[int, typer.Option(min=0, help="The first so many of each language; 0: all.")] = 0,
+    max_pairs: Annotated[int, typer.Option(min=0, help="Maximum number of each language; 0: all.")] = 0,
     layer: Annotated[str, typer.Option(help="Layer of the retrieval; default: that of MIDALIGN, else 50%.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward.")] = 16,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one where left out.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one by default.")] = "",
 ) -> None:
     """Compare trained models on held-out rows: retrieval, response loss, preference; with paired intervals.
 

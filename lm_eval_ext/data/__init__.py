@@ -1,1 +1,1 @@
-"""What is asked: the data sources, the questions built from them, and how an answer is scored."""
+"""Data sources, the questions and training rows built from them, and the metrics of tasks."""

@@ -1,8 +1,8 @@
 """BMLAMA-53 (Qi et al., 2023; arXiv 2310.10378): facts with a gap and candidates for it, parallel in the seven languages.
 
 Upstream the right candidate is always the last: here the order is drawn by a hash, the same in every language. A candidate
-that upstream itself gives as an answer of the same fact is no distractor, nor is one that reads like another in any of the
-languages.
+that upstream also lists as an answer of the same fact is no distractor, nor is one with the same text as another in any of
+the languages.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ def load(
 ) -> dict[str, Dataset]:
     """The facts in a language as the harness asks for them (`custom_dataset`).
 
-    Columns: id, language, relation (English template), subject, question (the sentence with its gap), prompt (what stands
+    Columns: id, language, relation (English template), subject, question (the sentence with its gap), prompt (the text
     before the gap), options (candidates), continuations (each with the rest of the sentence), gold (index), split,
-    same_as_english (the right candidate is written as in English: a name that tests no transfer).
+    same_as_english (the right candidate is the same text as in English, so that the fact does not test transfer).
 
     Args:
         language: one of the seven.
         split: `test`, or `dev` (a quarter of the facts, drawn by a hash, the same in every language) for choosing layers.
         relations: `near-functional` or `all`.
         candidates: at most so many options, the right one among them; 0 for all (4 to 10).
-        shuffle_seed: another number draws another order of the options.
+        shuffle_seed: seed of the order of the options.
 
     Raises:
         LanguageError: not one of the seven.
-        DataError: unknown split or relations, a number that is none; the file is missing, unreachable or changed.
+        DataError: unknown split or relations, an invalid number; the file is missing, unreachable or changed.
     """
     from datasets import Dataset
 
@@ -63,19 +63,19 @@ def load(
         if value not in valid:
             raise DataError(f"unknown {what} {value!r} of bmlama; valid: {', '.join(valid)}")
     try:
-        seed, most = int(shuffle_seed), int(candidates)
+        seed, max_options = int(shuffle_seed), int(candidates)
     except (TypeError, ValueError):
         raise DataError(
             f"shuffle_seed and candidates of bmlama must be whole numbers, not {shuffle_seed!r} and {candidates!r}"
         ) from None
-    if most and most < 2:
-        raise DataError(f"candidates of bmlama must be 0 (all) or at least 2, not {most}")
+    if max_options and max_options < 2:
+        raise DataError(f"candidates of bmlama must be 0 (all) or at least 2, not {max_options}")
 
     file = sources.path(FILE)
     documents = []
     for row, chosen in _rows(file, file.stat().st_mtime_ns):
         if _split(row) == split and (row["near_functional"] or relations == "all") and len(chosen) >= MIN_OPTIONS:
-            order = sorted(chosen[: most or None], key=lambda index: hash_text(seed, row["row"], index))
+            order = sorted(chosen[: max_options or None], key=lambda index: hash_text(seed, row["row"], index))
             documents.append(_document(row, code, order))
     return {"test": Dataset.from_list(documents)}
 
@@ -84,7 +84,7 @@ def load(
 def _rows(file: Path, _: int) -> list[tuple[dict[str, Any], list[int]]]:
     """The rows, each with the candidates that are options; read once for all languages.
 
-    Upstream sorts by relation: here the order is drawn by a hash, so that `--limit` takes a fair part.
+    Upstream sorts by relation; here the order is drawn by a hash, so that `--limit` takes a representative part.
     """
     rows = sorted(sources.read_jsonl(file), key=lambda row: hash_text("order", row["row"]))
     answers = _answers(rows)
@@ -113,18 +113,18 @@ def _document(row: dict[str, Any], code: str, order: list[int]) -> dict[str, Any
 
 
 def _options(row: dict[str, Any], answers: set[str]) -> list[int]:
-    """Which candidates are options, the right one first, then by a hash."""
+    """The candidates that are options, the right one first, the others in an order drawn by a hash."""
     gold = row["en"]["gold"]
     others = [index for index in range(len(row["en"]["candidates"])) if index != gold]
     chosen = [gold]
     for index in sorted(others, key=lambda index: hash_text("candidate", row["row"], index)):
-        if row["en"]["candidates"][index] not in answers and not any(_alike(row, index, other) for other in chosen):
+        if row["en"]["candidates"][index] not in answers and not any(_same_text(row, index, other) for other in chosen):
             chosen.append(index)
     return chosen
 
 
-def _alike(row: dict[str, Any], a: int, b: int) -> bool:
-    """Whether two candidates read the same in any language."""
+def _same_text(row: dict[str, Any], a: int, b: int) -> bool:
+    """Whether two candidates have the same text in any language."""
     texts = (row[code]["candidates"] for code in LANGUAGES)
     return any(candidates[a].casefold() == candidates[b].casefold() for candidates in texts)
 

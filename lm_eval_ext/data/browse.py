@@ -1,4 +1,4 @@
-"""Looking at items: as a model sees them, and as a page to search with the source beside them."""
+"""Showing items: as prompts, and as a page for searching, with their source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def as_seen(task_name: str, n: int) -> Iterator[str]:
 
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
     if task_name not in manager.all_subtasks:
-        raise DataError(f"no task {task_name!r} of ours; `lm_eval ls tasks` lists them")
+        raise DataError(f"no task {task_name!r} in this package; `lm_eval ls tasks` lists its tasks")
     task = manager.load([task_name])["tasks"][task_name]
     for number, document in enumerate(task.test_docs()):
         if number == n:
@@ -63,9 +63,9 @@ def page(language: str) -> str:
 
 
 def _rows(code: str) -> list[dict[str, Any]]:
-    wanted: dict[str, Any] = {"split": "all", "repeats": MAX_SETS}
-    named = {row["id"]: row["question"] for row in blend.documents(code, "ctx", **wanted)}
-    return [{**row, "question_ctx": named[row["id"]]} for row in blend.documents(code, **wanted)]
+    options: dict[str, Any] = {"split": "all", "repeats": MAX_SETS}
+    named = {row["id"]: row["question"] for row in blend.documents(code, "ctx", **options)}
+    return [{**row, "question_ctx": named[row["id"]]} for row in blend.documents(code, **options)]
 
 
 def _as_seen(task_name: str, task: Any, document: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ BEGIN, END = "<!-- begin: lm-eval-ext data card blend -->", "<!-- end: lm-eval-e
 
 
 def numbers() -> str:
-    """What is built of BLEnD, in Markdown, between the markers of the data card.
+    """The numbers of the BLEnD items, in Markdown, between the markers of the data card.
 
     Raises:
         DataError: BLEnD is missing, unreachable or changed.
@@ -61,12 +61,12 @@ def update(file: Path) -> None:
     before, begin, rest = sources.read_text(file).partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise DataError(f"{file} has no place for the numbers: it needs the lines\n{BEGIN}\n{END}")
+        raise DataError(f"{file} has no markers for the numbers: it needs the lines\n{BEGIN}\n{END}")
     write_file(file, before + numbers() + after)
 
 
 def written(file: Path) -> str:
-    """The numbers that stand in a data card, with their markers."""
+    """The numbers in a data card, with their markers."""
     text = sources.read_text(file)
     return text[text.index(BEGIN) : text.index(END) + len(END)]
 

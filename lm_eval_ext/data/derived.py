@@ -1,6 +1,6 @@
-"""Files of the mirror that upstream publishes in another form: how each is made, and the hash of the result.
+"""Files of the mirror that are converted from upstream files: the conversion of each, and the hash of its result.
 
-The hash of the result is what counts: an input that changed upstream cannot pass unnoticed.
+The hash of the result is checked, so that a change of an input upstream is noticed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Derived:
     Attributes:
         sha256: of the result.
         inputs: addresses of the upstream files, each with its SHA-256 (or None where only the result's is known).
-        convert: makes the result from the texts of the inputs, in order.
+        convert: computes the result from the texts of the inputs, in order.
     """
 
     sha256: str

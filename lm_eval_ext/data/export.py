@@ -1,4 +1,4 @@
-"""The built set as files, for people who do not use the harness, or use it without this package."""
+"""The built data set as files, for use without the harness or without this package."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def export(form: str, folder: Path) -> list[Path]:
     """
     if form not in FORMATS:
         raise DataError(f"unknown format {form!r}; valid: {', '.join(FORMATS)}")
-    written = {folder / name: content for name, content in _files(form)}
+    contents = {folder / name: content for name, content in _files(form)}
     present = {path for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
-    if others := sorted(present - set(written)):
+    if others := sorted(present - set(contents)):
         raise DataError(f"{folder} holds other files, such as {others[0].name}: name a new or empty folder")
-    for path, content in written.items():
+    for path, content in contents.items():
         write_file(path, content)
-    return list(written)
+    return list(contents)
 
 
 def canonical(row: dict[str, Any]) -> str:

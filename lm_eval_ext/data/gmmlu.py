@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 
 def load(language: str, subset: str = "all", split: str = "test", **_: object) -> dict[str, Dataset]:
-    """A split of a language as the harness asks for it (`custom_dataset`, under the name `test`).
+    """A split of a language for the harness (`custom_dataset`, under the name `test`).
 
     All upstream columns are kept; `id`, `language`, `options` (list of four texts) and `gold` (index) are added.
 
     Args:
         language: one of the 42.
         subset: `all`, `CA` or `CS`; the last two hold annotated questions only.
-        split: `test`, or `dev` for choosing layers: without the questions that stand in the test split too.
+        split: `test`, or `dev` for choosing layers, without the questions that are in the test split too.
 
     Raises:
         LanguageError: the language is not one of the 42.
@@ -66,7 +66,7 @@ def load(language: str, subset: str = "all", split: str = "test", **_: object) -
         rows = [row for row in rows if row["is_annotated"] and row["cultural_sensitivity_label"] == subset]
         if not rows:
             raise DataError(
-                f"no question of {REPO} ({language}) at hand is annotated {subset}: "
+                f"no question of {REPO} ({language}) is annotated {subset}: "
                 "the mirror holds a copy without the cultural_sensitivity_label of the release"
             )
     return {"test": Dataset.from_list(rows)}
@@ -92,14 +92,14 @@ def documents(language: str, split: str) -> list[dict[str, Any]]:
 
 
 def not_from_test(_: Dataset) -> list[dict[str, Any]]:
-    """No few-shot example is a test question; task files name that split so that `SameSubject` sees the document."""
+    """No few-shot examples: task files name the test split so that `SameSubject` is called with the document."""
     return []
 
 
 class SameSubject(ContextSampler):  # type: ignore[misc]  # the harness is untyped
     """Few-shot examples as in MMLU: the first n dev questions of the evaluated question's own subject.
 
-    The dev split is read when the first example is asked for.
+    The dev split is read when the first example is drawn.
     """
 
     df: list[dict[str, Any]]
@@ -111,7 +111,7 @@ class SameSubject(ContextSampler):  # type: ignore[misc]  # the harness is untyp
             DataError: the subject has fewer (the release has five).
         """
         self.df = self.df or documents(eval_doc["language"], "dev")
-        others = (row for row in self.df if row["id"] != eval_doc["id"])  # a dev question is no example of itself
+        others = (row for row in self.df if row["id"] != eval_doc["id"])  # a dev question is not an example for itself
         examples = [row for row in others if row["subject"] == eval_doc["subject"]][:n]
         if len(examples) < n:
             raise DataError(
@@ -124,7 +124,7 @@ class SameSubject(ContextSampler):  # type: ignore[misc]  # the harness is untyp
 def pairs(language: str) -> list[tuple[str, str]]:
     """The dev questions in English and in another language, for extracting the EN vector.
 
-    A few of them stand in the test split too; these are left out.
+    A few of them are in the test split too; these are left out.
 
     Raises:
         LanguageError: the language is not one of the 42.

@@ -1,6 +1,6 @@
 """Instructions to train on, and the parallel tuples of CLO: loaded by language and split, held out, paired up.
 
-What a row is, and how its files are read and written, is in `rows`.
+The rows and their files are defined in `rows`.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def load(
 
     Args:
         source: `mini`, the set shipped with the package, or a JSONL file; the sides of tuples are instructions too.
-        wanted: languages; all there are, where none is named.
-        split: one of `SPLITS`; None for all rows. A question of the held-out rows is never among the training rows.
+        wanted: languages; all if empty.
+        split: one of `SPLITS`; None for all rows. Questions of held-out rows are removed from the training rows.
 
     Raises:
-        DataError: unknown source, a damaged file (the message names the lines), or a wanted language without a row.
-        LanguageError: an unknown language is wanted.
+        DataError: unknown source, a damaged file (the message names the lines), or a wanted language without rows.
+        LanguageError: an unknown language.
     """
     rows, report = _rows(Instruction, source)
     return select(rows, report, str(source), wanted, split), report
@@ -81,19 +81,19 @@ def load_tuples(
     """Parallel tuples to train on or to hold out; arguments, result and errors as of `load`. English has none."""
     rows, report = _rows(Tuple, source)
     kept = select(rows, report, str(source), [code for code in wanted if languages.get(code).code != "en"], split)
-    if alike := sum(row.y_en == row.y_xx for row in kept):
-        report.notes.append(f"{alike} tuples have one answer for both languages: they show no preference")
+    if same_answer := sum(row.y_en == row.y_xx for row in kept):
+        report.notes.append(f"{same_answer} tuples have one answer for both languages: they show no preference")
     return kept, report
 
 
 def within(rows: Iterable[Row], limit: int, length: Callable[[Row], int], unit: str, report: Report) -> list[Row]:
-    """The rows that are not longer than a limit; the others are counted in the report.
+    """The rows up to a maximum length; the others are counted in the report.
 
     Args:
         rows: to choose from.
-        limit: the greatest length that is kept.
-        length: how long a row is; of a tuple, its longest prompt and response.
-        unit: what the length counts, such as `tokens`.
+        limit: maximum length.
+        length: of a row; of a tuple, that of its longest prompt and response.
+        unit: of the length, such as `tokens`.
         report: gets the counts.
     """
     kept = []
@@ -147,8 +147,8 @@ def select(rows: Sequence[Row], report: Report, name: str, wanted: Sequence[str]
     Args:
         rows: to choose from.
         report: gets the counts.
-        name: what the rows are from, for the message.
-        wanted: languages; all there are, where none is named.
+        name: of the rows' source, for the message.
+        wanted: languages; all if empty.
         split: one of `SPLITS`; None for all rows.
     """
     if split is not None and split not in SPLITS:
@@ -156,7 +156,7 @@ def select(rows: Sequence[Row], report: Report, name: str, wanted: Sequence[str]
     codes = [languages.get(code).code for code in wanted] or ordered(row.language for row in rows)
     held_out = {(row.language, row.question) for row in rows if row.split == "held_out"}
     kept: list[Row] = []
-    said: set[str] = set()
+    seen: set[str] = set()
     for row in rows:
         if row.language not in codes:
             report.leave_out("in a language that is not wanted", row.language)
@@ -164,10 +164,10 @@ def select(rows: Sequence[Row], report: Report, name: str, wanted: Sequence[str]
             report.leave_out(f"in the split {row.split}", row.language)
         elif row.split == "train" and (row.language, row.question) in held_out:
             report.leave_out("asked in the split held_out too", row.language)
-        elif (text := _text(row)) in said:
+        elif (text := _text(row)) in seen:
             report.leave_out("repeated", row.language)
         else:
-            said.add(text)
+            seen.add(text)
             kept.append(row)
     report.counted(kept)
     if empty := [code for code in codes if not report.kept[code]] or ([] if kept else ["any language"]):
@@ -176,7 +176,7 @@ def select(rows: Sequence[Row], report: Report, name: str, wanted: Sequence[str]
 
 
 def hold_out(rows: Iterable[Row], share: float) -> list[Row]:
-    """The rows with their split set: about a share of the ids is held out, drawn by a hash of the id.
+    """The rows with their split set: about `share` of the ids are held out, drawn by a hash of the id.
 
     The rows of one id are in one split, in whatever language, and so are the turns `id/1`, `id/2` of one conversation.
 
@@ -202,11 +202,11 @@ def pair_up(rows: Iterable[Instruction], report: Report) -> list[Tuple]:
     for row in rows:
         by_id.setdefault(row.id, {})[row.language] = row
     tuples = []
-    for known in by_id.values():
-        english = known.pop("en", None)
-        if english is not None and not known:
+    for by_language in by_id.values():
+        english = by_language.pop("en", None)
+        if english is not None and not by_language:
             report.leave_out("in no other language", "en")
-        for code, row in known.items():
+        for code, row in by_language.items():
             if english is None:
                 report.leave_out("not in English", code)
             elif row.history or english.history:
@@ -224,5 +224,5 @@ def pair_up(rows: Iterable[Instruction], report: Report) -> list[Tuple]:
 
 
 def _text(row: Instruction | Tuple) -> str:
-    """What makes two rows the same, whatever they are called."""
+    """The content of a row; two rows with the same content are duplicates."""
     return as_json(row, without=("id", "source", "cultural", "split"))

@@ -1,7 +1,7 @@
-"""Scores of an answer: the `process_results` functions of the tasks whose options are tied to countries.
+"""Metrics of tasks whose options belong to countries: their `process_results` functions.
 
 Every value is 0 or 1 per document and is averaged. The chosen option is the first of highest score, as in the harness
-(`lm_eval/api/task.py`). With `countries` the countries of each option (the one it was taken for first) and `gold` the
+(`lm_eval/api/task.py`). With `countries` the countries of each option (the one whose answer it is first) and `gold` the
 option of the language's own country:
 
 - `acc`: the chosen option is `gold` (the local rate);
@@ -43,26 +43,26 @@ def cloze(doc: dict[str, Any], results: Results) -> dict[str, float]:
 
     `acc`, `english_bias` and `other_rate` choose by the sum of log-likelihoods; `acc_norm` and `english_bias_norm` by
     that sum divided by the number of characters, `acc_bytes` by the number of UTF-8 bytes; `acc_mutual_info` by
-    log P(option | question) - log P(option). `acc_prior` chooses by log P(option), without a question: the control that
-    says what an item's options give away by themselves.
+    log P(option | question) - log P(option). `acc_prior` chooses by log P(option), without a question: the control
+    that measures what the options alone reveal.
 
     Args:
         doc: with `gold`, `countries` and `options`.
-        results: (log-likelihood, greedy) of each option after the question, then of each option after nothing (the
-            harness asks for the latter when `acc_mutual_info` is among the task's metrics).
+        results: (log-likelihood, greedy) of each option after the question, then of each option without it (the
+            harness requests the latter when `acc_mutual_info` is among the task's metrics).
     """
     options: list[str] = doc["options"]
     log_likelihoods = np.array([log_likelihood for log_likelihood, _ in results])
-    given, alone = log_likelihoods[: len(options)], log_likelihoods[len(options) :]
-    norm = int(np.argmax(given / np.array([float(len(option)) for option in options])))
+    conditional, prior = log_likelihoods[: len(options)], log_likelihoods[len(options) :]
+    norm = int(np.argmax(conditional / np.array([float(len(option)) for option in options])))
     choices = {
         "acc_norm": norm,
-        "acc_bytes": np.argmax(given / np.array([float(len(option.encode())) for option in options])),
-        "acc_mutual_info": np.argmax(given - alone),
-        "acc_prior": np.argmax(alone),
+        "acc_bytes": np.argmax(conditional / np.array([float(len(option.encode())) for option in options])),
+        "acc_mutual_info": np.argmax(conditional - prior),
+        "acc_prior": np.argmax(prior),
     }
     return {
-        **_rates(doc, int(np.argmax(given))),
+        **_rates(doc, int(np.argmax(conditional))),
         **{name: float(chosen == doc["gold"]) for name, chosen in choices.items()},
         "english_bias_norm": _english(doc, norm),
     }

@@ -1,8 +1,8 @@
-"""Our own small data, shipped with the package: universal questions, and cultural ones with an answer per country.
+"""The small data set of this package: universal questions, and cultural ones with an answer per country.
 
-One question per line, parallel in the seven languages (CC-BY-4.0, by this project). Universal questions are asked as
-they are written there. The options of cultural ones are chosen here, per language; their order is drawn by a hash of
-the question's id: the same for ever, and the same in every language.
+One question per line, parallel in the seven languages (CC-BY-4.0, by this project). Universal questions are used as
+they are. The options of cultural ones are chosen here, per language; their order is drawn by a hash of the question's
+id, so that it is the same on every machine and in every language.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def transfer(language: str, **_: object) -> dict[str, Dataset]:
 def localization(language: str, named: bool = False, **_: object) -> dict[str, Dataset]:
     """The cultural questions in a language, as the harness asks for them (`custom_dataset`).
 
-    Columns: id, language, topic, question, options (four texts), countries (those of each option, the one that it was
-    taken for first), gold (index of the option of the language's own country), source.
+    Columns: id, language, topic, question, options (four texts), countries (those of each option, the one whose
+    answer it is first), gold (index of the option of the language's own country), source.
 
     Args:
         language: one of the seven.
@@ -51,7 +51,7 @@ def localization(language: str, named: bool = False, **_: object) -> dict[str, D
 
     Raises:
         LanguageError: the language is not one of the seven.
-        DataError: the packaged file is damaged, or a question gives no four options.
+        DataError: the packaged file is damaged, or a question does not have four options.
     """
     wording = "named" if named else "question"
     return _load("mini/localization.jsonl", partial(_cultural, language=languages.get(language), wording=wording))
@@ -61,8 +61,8 @@ def option_keys(row: dict[str, Any], language: Language) -> list[str]:
     """The answers that become the four options of a cultural question in a language, the local one first.
 
     Exactly one of them belongs to the US or UK: the second, or in English the local one itself. The rest are the first
-    answers of other countries, drawn by a hash of question, language and answer. None but the first is right in the
-    language's own country, and no two read the same.
+    answers of other countries, drawn by a hash of question, language and answer. Only the first is right in the
+    language's country, and no two have the same text.
 
     Raises:
         DataError: the question has too few such answers for this language.
@@ -81,16 +81,16 @@ def option_keys(row: dict[str, Any], language: Language) -> list[str]:
             drawn,
         ]
 
-    taken = {_text(row, key, language) for key in local}
+    used = {_text(row, key, language) for key in local}
     chosen: list[str] = []
     for candidates in slots:
-        fitting = (key for key in candidates if not chosen or _text(row, key, language) not in taken)
+        fitting = (key for key in candidates if not chosen or _text(row, key, language) not in used)
         if (key := next(fitting, None)) is None:
             raise DataError(
-                f"question {row['id']} gives no four options in {language.name}: it needs an answer of "
+                f"question {row['id']} does not give four options in {language.name}: it needs an answer of "
                 f"{language.country}, another one of the US or UK, and two of other countries"
             )
-        taken.add(_text(row, key, language))
+        used.add(_text(row, key, language))
         chosen.append(key)
     return chosen
 
@@ -155,7 +155,7 @@ def _text(row: dict[str, Any], key: str, language: Language) -> str:
 
 
 def _order(question_id: str) -> list[int]:
-    """Which option stands at each of the four positions."""
+    """The option at each of the four positions."""
     return sorted(range(4), key=lambda option: hash_text(SALT, question_id, str(option)))
 
 

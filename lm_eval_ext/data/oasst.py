@@ -1,4 +1,4 @@
-"""OpenAssistant conversations, and lists of instructions in the manner of Alpaca, as rows to train on.
+"""OpenAssistant conversations, and lists of instructions in the format of Alpaca, as rows to train on.
 
 OpenAssistant (Köpf et al., 2023) publishes trees of messages, as one JSON object per tree (`*.trees.jsonl.gz`) or as a table
 of messages (`*.messages.jsonl.gz`). Of a tree we take the first prompt and the best-ranked reply of the assistant; with
@@ -34,22 +34,22 @@ def load(
     Args:
         source: a name in `RELEASES`, or a file of trees, messages, or a list of `instruction`, `input`, `output`.
         language: that of a file whose rows name none.
-        multi_turn: whether to go on after the first reply.
-        state: the trees to take; others are counted. Empty for all.
+        multi_turn: whether to take the turns after the first reply too.
+        state: of the trees to take; others are counted. Empty for all.
 
     Raises:
-        DataError: the file is missing, damaged, or of no known format, needs `language`, or nothing of it is left.
+        DataError: the file is missing, damaged, or of an unknown format, needs `language`, or no row is left.
     """
     file = sources.path(RELEASES[source]) if source in RELEASES else Path(source)
     rows = _objects(file)
     report = Report()
     name = source if source in RELEASES else file.name
     if _has(rows, "instruction", "output"):
-        taken = list(_alpaca(rows, name, language, multi_turn, report))
+        instructions = list(_alpaca(rows, name, language, multi_turn, report))
     elif _has(rows, "message_tree_id", "prompt"):
-        taken = list(_conversations(rows, name, multi_turn, state, report))
+        instructions = list(_conversations(rows, name, multi_turn, state, report))
     elif _has(rows, "message_id", "parent_id", "role", "text"):
-        taken = list(_conversations(_trees(rows, file), name, multi_turn, state, report))
+        instructions = list(_conversations(_trees(rows, file), name, multi_turn, state, report))
     else:
         keys = ", ".join(rows[0]) if rows else "nothing"
         raise DataError(
@@ -57,13 +57,13 @@ def load(
             "OpenAssistant (message_tree_id, prompt), its messages (message_id, parent_id, role, text), and lists of\n"
             "instruction, input, output"
         )
-    report.counted(taken)
-    if not taken:
+    report.counted(instructions)
+    if not instructions:
         raise DataError(
-            f"{file}: nothing is left. Of its {len(rows)} rows:\n{report}\n"
+            f"{file}: no rows are left. Of its {len(rows)} rows:\n{report}\n"
             "Trees of another state are taken with --tree-state STATE"
         )
-    return taken, report
+    return instructions, report
 
 
 def _objects(file: Path) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def _trees(messages: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
     replies: dict[Any, list[dict[str, Any]]] = {}
     ids = {message.get("message_id") for message in messages}
     if orphans := sum(message.get("parent_id") not in ids | {None} for message in messages):
-        raise DataError(f"{file}: {orphans} messages answer one that is not in the file: it may be cut off")
+        raise DataError(f"{file}: {orphans} messages reply to one that is not in the file: it may be truncated")
     for message in messages:
         message["replies"] = replies.setdefault(message.get("message_id"), [])
         replies.setdefault(message.get("parent_id"), []).append(message)
@@ -154,7 +154,7 @@ def _conversation(
 
 
 def _best(replies: list[dict[str, Any]], code: str) -> dict[str, Any] | None:
-    """The usable reply in a language that people ranked first; an unranked one comes after all ranked."""
+    """The usable reply in a language with the best rank; unranked replies come last."""
     usable = [reply for reply in replies if _usable(reply) and languages.normalise(reply["lang"]) == code]
     return min(usable, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0), default=None)
 

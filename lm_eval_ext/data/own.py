@@ -10,8 +10,8 @@ One JSON object per line:
     id          optional: the same in every language for the same question; else the number of the line
     topic       optional: text
 
-All lines have `countries`, or none: with them the tasks report `english_bias` and `other_rate` too, and stand on the
-localization axis unless something else is said; without them, on the transfer axis.
+Either all lines have `countries` or none: with them the tasks report `english_bias` and `other_rate` too, and their axis is
+localization by default; without them it is transfer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HEADER = "# Written by `lm-eval-ext data import`."
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SHOWN = 10
 
-#: What finds the questions, so that the folder can be moved.
+#: The loader finds the questions by its own path, so that the folder can be moved.
 _LOADER = '''"""Written by `lm-eval-ext data import`: finds the questions beside this file."""
 
 from pathlib import Path
@@ -69,11 +69,11 @@ def write(
         split: `dev` for questions that choose layers, `test` for those that are reported.
 
     Raises:
-        DataError: an unknown axis or split, a name that is taken or not valid, or lines that break the schema; the message
+        DataError: an unknown axis or split, a name that is in use or invalid, or lines that break the schema; the message
             names the lines.
     """
-    taken = {path.rpartition("/")[2].removesuffix(".yaml").removeprefix("_") for path in tasks_tree.files()}
-    if not _NAME.fullmatch(name) or name.endswith(CLOZE) or name in taken:
+    existing = {path.rpartition("/")[2].removesuffix(".yaml").removeprefix("_") for path in tasks_tree.files()}
+    if not _NAME.fullmatch(name) or name.endswith(CLOZE) or name in existing:
         raise DataError(
             f"--name {name!r} cannot be used: it must be of lower-case letters, digits and underscores, not end in {CLOZE}, "
             "and not be a task of this package"
@@ -124,7 +124,7 @@ def read(file: Path, language: str = "") -> list[dict[str, Any]]:
 
 
 def load(file: Path, language: str, **_: object) -> dict[str, Dataset]:
-    """The imported questions in one language, as the harness asks for them.
+    """The imported questions in one language, for the harness (`custom_dataset`).
 
     Raises:
         DataError: the file is missing or damaged.
@@ -157,7 +157,7 @@ def _across(documents: list[dict[str, Any]]) -> list[str]:
     problems = []
     for optional in ("countries", "topic"):
         if 0 < sum(optional in document for document in documents) < len(documents):
-            problems.append(f"some questions have {optional} and some have not: give them to all or to none")
+            problems.append(f"some questions have {optional} and some do not: give it to all or to none")
     for document in documents:
         key = document["language"], document["id"]
         if key in seen:
@@ -170,7 +170,7 @@ def _family(name: str, documents: list[dict[str, Any]], content: str, axis: str 
     codes = list(dict.fromkeys(document["language"] for document in documents))
     averaged = {LETTERS: ("acc",), CLOZE: RULES}
     if "countries" in documents[0]:
-        averaged = BY_COUNTRY if "en" in codes else BIAS  # in English the bias says nothing
+        averaged = BY_COUNTRY if "en" in codes else BIAS  # undefined in English
     return Family(
         name,
         "",
@@ -185,7 +185,7 @@ def _family(name: str, documents: list[dict[str, Any]], content: str, axis: str 
 
 
 def _template(suffix: str, by_country: bool) -> str:
-    """What the tasks of a family share."""
+    """The template that the tasks of a family include."""
     lines = [
         _HEADER,
         f"include: {suffix or '_letters'}{'_by_country' if by_country else ''}",

@@ -1,4 +1,4 @@
-"""Contrastive pairs: two texts whose hidden states differ in what a steering vector should carry.
+"""Contrastive pairs: two texts that differ in what a steering vector should represent.
 
 `en` pairs are an English sentence against the same sentence in another language, so v_en = mean h(English) - h(other)
 (paper: one vector, English minus other; one per language is our default). `loc` pairs are a question with its country
@@ -53,7 +53,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSet:
-    """The pairs of one kind and language, and where they are from.
+    """The pairs of one kind and language, and their source.
 
     Example:
         >>> pair_set = lx.PairSet("formal", "en", "by hand", (lx.Pair("Good evening.", "Hi!"),))
@@ -82,7 +82,7 @@ def load_pairs(
         kind: `en`, `loc`, or any name when `source` is a file.
         source: a built-in source (en: mini, flores, ntrex, gmmlu; loc: mini, blend) or a TSV file with the columns language,
             positive, negative.
-        languages: whose pairs are wanted; English has none of kind `en`.
+        languages: codes; English has no pairs of kind `en`.
         limit: use the first so many pairs of each language.
 
     Raises:
@@ -104,16 +104,16 @@ def load_pairs(
                 f"no pairs {source!r} for kind {kind!r}; built in: {valid}; or give a .tsv file "
                 f"with the columns {', '.join(TSV_HEADER)}"
             )
-        has = tuple(sorted(PROMPTS)) if (kind, source) == ("en", "gmmlu") else tuple(LANGUAGES)
-        if unknown := [code for code in languages if code not in has]:
+        available = tuple(sorted(PROMPTS)) if (kind, source) == ("en", "gmmlu") else tuple(LANGUAGES)
+        if unknown := [code for code in languages if code not in available]:
             raise LanguageError(
-                f"languages {', '.join(languages)}: unknown {', '.join(unknown)}; valid: {', '.join(has)} "
+                f"languages {', '.join(languages)}: unknown {', '.join(unknown)}; valid: {', '.join(available)} "
                 f"(pairs {kind}={source})"
             )
-        wanted = [code for code in languages if not (kind == "en" and code == "en")]
-        if not wanted:
+        codes = [code for code in languages if not (kind == "en" and code == "en")]
+        if not codes:
             raise DataError(f"there are no pairs of kind {kind!r} for English alone: name another language")
-        pair_sets = [PairSet(kind, code, source, tuple(reader(code))) for code in wanted]
+        pair_sets = [PairSet(kind, code, source, tuple(reader(code))) for code in codes]
     return [PairSet(s.kind, s.language, s.source, s.pairs[:limit]) for s in pair_sets]
 
 
@@ -178,9 +178,9 @@ def _from_tsv(kind: str, file: Path, languages: list[str]) -> list[PairSet]:
                 f"{file}, line {number}: expected {len(TSV_HEADER)} filled cells, got {len(cells)}: {line[:80]!r}"
             )
         by_language.setdefault(normalise(cells[0]), []).append(Pair(cells[1], cells[2]))
-    wanted = {code: pairs for code, pairs in by_language.items() if code in languages or code not in LANGUAGES}
-    if not wanted:
+    selected = {code: pairs for code, pairs in by_language.items() if code in languages or code not in LANGUAGES}
+    if not selected:
         raise DataError(
             f"{file} has pairs for {', '.join(by_language) or 'no language'}, none for {', '.join(languages)}"
         )
-    return [PairSet(kind, code, file.name, tuple(pairs)) for code, pairs in wanted.items()]
+    return [PairSet(kind, code, file.name, tuple(pairs)) for code, pairs in selected.items()]

@@ -9,7 +9,7 @@ from lm_eval_ext.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Tasks made of a corpus' sentences, by how their names begin; they must not be evaluated after training on the corpus.
+#: Tasks made from a corpus, by the prefix of their names; they must not be evaluated after training on the corpus.
 MADE_OF: dict[str, tuple[str, ...]] = {
     "flores": ("flores", "sib200", "belebele"),
     "ntrex": ("ntrex",),
@@ -19,10 +19,10 @@ MADE_OF: dict[str, tuple[str, ...]] = {
 
 
 def refuse_mixing(source: str, tasks: Sequence[str]) -> None:
-    """Refuse to evaluate on tasks that are made of the corpus that was trained on (SIB-200 and Belebele are FLORES).
+    """Refuse tasks that are made from the training corpus (SIB-200 and Belebele are made from FLORES).
 
     Raises:
-        DataError: a task is; the message names it.
+        DataError: one of the tasks is; the message names it.
     """
     names = MADE_OF.get(source, ())
     if mixed := [task for task in tasks if names and task.lower().replace("-", "").startswith(names)]:

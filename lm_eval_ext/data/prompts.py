@@ -1,4 +1,4 @@
-"""The words of the `*_cloze` prompts in every language that Global-MMLU has.
+"""The words of the `*_cloze` prompts in every language of Global-MMLU.
 
 Those of the seven languages of the study are in `lm_eval_ext.languages`. The others were written by language models and not
 checked by native speakers of every language.
@@ -16,8 +16,8 @@ class Prompt(NamedTuple):
 
     Attributes:
         question, answer: the words before the colon.
-        colon: as the script writes it.
-        delimiter: what stands between the prompt and an option's text (Chinese and Japanese write none).
+        colon: as written in the script.
+        delimiter: between the prompt and an option's text (empty in Chinese and Japanese).
     """
 
     question: str

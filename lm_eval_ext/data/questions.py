@@ -11,7 +11,7 @@ from lm_eval_ext.configs import Table, Text
 from lm_eval_ext.data.prompts import PROMPTS
 
 ALPHABET = "ABCDEFGHIJ"
-#: Other names of the two countries that English bias is about: they would not be counted.
+#: Other names of the two countries of `english_bias`, which would not be counted.
 _ENGLISH = {"usa": "US", "u.s.": "US", "united states": "US", "united kingdom": "UK", "u.k.": "UK", "gb": "UK"}
 _ENGLISH |= {"america": "US", "united states of america": "US", "great britain": "UK", "britain": "UK", "england": "UK"}
 
@@ -76,17 +76,17 @@ class Question(Table):
         Raises:
             ValueError: the answer means no option, or two.
         """
-        answer, meant = self.answer, set[int]()
+        answer, matches = self.answer, set[int]()
         if isinstance(answer, int) and not isinstance(answer, bool):
-            meant = {answer} & set(range(len(self.options)))
+            matches = {answer} & set(range(len(self.options)))
         elif isinstance(answer, str):
-            meant = {n for n, option in enumerate(self.options) if option == answer.strip()}
-            meant |= {n for n, letter in enumerate(self.letters) if letter == answer}
-        if len(meant) != 1:
-            what = "may mean two options" if meant else "is none of the options"
+            matches = {n for n, option in enumerate(self.options) if option == answer.strip()}
+            matches |= {n for n, letter in enumerate(self.letters) if letter == answer}
+        if len(matches) != 1:
+            what = "may mean two options" if matches else "is none of the options"
             valid = f"a number from 0 to {len(self.options) - 1}, a letter, or an option's text"
             raise ValueError(f"answer {answer!r} {what}: give {valid}")
-        return meant.pop()
+        return matches.pop()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Question:

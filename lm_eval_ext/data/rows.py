@@ -9,7 +9,7 @@ Both may have `source` (text), `cultural` (true: answered for the culture of the
 tuple may say different things) and `split` (`train`, which is also what a row without it is, or `held_out`); an instruction
 may have `history`, the earlier messages of its conversation. Rows of one `id` are one question in several languages.
 
-A line that breaks the schema is an error that names it. What is left out for any other reason is counted in a `Report`.
+A line that breaks the schema is an error that names the line. Rows left out for another reason are counted in a `Report`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt and the response to learn, in one language; `history` is (role, text) of what was said before."""
+    """A prompt and the response to learn, in one language; `history` is (role, text) of the earlier messages."""
 
     id: str
     language: str
@@ -50,7 +50,7 @@ class Instruction:
 
     @property
     def question(self) -> str:
-        """What two splits must not share."""
+        """The question in normal form: two splits must not share it."""
         return normal_form(" ".join([*(text for _, text in self.history), self.prompt]))
 
 
@@ -70,7 +70,7 @@ class Tuple:
 
     @property
     def question(self) -> str:
-        """What two splits must not share."""
+        """The question in normal form: two splits must not share it."""
         return normal_form(self.x_en)
 
 
@@ -82,9 +82,9 @@ class Report:
     """How many rows are kept and left out, by language and reason.
 
     Attributes:
-        kept: rows at hand, by language.
-        left_out: rows that are not, by reason and language.
-        notes: what else is worth saying.
+        kept: rows kept, by language.
+        left_out: rows left out, by reason and language.
+        notes: further remarks.
     """
 
     kept: Counter[str] = field(default_factory=Counter)
@@ -96,18 +96,18 @@ class Report:
         self.left_out.setdefault(reason, Counter())[language] += n
 
     def counted(self, rows: Iterable[Instruction | Tuple]) -> None:
-        """Say which rows are kept, after all that was left out."""
+        """Set the counts of the rows that are kept."""
         self.kept = Counter(row.language for row in rows)
 
     def lines(self) -> list[tuple[str, Counter[str]]]:
-        """The lines of a table by language: what is kept first, then why others are not."""
+        """The rows of a table by language: rows kept, then rows left out by reason."""
         return [("kept", self.kept), *self.left_out.items()]
 
     def __str__(self) -> str:
-        def told(counts: Counter[str]) -> str:
+        def by_language(counts: Counter[str]) -> str:
             return ", ".join(f"{code} {counts[code]}" for code in ordered(counts)) or "none"
 
-        return "\n".join([*(f"{what}: {told(counts)}" for what, counts in self.lines()), *self.notes])
+        return "\n".join([*(f"{what}: {by_language(counts)}" for what, counts in self.lines()), *self.notes])
 
 
 def normal_form(text: str) -> str:
@@ -117,7 +117,7 @@ def normal_form(text: str) -> str:
 
 
 def parse(kind: type[Row], row: dict[str, Any]) -> Row:
-    """A row of one of the two kinds from what a JSON line holds; keys that it does not know are ignored.
+    """A row of one of the two kinds from a JSON object; unknown keys are ignored.
 
     Raises:
         DataError: a field is missing, empty or of another type, or the two sides of a tuple do not fit.
@@ -134,7 +134,7 @@ def parse(kind: type[Row], row: dict[str, Any]) -> Row:
 
 def _check_sides(row: Tuple) -> None:
     if row.language == "en":
-        raise DataError("language must not be en: a tuple sets another language beside English")
+        raise DataError("language must not be en: a tuple pairs another language with English")
     if row.x_en == row.x_xx:
         raise DataError("x_en and x_xx are the same text: one of them is not in its language")
 
@@ -175,7 +175,7 @@ def _history(value: Any) -> tuple[tuple[str, str], ...]:
 
 
 def read(kind: type[Row], file: Path) -> tuple[list[Row], Report]:
-    """All rows of a JSONL file (or `.jsonl.gz`), and a note of the keys in it that mean nothing here.
+    """All rows of a JSONL file (or `.jsonl.gz`), and a report that notes unknown keys.
 
     Raises:
         DataError: lines that break the schema; the message names the first of them and says how many there are.
@@ -217,7 +217,7 @@ def _unlike_english(rows: Sequence[Instruction | Tuple]) -> list[str]:
 
 
 def write(file: Path, rows: Iterable[Instruction | Tuple]) -> None:
-    """Write rows as JSON lines, the file whole or not at all; values that are not given are left out.
+    """Write rows as JSON lines, atomically; default values are left out.
 
     Raises:
         OutputError: the file cannot be written.
@@ -226,12 +226,12 @@ def write(file: Path, rows: Iterable[Instruction | Tuple]) -> None:
 
 
 def sha256(rows: Iterable[Instruction | Tuple]) -> str:
-    """Hash of what the rows say, in their order: the same for the same rows whatever file they are from."""
+    """Hash of the rows' content, in their order: the same for the same rows in whatever file."""
     return hash_lines(map(as_json, rows))
 
 
 def as_json(row: Instruction | Tuple, without: Sequence[str] = ()) -> str:
-    """A row as a JSON line; values that are not given, and those of some fields, are left out."""
+    """A row as a JSON line, without default values and without some fields."""
     defaults = {f.name: f.default for f in fields(row)}
     values = {name: value for name, value in asdict(row).items() if name not in without and value != defaults[name]}
     return json.dumps(values, ensure_ascii=False)

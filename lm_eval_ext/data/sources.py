@@ -1,6 +1,6 @@
 """Where data files come from: a local mirror first, else upstream at a pinned version, checked and cached.
 
-There is no fallback: data that is missing, unreachable or not what its hash says is a `DataError` that names the file, the
+There is no fallback: data that is missing, unreachable or has the wrong hash is a `DataError` that names the file, the
 address tried, and the mirror variable.
 """
 
@@ -72,13 +72,13 @@ def path(name: str) -> Path:
     differs on purpose.
 
     Raises:
-        DataError: the file is unknown, unreachable, or not what its hash says.
+        DataError: the file is unknown, unreachable, or has the wrong hash.
     """
     upstream, derived = registry().get(name), DERIVED.get(name)
     if file := mirrored(name) or mirrored(f"{name}.gz"):
         expected = upstream[0] if upstream else derived.sha256 if derived else None
         if expected and os.environ.get(MODIFIED_VARIABLE) != "1":
-            # The hash of a file that is published packed is that of the packed file.
+            # The hash of a file that is published compressed is that of the compressed file.
             _verify(file, expected, packed=file.name == Path(name).name)
         return file
     if upstream:
@@ -89,7 +89,7 @@ def path(name: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """The UTF-8 text of a file, newlines as they are; of a `.gz` file, what it holds.
+    """The UTF-8 text of a file, newlines as they are; a `.gz` file is decompressed.
 
     Raises:
         DataError: missing, unreadable, not UTF-8, or empty.
@@ -107,7 +107,7 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        DataError: as `read_text`, or the text is not JSON (cut off, for example).
+        DataError: as `read_text`, or the text is not JSON (truncated, for example).
     """
     return _parse(read_text(file), str(file))
 
@@ -124,7 +124,7 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
 def read_numbered_jsonl(file: Path) -> list[tuple[int, dict[str, Any]]]:
     """As `read_jsonl`, each object with the number of its line, from 1."""
     rows = []
-    # Not splitlines(): it also breaks at separators that may stand inside a JSON string.
+    # Not splitlines(), which also splits at separators that may be inside a JSON string.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
@@ -143,16 +143,16 @@ def hub_dataset(repo: str, config: str, revision: str, split: str, mirror_name: 
         config: the data set's configuration (a language).
         revision: commit hash on the hub.
         split: such as `test`.
-        mirror_name: where the mirror would have it, for the message.
+        mirror_name: its name in a mirror, for the message.
 
     Raises:
-        DataError: unreachable, gated, no such configuration or split, or only another revision is at hand (the library
-            would quietly take the newest one in its cache).
+        DataError: unreachable, gated, no such configuration or split, or only another revision is cached (which the
+            library would use without a warning).
     """
     import datasets
     from huggingface_hub import constants
 
-    what = f"{repo} (configuration {config}, split {split}, revision {revision})"
+    name = f"{repo} (configuration {config}, split {split}, revision {revision})"
     try:
         builder = datasets.load_dataset_builder(repo, config, revision=revision)
         if builder.hash != revision:
@@ -162,7 +162,7 @@ def hub_dataset(repo: str, config: str, revision: str, split: str, mirror_name: 
     # The library's failures share no base class: its own, the hub client's, the HTTP client's, ValueError, OSError.
     except Exception as error:
         raise DataError(
-            f"cannot load {what}\n"
+            f"cannot load {name}\n"
             f"  address tried: {constants.ENDPOINT}/datasets/{repo}\n"
             f"  because: {_brief(error)}\n"
             f"  {_mirror_hint(mirror_name)}"
@@ -175,7 +175,7 @@ def _parse(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where} is not JSON ({error.msg}, line {error.lineno} column {error.colno}): "
-            "it may be cut off; copy or fetch it again"
+            "it may be truncated; copy or fetch it again"
         ) from None
 
 
@@ -184,7 +184,7 @@ def _content(file: Path, unpack: bool = True) -> bytes:
         content = file.read_bytes()
         return gzip.decompress(content) if unpack and file.suffix == ".gz" else content
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{file} cannot be unpacked ({error}): it may be cut off; copy or fetch it again") from None
+        raise DataError(f"{file} cannot be unpacked ({error}): it may be truncated; copy or fetch it again") from None
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
 
@@ -224,14 +224,14 @@ def _derive(name: str, derived: Derived) -> Path:
     ]
     try:
         content = derived.convert([file.read_bytes().decode("utf-8") for file in inputs]).encode("utf-8")
-    except (ValueError, KeyError, TypeError):  # an input is damaged: its hash will say so
+    except (ValueError, KeyError, TypeError):  # a damaged input: reported by the hash check below
         content = b""
     actual = hashlib.sha256(content).hexdigest()
     if actual != derived.sha256:
-        for file in inputs:  # or the next run would meet the same damage
+        for file in inputs:  # so that the next run fetches it again
             file.unlink(missing_ok=True)
         raise DataError(
-            f"{name}, made from {', '.join(derived.inputs)}, is not what it was\n"
+            f"{name}, made from {', '.join(derived.inputs)}, has another content\n"
             f"  SHA-256 expected: {derived.sha256}\n"
             f"  SHA-256 found:    {actual}\n"
             f"  {_mirror_hint(name)}"

@@ -1,20 +1,21 @@
-"""What a task says of itself in the `metadata` of its YAML, which the harness copies into every results file.
+"""The keys of this package in the `metadata` of a task's YAML, which the harness copies into every results file.
 
     metadata:
       version: 1.0
-      axis: localization   # transfer: answered alike in every language; localization: as its speakers would
+      axis: localization   # transfer: the same answer in every language; localization: the answer of its speakers
       split: test          # dev: for choosing layers and strengths; test: for reporting
       form: texts          # letters: the letter of an option is scored; texts: the option's text
-      family: proverbs     # what the tasks of all languages are called together; usually the name of their group
+      family: proverbs     # common name of the tasks of all languages; usually that of their group
       language: sw         # of the questions, unless a document has a column `language`
 
-Optional, for tasks that ask the questions of another family in another way (neither is an axis of the plane by default):
+Optional, for tasks that ask the questions of another family in another form (these are no axis of the plane by default):
 
       variant_of: proverbs
       variant: explicit_context   # the culture is named in the question: the upper bound of localization
 
-All of it may be left out; what a key decides is then asked of the user, or read from the names of our own earlier tasks
-(`lm_eval_ext.results.legacy_names`). The harness hands the metadata to a `custom_dataset` function as keyword arguments.
+All keys are optional; without a key the user sets an option instead, or it follows from the names of earlier tasks of this
+package (`lm_eval_ext.results.legacy_names`). The harness passes the metadata to a `custom_dataset` function as keyword
+arguments.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ EXPLICIT_CONTEXT = "explicit_context"
 
 @dataclass(frozen=True)
 class TaskMetadata:
-    """The metadata of one task; a value is checked when it is used, so that a harness task with other keys does no harm.
+    """The metadata of one task; values are checked when they are used, as harness tasks may use the same keys otherwise.
 
     Attributes:
         task: name of the task, for messages.
@@ -69,7 +70,7 @@ class TaskMetadata:
 
     @property
     def family(self) -> str | None:
-        """What the tasks of all languages are called together.
+        """Common name of the tasks of all languages.
 
         Development questions never share a name with test questions: those of `proverbs` are `proverbs_dev`.
         """
@@ -86,12 +87,12 @@ class TaskMetadata:
 
     @property
     def variant_of(self) -> str | None:
-        """The family whose questions are asked in another way."""
+        """The family whose questions are asked in another form."""
         return self._text("variant_of")
 
     @property
     def variant(self) -> str | None:
-        """In which way."""
+        """The form in which they are asked."""
         return self._text("variant")
 
     def _choice(self, key: str, valid: tuple[str, ...]) -> str | None:

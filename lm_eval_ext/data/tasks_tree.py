@@ -1,7 +1,7 @@
 """Writes the per-language and group files under `tasks/`: `python -m lm_eval_ext.data.tasks_tree`.
 
 What tasks share (data, prompt, metrics) is in the hand-written template files there, which have no suffix. Hand-written
-YAML files beside the generated ones are left alone.
+YAML files beside the generated ones are not changed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Member:
     """One task of a family.
 
     Attributes:
-        name: what it adds to the family's name.
+        name: suffix to the family's name.
         language: code; of the prompt's words and of the documents.
-        options: its own keyword arguments of the loader.
+        options: further keyword arguments of the loader.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Member:
 
 
 def per_language(*codes: str) -> tuple[Member, ...]:
-    """One task per language, called by its code."""
+    """One task per language, named by its code."""
     return tuple(Member(code, code) for code in codes)
 
 
@@ -67,7 +67,7 @@ class Family:
         version: raised whenever a score could change.
         axis, split, variant: metadata of its tasks (see `lm_eval_ext.data.task_metadata`); the loader is given the split.
         forms: metadata too, by suffix.
-        variant_of: the family whose questions it asks in another way, without suffix.
+        variant_of: the family whose questions it asks in another form, without suffix.
     """
 
     name: str
@@ -90,8 +90,8 @@ class Family:
         return [self.name + suffix for suffix in self.averaged]
 
 
-#: The other languages of Global-MMLU. Czech (`cs`) is called by its three-letter code: `gmmlu_cs` are the culturally
-#: sensitive questions.
+#: The other languages of Global-MMLU. Czech (`cs`) has its three-letter code, as `gmmlu_cs` are the culturally sensitive
+#: questions.
 _FURTHER_GMMLU = tuple(Member({"cs": "ces"}.get(code, code), code) for code in sorted(set(PROMPTS) - set(LANGUAGES)))
 _ABOUT = tuple(Member(LANGUAGES[code].country, "en", {"about": LANGUAGES[code].country}) for code in NON_ENGLISH)
 BY_COUNTRY = {LETTERS: ("acc",), CLOZE: _RULES_BY_COUNTRY}
@@ -171,18 +171,18 @@ def files() -> dict[str, str]:
 
 
 def write(folder: Path) -> None:
-    """Bring the generated YAML of a folder to what `files` says: write what differs, delete what is not listed.
+    """Write the files of `files` to a folder, and delete generated YAML files that are not among them.
 
     Only files that begin with `HEADER` are changed or deleted.
 
     Raises:
         DataError: a hand-written file has the name of a generated one.
     """
-    wanted = {folder / name: text for name, text in files().items()}
-    for file in set(folder.rglob("*.yaml")) - set(wanted):
+    contents = {folder / name: text for name, text in files().items()}
+    for file in set(folder.rglob("*.yaml")) - set(contents):
         if is_generated(file):
             file.unlink()
-    for file, text in wanted.items():
+    for file, text in contents.items():
         if file.exists() and not is_generated(file):
             raise DataError(f"{file} is hand-written and has the name of a generated task: give it another name")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def is_generated(file: Path) -> bool:
 
 
 def family_of_task(task: str) -> Family | None:
-    """The family of one of our own tasks by the task's exact name; None for another task."""
+    """The family of a task of this package, by the task's exact name; None for other tasks."""
     return _by_task().get(task)
 
 
@@ -237,7 +237,7 @@ def _task(family: Family, member: Member, suffix: str) -> list[str]:
 
 
 def _metadata(family: Family, member: Member, suffix: str) -> list[str]:
-    said = {
+    values = {
         "axis": family.axis,
         "split": family.split,
         "form": family.forms[suffix],
@@ -246,7 +246,7 @@ def _metadata(family: Family, member: Member, suffix: str) -> list[str]:
         "variant_of": f"{family.variant_of}{suffix}" if family.variant_of else "",
         "variant": family.variant,
     }
-    return [f"  {key}: {_quoted(value)}" for key, value in said.items() if value]
+    return [f"  {key}: {_quoted(value)}" for key, value in values.items() if value]
 
 
 def _quoted(text: str) -> str:

@@ -286,7 +286,7 @@ CASES = {
     ),
     "mirror: not JSON": Case(
         LLAMA,
-        ("test.jsonl, line 1,", "is not JSON", "it may be cut off"),
+        ("test.jsonl, line 1,", "is not JSON", "it may be truncated"),
         task="gmmlu_ko",
         prepare=mirror("gmmlu/ko/test.jsonl", '{"sample_id": "a/test/0", "que'),
         env={"LM_EVAL_EXT_DATA": "{made}"},

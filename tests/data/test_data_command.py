@@ -80,7 +80,7 @@ def test_check_names_what_fails_and_ends_with_status_1(runner: CliRunner, monkey
 @pytest.mark.usefixtures("mirror")
 def test_audit_is_silent_on_what_is_built_and_prints_the_allow_list_with_reasons(runner: CliRunner) -> None:
     output = data(runner, "audit", "blend")
-    assert output.startswith("0 found beyond the allow-list")
+    assert output.startswith("0 findings that are not on the allow-list")
     assert "'Mexico City': name of a city" in output
 
 
@@ -148,8 +148,8 @@ def test_other_families_and_cloze_prompts_are_shown_too(runner: CliRunner) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "blend", "--lang", "fr"], "no task 'blend_decon_fr' of ours"),
-        (["show", "blond"], "no task 'blond_en' of ours"),
+        (["show", "blend", "--lang", "fr"], "no task 'blend_decon_fr' in this package"),
+        (["show", "blond"], "no task 'blond_en' in this package"),
         (["show", "gmmlu", "--html", "x.html"], "unknown data set 'gmmlu'; valid: blend"),
         (["show", "blend", "--lang", "fr", "--html", "x.html"], "unknown language 'fr'"),
         (["check", "flores"], "unknown data set 'flores'; valid: blend"),

@@ -259,7 +259,7 @@ def test_a_derived_file_that_comes_out_different_is_an_error(
     recipe = Derived(made.sha256, {url: None}, made.convert)
     monkeypatch.setitem(DERIVED, "blend/templates/templates_en.csv", recipe)
     for _ in range(2):  # asked twice, fetched twice: the bad input is not kept
-        with pytest.raises(DataError, match="is not what it was"):
+        with pytest.raises(DataError, match="has another content"):
             sources.path("blend/templates/templates_en.csv")
     assert len(upstream.asked) == 2
 
@@ -328,15 +328,15 @@ BAD_INPUT: dict[str, tuple[Case, tuple[str, ...]]] = {
     "a folder": (lambda tmp, *_: sources.read_text(tmp), ("cannot read",)),
     "packed and cut off": (
         lambda tmp, *_: sources.read_text(put(tmp, "a.gz", gzip.compress(CONTENT)[:-9])),
-        ("a.gz", "unpacked", "cut off"),
+        ("a.gz", "unpacked", "truncated"),
     ),
     "packed and damaged": (lambda tmp, *_: sources.read_text(put(tmp, "a.gz", b"no gzip")), ("a.gz", "unpacked")),
     "empty file": (lambda tmp, *_: sources.read_text(put(tmp, "a", b" \n")), ("is empty",)),
     "not UTF-8": (lambda tmp, *_: sources.read_text(put(tmp, "a", "año".encode("latin-1"))), ("not UTF-8", "byte 1")),
-    "truncated JSON": (lambda tmp, *_: sources.read_json(put(tmp, "a", b'{"x": [1,')), ("not JSON", "cut off")),
+    "truncated JSON": (lambda tmp, *_: sources.read_json(put(tmp, "a", b'{"x": [1,')), ("not JSON", "truncated")),
     "truncated JSONL": (
         lambda tmp, *_: sources.read_jsonl(put(tmp, "a", b'{"x": 1}\n{"x": ')),
-        ("line 2", "not JSON", "cut off"),
+        ("line 2", "not JSON", "truncated"),
     ),
     "JSONL of other things": (lambda tmp, *_: sources.read_jsonl(put(tmp, "a", b"[1, 2]\n")), ("line 1", "list")),
 }

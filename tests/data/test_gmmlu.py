@@ -393,7 +393,7 @@ def test_a_mirror_in_another_schema_is_refused(own: Path, case: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "part"),
-    [("test.jsonl", b"", "is empty"), ("test.jsonl", b'{"a": 1', "cut off"), ("test.parquet", b"PAR1", "as parquet")],
+    [("test.jsonl", b"", "is empty"), ("test.jsonl", b'{"a": 1', "truncated"), ("test.parquet", b"PAR1", "as parquet")],
 )
 def test_a_damaged_mirror_file_is_refused(own: Path, name: str, content: bytes, part: str) -> None:
     file = own / "gmmlu/ko" / name

@@ -137,13 +137,13 @@ def test_the_model_is_told_the_language(tmp_path: Path, nllb: Path) -> None:
     madlad = translator(tmp_path / "madlad", "<2ko>")
     own = translator(tmp_path / "opus-en-ko")
     told = {path.name: translation._Model(settings(path), "ko") for path in (nllb, m2m, madlad)}
-    assert [(model.prefix, model.first is None) for model in told.values()] == [
+    assert [(model.prefix, model.first_token is None) for model in told.values()] == [
         ("", False),
         ("", False),
         ("<2ko> ", True),
     ]
-    assert told[m2m.name].tokenizer.convert_ids_to_tokens(told[m2m.name].first) == "__ko__"
-    assert translation._Model(settings(own.with_name("opus-en-{language}")), "ko").first is None
+    assert told[m2m.name].tokenizer.convert_ids_to_tokens(told[m2m.name].first_token) == "__ko__"
+    assert translation._Model(settings(own.with_name("opus-en-{language}")), "ko").first_token is None
     with pytest.raises(ModelError, match="has no token for ar"):
         translation._Model(settings(nllb), "ar")
 

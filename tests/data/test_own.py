@@ -281,5 +281,5 @@ def test_an_empty_and_a_cut_off_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
         own.read(tmp_path / "my.jsonl")
     (tmp_path / "my.jsonl").write_text('{"question": "x"')
-    with pytest.raises(DataError, match="cut off"):
+    with pytest.raises(DataError, match="truncated"):
         own.read(tmp_path / "my.jsonl")

@@ -112,7 +112,7 @@ def test_a_mistake_is_one_message(results: Path, arguments: list[str], message: 
 def test_results_without_samples_and_damaged_samples_are_refused(results: Path) -> None:
     for samples in (results / "base").rglob("samples_gmmlu_ko_*.jsonl"):
         samples.write_text('{"doc": ')
-    with pytest.raises(DataError, match="cut off"):
+    with pytest.raises(DataError, match="truncated"):
         shares(results, "gmmlu_ko", ["subject"])
     for samples in results.rglob("samples_gmmlu_ko_*.jsonl"):
         samples.unlink()

@@ -357,7 +357,7 @@ def test_tensors_and_tuples(as_tuple: bool) -> None:
 
 
 def test_a_stream_that_is_not_one_is_refused() -> None:
-    with pytest.raises(ModelError, match="can be evaluated, not steered"):
+    with pytest.raises(ModelError, match="can be evaluated, but not steered"):
         decoder.residual(torch.zeros(4, 2, 6, tiny.HIDDEN))
 
 

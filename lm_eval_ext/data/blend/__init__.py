@@ -1,9 +1,9 @@
-"""Decontextualised BLEnD: what a culture answers, asked in its language with no country named.
+"""Decontextualised BLEnD: cultural questions in the culture's language, with no country named.
 
-`load` is what the task files call. Each item has four options, each tied to countries; gold is the answer of the country
-whose culture stands for the language (`lm_eval_ext.languages`). How options are chosen: `items`; which questions are held
-out: `splits`; what may not be named: `leaks`; what was built and what was not: `report`. What is built derives from BLEnD
-and is CC-BY-SA-4.0.
+Task files call `load`. Each item has four options that belong to countries; gold is the answer of the country that
+represents the language (`lm_eval_ext.languages`). Options are chosen in `options`, items are built in `items`, questions are
+split in `splits`, names of countries are detected by `leaks`, and `report` describes the build. The items derive from BLEnD
+and are licensed CC-BY-SA-4.0.
 """
 
 from lm_eval_ext.data.blend.dataset import documents, load, pairs

@@ -1,4 +1,4 @@
-"""The built items as the harness wants them, and the pairs of wordings for extraction."""
+"""The items as data sets for the harness, and the pairs of wordings for extraction."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def load(
     about: str = "",
     **_: Any,
 ) -> dict[str, Dataset]:
-    """The items of one language as the harness wants them (`custom_dataset` in the task files).
+    """The items of one language for the harness (`custom_dataset` in the task files).
 
     Args:
         language: one of the seven.
         wording: `decon` (no country named), `ctx` (BLEnD's own wording, which names it), `about` (both question and options
             in English, country named). Same ids, same options in the same order.
         split: `test`, `dev` (the questions of `dev2`) or `all`; questions held for extraction are in none of them.
-        shuffle_seed: another number gives another order of the options.
+        shuffle_seed: seed of the order of the options.
         subset: `all`, or `core`: the questions that yield an item in all of the six non-English languages.
-        repeats: up to this many items of a question (at most 3), with the same gold and other distractors; the column
-            `cluster` binds them.
+        repeats: up to this many items of a question (at most 3), with the same gold and other distractors; they share the
+            column `cluster`.
         about: a country, such as `Greece`: the items of its language in the wording `about`.
 
     Returns:
@@ -73,19 +73,19 @@ def documents(
     """The items as plain rows, arguments as for `load`.
 
     Columns: id, cluster (question id), language, country (the local one), question, options (four texts), countries (of
-    each option; the first is the one it was taken for), votes (of each option in that country), gold (index), topic,
+    each option; the first is the one whose answer it is), votes (of each option in that country), gold (index), topic,
     format, split, core.
     """
     code = languages.get(language).code
     _check("wording", wording, WORDINGS)
     _check("subset", subset, SETS)
     splits.check_name(split)
-    wanted = {splits.TEST, splits.DEV2} if split == "all" else {split}
+    included = {splits.TEST, splits.DEV2} if split == "all" else {split}
     data = corpus()
     return [
         _document(item, wording)
         for item in arranged(data, code, _whole("shuffle_seed", shuffle_seed))
-        if splits.of(item.cluster) in wanted
+        if splits.of(item.cluster) in included
         and (subset == "all" or item.cluster in splits.core())
         and items.number(item) <= _whole("repeats", repeats)
         and (wording != "about" or items.has_english(item))
@@ -103,8 +103,8 @@ def pairs(language: str, split: str = splits.DEV1) -> list[tuple[str, str, str]]
     if split != splits.DEV1:
         raise DataError(f"split {split!r} of blend is for evaluation; pairs for extraction are in {splits.DEV1}")
     data = corpus()
-    held = [question_id for question_id in data.templates if splits.of(question_id) == splits.DEV1]
-    return [(question_id, *items.wordings(data, code, question_id)) for question_id in held]
+    extraction = [question_id for question_id in data.templates if splits.of(question_id) == splits.DEV1]
+    return [(question_id, *items.wordings(data, code, question_id)) for question_id in extraction]
 
 
 @lru_cache(maxsize=32)

@@ -1,4 +1,4 @@
-"""How an option looks: its form (number, time, date, text), its script, and the one spelling that is shown."""
+"""The surface of an option: its form (number, time, date, text), its script, and the spelling that is shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ACRONYMS = re.compile(
 
 @cache
 def form(text: str) -> str:
-    """What kind of answer a text is; options are compared like with like."""
+    """The form of an answer; all options of an item have the same form."""
     for name, pattern in _FORMS:
         if pattern.fullmatch(text):
             return AMBIGUOUS if name == DATE and not _is_month_and_day(text) else name
@@ -49,22 +49,21 @@ def form(text: str) -> str:
 
 
 def is_clean(text: str) -> bool:
-    """One answer with no gloss: no list, bracket, slash or quotation (numbers, times and dates aside)."""
+    """Whether a text is one answer with no gloss: no list, bracket, slash or quotation (numbers, times and dates aside)."""
     return form(text) in COUNTED or not _UNCLEAN.search(text)
 
 
 @cache
 def script(text: str) -> str:
-    """The script of a text; a native one wins over Latin letters beside it. Empty for digits alone."""
-    found = {name for character in text if character.isalpha() for name in [_script_of(character)]}
-    native = found - {"LATIN"}
-    return "+".join(sorted(native or found))
+    """The script of a text; Latin letters are ignored beside another script. Empty for digits alone."""
+    scripts = {name for character in text if character.isalpha() for name in [_script_of(character)]}
+    return "+".join(sorted(scripts - {"LATIN"} or scripts))
 
 
 def display(text: str, language: str) -> str:
-    """The spelling shown: capitals and closing stops are made alike, so that they say nothing of where an option is from.
+    """The spelling shown: capitals and final stops are normalised, so that they do not reveal the origin of an option.
 
-    Numbers and times lose what differs by habit only (`8:00` becomes `08:00`).
+    So are the forms of numbers and times (`8:00` becomes `08:00`).
     """
     kind = form(text)
     if kind == NUMBER:
@@ -84,21 +83,21 @@ def display(text: str, language: str) -> str:
 
 
 def oddness(text: str, language: str) -> tuple[int, int, int]:
-    """What to prefer among variants of one answer: the bare form, then the one with its accents."""
+    """A sort key of variants of one answer: the bare form first, then the one with accents."""
     accents = sum(unicodedata.combining(character) > 0 for character in unicodedata.normalize("NFD", text))
     return len(text.split()), text.startswith(_ARABIC_ARTICLE) and language == "ar", -accents
 
 
 @cache
 def key(text: str) -> str:
-    """Text for telling options apart: case, accents, Arabic letter variants, articles and punctuation do not count."""
+    """Text for comparing options, without case, accents, Arabic letter variants, articles and punctuation."""
     plain = "".join(c for c in unicodedata.normalize("NFD", fold(text)) if not unicodedata.combining(c))
     plain = unicodedata.normalize("NFC", plain).translate(_LETTER_VARIANTS)
     return " ".join(_without_article(word) for word in re.findall(r"\w+(?:[.:/]\w+)*", plain) if word not in _ARTICLES)
 
 
 def contains(a: str, b: str) -> bool:
-    """One text is part of the other: whole words, or any stretch where words are not set apart."""
+    """Whether one text is part of the other: in whole words, or as a substring in scripts without spaces."""
     if script(a) in ("CJK", "HANGUL"):
         return a.replace(" ", "") in b.replace(" ", "") or b.replace(" ", "") in a.replace(" ", "")
     first, second = set(a.split()), set(b.split())
@@ -116,7 +115,7 @@ _ARTICLES = frozenset(word for words in _LATIN_ARTICLES.values() for word in wor
 
 
 def _is_month_and_day(text: str) -> bool:
-    """Annotators mixed MM/DD and DD/MM: only what can be read in one way is a date."""
+    """Whether a date is unambiguous: annotators mixed MM/DD and DD/MM."""
     month, day = map(int, text.split("/"))
     return 1 <= month <= 12 and (12 < day <= 31 or day == month)
 
@@ -131,7 +130,7 @@ def _script_of(character: str) -> str:
 
 
 def _in_greek(word: str) -> str:
-    """Latin letters that annotators typed inside a Greek word, as the Greek letters they look like."""
+    """A Greek word with Latin look-alike letters replaced by Greek ones."""
     return word.translate(_LOOKALIKES) if "GREEK" in script(word) else word
 
 
@@ -145,7 +144,7 @@ def _english_word(word: str, first: bool) -> str:
 
 
 def _bare(text: str) -> str:
-    """An Arabic word without its article, where our table gives foreign answers of that word without one."""
+    """An Arabic word without its article, where the translations have that word without one."""
     bare = text.removeprefix(_ARABIC_ARTICLE)
     return bare if bare in _words("ar") else text
 
@@ -157,8 +156,8 @@ def _words(language: str) -> frozenset[str]:
 
 @cache
 def _spellings(language: str) -> dict[str, str]:
-    """Folded text -> spelling with capitals: our table, and the translations into languages of the same alphabet."""
+    """Folded text -> spelling with capitals: from `spellings.tsv`, and the translations in the same alphabet."""
     tables = ("es", "id") if language in ("es", "id") else (language,)
-    known = (spelling for table in tables for spelling in translations(table).values() if spelling[:1].isupper())
-    own = {written: shown for code, written, shown in rows("spellings.tsv", 3) if code == language}
-    return {fold(spelling): spelling for spelling in known} | own
+    capitalised = (spelling for table in tables for spelling in translations(table).values() if spelling[:1].isupper())
+    listed = {written: shown for code, written, shown in rows("spellings.tsv", 3) if code == language}
+    return {fold(spelling): spelling for spelling in capitalised} | listed

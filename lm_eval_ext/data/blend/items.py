@@ -1,4 +1,4 @@
-"""The items: a wording that names no country, and four options that are each tied to countries."""
+"""The items: a wording that names no country, and four options that belong to countries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.data.blend.source import Corpus
 
-# Why a question yields no item, beside the reasons of `options`.
+# Reasons why a question yields no item, besides those of `options`.
 DROPPED = "left out by our tables"
 HELD = "kept for extraction (dev1)"
 EDIT_FAILED = "an edit does not apply"
@@ -69,20 +69,20 @@ def build(corpus: Corpus, language: str, draft: bool = False) -> Build:
     """Every item of one language, with up to three variants of a question.
 
     Args:
-        draft: what the splits are made from: nothing is held for extraction, and one vote is enough everywhere.
+        draft: the items from which the splits are derived: no question is kept for extraction, and one vote is enough.
     """
     items: list[Item] = []
     fallen: dict[str, tuple[str, str]] = {}
     for question_id in corpus.templates:
         try:
-            found = _items(corpus, language, question_id, draft)
-        except Fallen as why:
-            fallen[question_id] = (why.reason, why.detail)
+            of_question = _items(corpus, language, question_id, draft)
+        except Fallen as fall:
+            fallen[question_id] = (fall.reason, fall.detail)
             continue
         if splits.of(question_id) == splits.DEV1 and not draft:
             fallen[question_id] = (HELD, "")
         else:
-            items += found
+            items += of_question
     return Build(language, tuple(items), fallen)
 
 
@@ -107,10 +107,10 @@ def _items(corpus: Corpus, language: str, question_id: str, draft: bool) -> list
             question_ctx=with_country,
             question_about=about,
             topic=corpus.templates[question_id].topic,
-            form=forms.form(chosen[0].text),
-            options=chosen,
+            form=forms.form(option_set[0].text),
+            options=option_set,
         )
-        for number, chosen in enumerate(options.option_sets(corpus, language, question_id, min_votes), start=1)
+        for number, option_set in enumerate(options.option_sets(corpus, language, question_id, min_votes), start=1)
     ]
 
 
@@ -137,12 +137,12 @@ def wordings(corpus: Corpus, language: str, question_id: str) -> tuple[str, str]
 
 
 def number(item: Item) -> int:
-    """Which of the items of its question it is: 1, 2 or 3."""
+    """The number of an item among those of its question: 1, 2 or 3."""
     return int(item.id.partition("#")[2] or 1)
 
 
 def has_english(item: Item) -> bool:
-    """All options have an English form, these differ, and words stand for words, numbers for numbers."""
+    """Whether all options have an English form, and these are distinct and of the same form as the options."""
     texts = [forms.key(option.english) for option in item.options]
     counted = {form if (form := forms.form(option.english)) in forms.COUNTED else "" for option in item.options}
     return all(texts) and len(set(texts)) == len(texts) and counted == {item.form if item.form in forms.COUNTED else ""}
@@ -151,8 +151,8 @@ def has_english(item: Item) -> bool:
 def arrange(items: Iterable[Item], seed: int = 0) -> list[Item]:
     """The items with their options in order: a shuffle seeded by the id, corrected so that letters stay balanced.
 
-    Each id prefers the four letters for gold in an order of its own. It gets the first that is at most one ahead of the
-    rarest, in the order of the ids' hashes.
+    Each id has its own order of preference for the letter of gold. In the order of the ids' hashes, each gets the first
+    letter that is used at most once more than the rarest.
     """
     used = Counter(dict.fromkeys(range(4), 0))
     arranged = []

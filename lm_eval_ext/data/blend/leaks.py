@@ -1,7 +1,7 @@
-"""The canary: what names a country, nationality, currency or national institution of any of the seven languages.
+"""Detection of names of a country, nationality, currency or national institution of any of the seven languages.
 
-The words are in `blend_tables/leaks.tsv` (language or `*`, category, pattern), what is let pass, with its reason, in
-`blend_tables/leaks_allowed.tsv`. Both are compared without case, accents or Arabic letter variants.
+The words are in `blend_tables/leaks.tsv` (language or `*`, category, pattern), allowed texts with their reasons in
+`blend_tables/leaks_allowed.tsv`. Both are matched without case, accents or Arabic letter variants.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Allowed:
-    """A wording that is let pass in one language (`*`: all) and one question (`*`: all), and why.
+    """A text that is allowed in one language (`*`: all) and one question (`*`: all), and the reason.
 
     Attributes:
         text: whole words; after `=` the whole question or option.
@@ -41,7 +41,7 @@ class Allowed:
 
 @lru_cache(maxsize=65536)
 def find(text: str, language: str, question_id: str = "*") -> tuple[Leak, ...]:
-    """What a text of one language gives away. English words are looked for in every language."""
+    """The leaks in a text of one language. English words are searched in every language."""
     plain = _plain(text)
     for allowed in allow_list():
         if allowed.language in ("*", language) and allowed.id in ("*", question_id):
@@ -55,7 +55,7 @@ def find(text: str, language: str, question_id: str = "*") -> tuple[Leak, ...]:
 
 @cache
 def allow_list() -> tuple[Allowed, ...]:
-    """What is let pass, longest first."""
+    """The allowed texts, longest first."""
     allowed = (Allowed(*fields) for fields in rows("leaks_allowed.tsv", 4))
     return tuple(sorted(allowed, key=lambda entry: -len(entry.text)))
 
@@ -73,7 +73,7 @@ def _patterns(language: str) -> dict[str, re.Pattern[str]]:
 def _pattern_of(allowed: str) -> re.Pattern[str]:
     if allowed.startswith("="):
         return re.compile(rf"\A{re.escape(_plain(allowed[1:]))}\Z")
-    # Words are not set apart in Chinese, and take endings in Korean.
+    # Chinese has no spaces between words, and Korean words take endings.
     edge = "" if forms.script(allowed) in ("CJK", "HANGUL") else r"\b"
     return re.compile(edge + re.escape(_plain(allowed)) + edge)
 

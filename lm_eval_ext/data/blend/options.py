@@ -11,10 +11,10 @@ For each question of a language (BLEnD's own multiple-choice rule, without gener
 3. Exactly one distractor is of the US or UK; the two others are of other countries and no answers of the US or UK.
    English: gold is of the US, the three distractors of other countries.
 4. All four have one form (number, time, date, text) and one script, and differ as answers and as strings.
-5. None names a country (`leaks`), none is on the list of what was read and found wrong (`excluded.tsv`).
+5. None names a country (`leaks`), none is among the answers that were reviewed and rejected (`excluded.tsv`).
 
-Of all sets that pass, the one is taken that has least against it (`_choose`). An answer belongs to every country where at
-least two annotators gave it; an option names them all, the country it was taken for first.
+Of all valid sets the one with the lowest penalty is taken (`_choose`). An answer belongs to every country where at
+least two annotators gave it; an option names them all, the country whose answer it is first.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 #: An answer is a country's with this many votes.
 MIN_VOTES = 2
-#: At most so many sets of distractors of one question.
+#: Most sets of distractors of one question.
 MAX_SETS = 3
 _ONE_VOTE_ANSWERS = 3
-# A concept that contains this many others ("food", "meat") may well hold in the local country too.
+# A concept that contains this many others ("food", "meat") is likely to be right in the local country too.
 _GENERAL = 3
 
 #: Other countries and regions of a language: their answers are no distractors.
@@ -48,7 +48,7 @@ SAME_LANGUAGE: dict[str, frozenset[str]] = {
     "ko": frozenset({"North_Korea"}),
 }
 
-# Why there is no item, in the order of the tests.
+# Reasons why there is no item, in the order of the tests.
 NO_ANSWERS = "no answers from the local country"
 NOT_APPLICABLE = "more annotators say it does not apply than give the top answer"
 FEW_VOTES = "top answer of the local country has one vote"
@@ -56,7 +56,7 @@ UNUSABLE_GOLD = "gold names a country or has no single clean form"
 NO_ENGLISH = "no distractor from the US or UK"
 NO_OTHERS = "fewer distractors from other countries than needed"
 
-# Why an answer is no distractor, in the order of the tests.
+# Reasons why an answer is no distractor, in the order of the tests.
 NO_VOTES = "no answer with two votes"
 NOT_KNOWN = "not in the concept table"
 OVERLAPS = "means the same as a local answer, or is broader or narrower"
@@ -73,7 +73,7 @@ _TESTS = (
 
 @dataclass(frozen=True)
 class Option:
-    """An option, how it reads in English, the countries it belongs to, and its votes in the first of them."""
+    """An option, its English form, the countries it belongs to, and its votes in the first of them."""
 
     text: str
     english: str
@@ -82,11 +82,11 @@ class Option:
 
 
 class Fallen(Exception):  # noqa: N818 - not an error: a question that yields no item
-    """Why a question yields no item.
+    """Raised where a question yields no item.
 
     Attributes:
         reason: one of this module's or `items`'s reasons.
-        detail: more on it.
+        detail: further information.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -114,23 +114,23 @@ def option_sets(
         min_votes: of gold; 1 for the core.
 
     Raises:
-        Fallen: there is none, and why.
+        Fallen: there is no valid set; it has the reason.
     """
     return _Rule(corpus, language, question_id, min_votes).option_sets()
 
 
 def excluded_because(question_id: str, language: str, answer: str) -> str | None:
-    """Why an answer (`*`: the question) was left out after reading, or None."""
+    """Why an answer (`*`: the question) was rejected in review, or None."""
     return excluded().get((question_id, language, answer)) or excluded().get((question_id, "*", answer))
 
 
 def digest(*parts: object) -> str:
-    """A hash that is the same for ever, on every platform."""
+    """A hash that is stable across releases and platforms."""
     return hash_text(*parts, separator="\x1f")
 
 
 class _Rule:
-    """The rule at work on one question in one language."""
+    """The rule applied to one question in one language."""
 
     def __init__(self, corpus: Corpus, language: str, question_id: str, min_votes: int) -> None:
         self.corpus, self.language, self.id, self.min_votes = corpus, language, question_id, min_votes
@@ -160,17 +160,17 @@ class _Rule:
         top = self.local[0][0].votes
         if self.question.not_applicable > top:
             raise Fallen(NOT_APPLICABLE)
-        tied = [(answer, known) for answer, known in self.local if answer.votes == top]
+        tied = [(answer, concept) for answer, concept in self.local if answer.votes == top]
         if top < MIN_VOTES:
-            tied = [(answer, known) for answer, known in tied if self._stands_alone(answer, known)]
+            tied = [(answer, concept) for answer, concept in tied if self._is_enough_with_one_vote(answer, concept)]
         if top < self.min_votes or not tied:
             raise Fallen(FEW_VOTES)
         return sorted(tied, key=lambda pair: len(self._countries_of(pair[1])))
 
-    def _stands_alone(self, answer: Answer, known: Meaning) -> bool:
-        """One vote can do: a word among three or more answers, and no answer of another country."""
+    def _is_enough_with_one_vote(self, answer: Answer, concept: Meaning) -> bool:
+        """Whether it is a word among three or more answers, and no answer of another country."""
         words = all(forms.form(text) == forms.TEXT for text in answer.local)
-        elsewhere = self._countries_of(known) or any(known.overlaps(other) for other in self.english)
+        elsewhere = self._countries_of(concept) or any(concept.overlaps(other) for other in self.english)
         return words and len(self.local) >= _ONE_VOTE_ANSWERS and not elsewhere
 
     def _option_of(self, answer: Answer, answer_meaning: Meaning) -> Option | None:
@@ -180,8 +180,8 @@ class _Rule:
         ]
         if not usable or any(excluded_because(self.id, self.language, fold(variant)) for variant in answer.english):
             return None
-        alike = [text for text in usable if forms.key(text) == forms.key(usable[0])]
-        text = min(alike, key=lambda text: forms.oddness(text, self.language))
+        variants = [text for text in usable if forms.key(text) == forms.key(usable[0])]
+        text = min(variants, key=lambda text: forms.oddness(text, self.language))
         english = next((variant for variant in answer.english if forms.is_clean(variant)), "")
         return Option(
             forms.display(text, self.language),
@@ -205,9 +205,9 @@ class _Rule:
         return sets
 
     def _candidates(self, gold: Option, countries: Iterable[str], reason: str) -> list[_Candidate]:
-        """All answers of these countries that can stand beside gold, or `Fallen` with what stopped the last of them."""
-        found: list[_Candidate] = []
-        stopped: set[str] = set()
+        """All answers of these countries that may be distractors; `Fallen` with the furthest failed test if none."""
+        candidates: list[_Candidate] = []
+        failures: set[str] = set()
         for country in countries:
             question = self.corpus.countries.get(country, {}).get(self.id)
             for answer in question.answers if question else ():
@@ -215,25 +215,25 @@ class _Rule:
                     continue
                 candidate = self._candidate(answer, country, gold)
                 if isinstance(candidate, _Candidate):
-                    found.append(candidate)
+                    candidates.append(candidate)
                 else:
-                    stopped.add(candidate)
-        if not found:
-            raise Fallen(reason, max(stopped, key=_TESTS.index, default=NO_VOTES))
-        return found
+                    failures.add(candidate)
+        if not candidates:
+            raise Fallen(reason, max(failures, key=_TESTS.index, default=NO_VOTES))
+        return candidates
 
     def _candidate(self, answer: Answer, country: str, gold: Option) -> _Candidate | str:
-        """The answer as a distractor, or why it is none."""
-        known = meaning(answer.english)
+        """The answer as a distractor, or the reason why it is none."""
+        concept = meaning(answer.english)
         kind = forms.form(gold.text)
         counted = kind in forms.COUNTED
-        if country not in COUNTRIES and not known.known and not counted:
+        if country not in COUNTRIES and not concept.known and not counted:
             return NOT_KNOWN
-        if any(known.overlaps(other) for _, other in self.local):
+        if any(concept.overlaps(other) for _, other in self.local):
             return OVERLAPS
         if any(excluded_because(self.id, self.language, fold(variant)) for variant in answer.english):
             return READ_AS_WRONG
-        if country not in ENGLISH_COUNTRIES and any(known.names & other.names for other in self.english):
+        if country not in ENGLISH_COUNTRIES and any(concept.names & other.names for other in self.english):
             return ALSO_ENGLISH
         text, english = self._in_language(answer)
         if not text:
@@ -241,14 +241,14 @@ class _Rule:
         if leaks.find(text, self.language, self.id):
             return LEAK
         key = forms.key(text)
-        own_keys = self.local_keys | {forms.key(gold.text)}
-        if key in own_keys or (not counted and any(forms.contains(key, own) for own in own_keys)):
+        local_keys = self.local_keys | {forms.key(gold.text)}
+        if key in local_keys or (not counted and any(forms.contains(key, local) for local in local_keys)):
             return WRITTEN_ALIKE
         if forms.form(text) != kind or forms.script(text) != forms.script(gold.text):
             return OTHER_FORM
-        countries = (country, *self._countries_of(known, without={country}))
-        shared = any(known.overlaps(other) for other in self.same_culture)
-        return _Candidate(Option(text, english, countries, answer.votes), known, shared)
+        countries = (country, *self._countries_of(concept, without={country}))
+        shared = any(concept.overlaps(other) for other in self.same_culture)
+        return _Candidate(Option(text, english, countries, answer.votes), concept, shared)
 
     def _in_language(self, answer: Answer) -> tuple[str, str]:
         """The answer in the item's language and in English, both as shown; empty where there is no clean form."""
@@ -265,14 +265,14 @@ class _Rule:
         questions = (self.corpus.countries.get(country, {}).get(self.id) for country in sorted(countries))
         return [meaning(a.english) for q in questions if q for a in q.answers if a.votes >= MIN_VOTES and a.english]
 
-    def _countries_of(self, known: Meaning, without: Iterable[str] = ()) -> list[str]:
-        """Every country of which the answer is one, with two votes."""
+    def _countries_of(self, concept: Meaning, without: Iterable[str] = ()) -> list[str]:
+        """Every country where the answer has two votes."""
         return [
             country
             for country, questions in self.corpus.countries.items()
             if country not in without and self.id in questions
             for answers in [questions[self.id].answers]
-            if any(a.votes >= MIN_VOTES and meaning(a.english).primary == known.primary != "" for a in answers)
+            if any(a.votes >= MIN_VOTES and meaning(a.english).primary == concept.primary != "" for a in answers)
         ]
 
 
@@ -281,36 +281,36 @@ def _choose(
 ) -> tuple[_Candidate, ...] | None:
     """The distractors: one of each head and `needed` others, all different as answers and as texts.
 
-    Of all such sets the first with the least against it. Against it speak, most first: an option that is also an answer of
+    Of all such sets the first with the lowest penalty. Penalties, the highest first: an option that is also an answer of
     another country of the language; one country twice, or one option broader than another; an option so general that it
-    may hold anywhere; an answer of a region, of many countries, of few votes, or much longer than gold.
+    may be right anywhere; an answer of a region, of many countries, of few votes, or much longer than gold.
     """
     pool = [*(candidate for head in heads for candidate in head), *others]
-    cost = [_weakness(candidate, gold) for candidate in pool]
-    pairs = {(i, j): _friction(pool[i], pool[j]) for i, j in combinations(range(len(pool)), 2)}
+    cost = [_penalty(candidate, gold) for candidate in pool]
+    pairs = {(i, j): _pair_penalty(pool[i], pool[j]) for i, j in combinations(range(len(pool)), 2)}
     rest = range(len(pool) - len(others), len(pool))
     best: tuple[int, tuple[int, ...]] | None = None
     for numbers in (
         (*head, *tail) for head in product(*map(range, map(len, heads))) for tail in combinations(rest, needed)
     ):
-        frictions = [pairs[pair] for pair in combinations(numbers, 2)]
-        if None in frictions:
+        pair_penalties = [pairs[pair] for pair in combinations(numbers, 2)]
+        if None in pair_penalties:
             continue
-        total = sum(cost[n] for n in numbers) + sum(filter(None, frictions))
+        total = sum(cost[n] for n in numbers) + sum(filter(None, pair_penalties))
         if best is None or total < best[0]:
             best = total, numbers
     return tuple(pool[n] for n in best[1]) if best else None
 
 
-def _friction(a: _Candidate, b: _Candidate) -> int | None:
-    """What speaks against two options side by side; None where they are the same."""
+def _pair_penalty(a: _Candidate, b: _Candidate) -> int | None:
+    """The penalty of two options in one set; None where they are the same answer."""
     if forms.key(a.option.text) == forms.key(b.option.text) or a.meaning.names & b.meaning.names:
         return None
     return 4 * (a.country == b.country) + 4 * a.meaning.overlaps(b.meaning)
 
 
-def _weakness(candidate: _Candidate, gold: Option) -> int:
-    """What speaks against an option by itself."""
+def _penalty(candidate: _Candidate, gold: Option) -> int:
+    """The penalty of one option."""
     general = generality()[candidate.meaning.primary] >= _GENERAL
     region = candidate.country not in COUNTRIES
     widespread = len(candidate.option.countries) - 1

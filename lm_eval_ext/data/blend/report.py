@@ -1,4 +1,4 @@
-"""What was built, what was not and why; whether the tables fit the data; whether an item gives a country away."""
+"""Reports on the build: counts and reasons, whether the tables fit the data, and whether items name a country."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """How one language's edits fit the data at hand.
+    """How one language's edits fit the data.
 
     Attributes:
         applied: questions whose country could be taken out.
         dropped: questions that the table leaves out, with the reason.
-        failed: questions that must not be used, with what is wrong.
+        failed: questions that must not be used, with the error.
         malformed: entries of the language's country that could not be read.
     """
 
@@ -41,7 +41,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that gives a country away: in the question, or in an option (`option 2`)."""
+    """A name of a country or the like in the question, or in an option (`option 2`)."""
 
     language: str
     id: str
@@ -52,15 +52,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one language yields.
+    """The items of one language in numbers.
 
     Attributes:
         items: questions that yield an item, in `test` and `dev2` together.
         repeats: items when up to three of a question are taken.
         one_vote: items of the core whose gold has one vote.
         splits, topics, forms: items by these columns.
-        letters: items by the place of gold, first to last.
-        taken_for: items with an option taken for this country.
+        letters: items by the position of gold, first to last.
+        taken_for: items with an option that is an answer of this country.
         shared_gold: items whose gold is an answer of the US or UK too.
         reasons: why the other questions yield no item.
         details: the same in more detail, as (reason, detail).
@@ -101,7 +101,7 @@ def audit(rows: Iterable[Mapping[str, Any]] | None = None) -> list[Finding]:
 
 
 def counts() -> list[Counts]:
-    """What each language yields, and why the other questions fall out."""
+    """The items of each language in numbers, and why the other questions yield none."""
     return [_counts(language) for language in LANGUAGES]
 
 

@@ -33,7 +33,7 @@ OTHER_REGIONS = ("West_Java", "Azerbaijan", "Iran", "Ethiopia", "Northern_Nigeri
 _OTHER_REGIONS_FILE = "blend/annotations_en_other6.jsonl"
 _TEMPLATES_FILE = "blend/templates/templates_en.csv"
 _FIXES_FILE = "blend/templates/question_fixes.json"
-# The tables read English answers as American ones.
+# The tables use American English.
 _VARIETIES = {"UK": {"chips": "french fries", "fries": "french fries"}}
 _LIST = re.compile(r"\s*[,،、;；]\s*")
 _THOUSANDS = re.compile(r"\d,\d{3}")
@@ -46,7 +46,7 @@ class Answer:
     Attributes:
         local: its variants in the country's language, primary form first.
         english: its variants in English, primary form first.
-        votes: how many of the (usually five) annotators gave it.
+        votes: number of annotators (usually of five) who gave it.
     """
 
     local: tuple[str, ...]
@@ -56,12 +56,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """One question as asked in one country, with its answers by falling votes.
+    """One question in one country, with its answers in descending order of votes.
 
     Attributes:
         text: in the country's language, country named; empty for the six other regions.
         english: in English, country named.
-        not_applicable: how many annotators said that the question does not apply.
+        not_applicable: number of annotators who said that the question does not apply.
     """
 
     id: str
@@ -91,7 +91,7 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Everything that is read of BLEnD. Two corpora are equal only if they are one object: it keys the build's cache.
+    """The contents of BLEnD. Compared by identity, as it is a key of the build's cache.
 
     Attributes:
         templates: the questions in BLEnD's order.
@@ -113,7 +113,7 @@ def corpus() -> Corpus:
     """BLEnD from the mirror or upstream; parsed once per process and content.
 
     Raises:
-        DataError: a file is missing, unreachable, not what its hash says, or not in a known shape.
+        DataError: a file is missing, unreachable, has the wrong hash or an unknown shape.
     """
     return _parse(tuple((name, file, _stamp(file)) for name, file in files().items()))
 
@@ -122,10 +122,10 @@ def files() -> dict[str, Path]:
     """Every upstream file that the items are built from, by country or name.
 
     Raises:
-        DataError: a file is missing, unreachable, or not what its hash says.
+        DataError: a file is missing, unreachable, or has the wrong hash.
     """
-    found = {country: _annotations_file(country) for country in COUNTRIES}
-    return found | {name: sources.path(name) for name in (_OTHER_REGIONS_FILE, _TEMPLATES_FILE, _FIXES_FILE)}
+    annotations = {country: _annotations_file(country) for country in COUNTRIES}
+    return annotations | {name: sources.path(name) for name in (_OTHER_REGIONS_FILE, _TEMPLATES_FILE, _FIXES_FILE)}
 
 
 def parse_annotations(text: str, country: str) -> tuple[dict[str, Question], list[Problem]]:
@@ -156,13 +156,13 @@ def _parse(files: tuple[tuple[str, Path, tuple[int, int]], ...]) -> Corpus:
     countries: dict[str, dict[str, Question]] = {}
     problems: list[Problem] = []
     for country in COUNTRIES:
-        countries[country], found = parse_annotations(sources.read_text(paths[country]), country)
-        problems += found
+        countries[country], new_problems = parse_annotations(sources.read_text(paths[country]), country)
+        problems += new_problems
     records = sources.read_jsonl(paths[_OTHER_REGIONS_FILE])
     for region in OTHER_REGIONS:
-        own = ((str(record.get("ID")), record) for record in records if record.get("country") == region)
-        countries[region], found = _questions(own, region)
-        problems += found
+        entries = ((str(record.get("ID")), record) for record in records if record.get("country") == region)
+        countries[region], new_problems = _questions(entries, region)
+        problems += new_problems
     _apply_fixes(countries, sources.read_json(paths[_FIXES_FILE]))
     return Corpus(_templates(paths[_TEMPLATES_FILE]), countries, tuple(problems))
 
@@ -175,20 +175,20 @@ def _entries(text: str, country: str) -> Iterable[tuple[str, Any]]:
         if not data:
             raise DataError(
                 f"the BLEnD annotations of {country} are not JSON ({error.msg}, line {error.lineno}): "
-                "the file may be cut off; copy or fetch it again"
+                "the file may be truncated; copy or fetch it again"
             ) from None
     if isinstance(data, dict):
         return data.items()
     if isinstance(data, list) and all(isinstance(record, dict) and "ID" in record for record in data):
         return ((str(record["ID"]), record) for record in data)
     raise DataError(
-        f"the BLEnD annotations of {country} have an unknown shape: wanted an object keyed by question id (GitHub) "
+        f"the BLEnD annotations of {country} have an unknown shape: expected an object keyed by question id (GitHub) "
         "or a list of records with ID (Hugging Face Hub)"
     )
 
 
 def _lines(text: str) -> list[Any]:
-    """The values of a file with one JSON value per line; empty where it is none."""
+    """The values of a file with one JSON value per line; empty if it is not such a file."""
     try:
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError:
@@ -239,7 +239,7 @@ def _variants(values: list[str] | None) -> tuple[str, ...]:
 
 
 def _split(variants: tuple[str, ...]) -> tuple[str, ...]:
-    """Local variants, one each: annotators wrote several spellings into one field ("سروال، سراويل")."""
+    """Local variants, split where annotators wrote several spellings into one field ("سروال، سراويل")."""
     pieces = (piece for text in variants for piece in ([text] if _THOUSANDS.search(text) else _LIST.split(text)))
     return tuple(dict.fromkeys(piece for piece in pieces if piece))
 

@@ -1,4 +1,4 @@
-"""Which questions extract vectors, which choose layers, which are the test: by question id, the same in every language.
+"""The splits for extracting vectors, choosing layers and testing: by question id, the same in every language.
 
 - `dev1`: 100 ids whose two wordings (country named, not named) give the LOC vector; from questions that yield no item.
 - `dev2`: a quarter of the ids that yield an item, for choosing layers.
@@ -6,8 +6,8 @@
 
 The parallel core are the questions that yield an item in all of the six non-English languages.
 
-The table is frozen in `blend_tables/splits.tsv`, so that a question never changes sides when the rules of the items do;
-`derive` says how it was made.
+The table is frozen in `blend_tables/splits.tsv`, so that a question does not change its split when the rules of the items
+change; `derive` is how it was computed.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def derive(
         order: id -> a hash by which ids are drawn.
     """
     core_ids = {i for i in order if _in_core([votes[language].get(i, 0) for language in NON_ENGLISH])}
-    enough = {i: 1 if i in core_ids else 2 for i in order}
-    languages = {i: [code for code in sorted(votes) if votes[code].get(i, 0) >= enough[i]] for i in order}
-    # First what yields no item at all, then what yields one in English only, where items are plenty.
-    drawn = sorted(worded, key=lambda i: (len(set(languages[i]) - {"en"}), len(languages[i]), order[i]))
-    dev1 = set(drawn[:DEV1_SIZE])
-    # Questions asked in the same languages stand together, so that each language gives its quarter.
-    kept = sorted((i for i in order if languages[i] and i not in dev1), key=lambda i: (languages[i], order[i]))
-    dev2 = set(kept[::_DEV2_SHARE])
+    min_votes = {i: 1 if i in core_ids else 2 for i in order}
+    languages = {i: [code for code in sorted(votes) if votes[code].get(i, 0) >= min_votes[i]] for i in order}
+    # First the questions without any item, then those with one in English only, which has the most items.
+    candidates = sorted(worded, key=lambda i: (len(set(languages[i]) - {"en"}), len(languages[i]), order[i]))
+    dev1 = set(candidates[:DEV1_SIZE])
+    # Sorted by their languages, so that dev2 is a quarter of each language.
+    remaining = sorted((i for i in order if languages[i] and i not in dev1), key=lambda i: (languages[i], order[i]))
+    dev2 = set(remaining[::_DEV2_SHARE])
     return {i: (DEV1 if i in dev1 else DEV2 if i in dev2 else TEST, i in core_ids) for i in order}
 
 

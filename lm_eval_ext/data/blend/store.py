@@ -1,7 +1,7 @@
-"""Built items kept between processes: a harness run finds in a tenth of a second what takes seconds to build.
+"""A cache of built items on disk: reading them takes a tenth of a second, building them several seconds.
 
-A file is named after a hash of everything its content depends on: the upstream files, our tables, the code of this
-package and the arguments. Whatever changes gets another name, so nothing here is ever out of date.
+The name of a file is a hash of everything that its content depends on: the upstream files, the tables and the code of this
+package, and the arguments. Files are therefore never stale.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ log = logging.getLogger(__name__)
 
 
 def rows(arguments: tuple[object, ...], build: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What `build` returns for these arguments, read from the cache where it is there.
+    """The result of `build` for these arguments, from the cache if it is there.
 
-    A cached file that cannot be read is built again; a cache that cannot be written is warned of, once.
+    A cached file that cannot be read is built again; a cache that cannot be written gives one warning.
 
     Raises:
-        DataError: an upstream file is missing, unreachable, or not what its hash says.
+        DataError: an upstream file is missing, unreachable, or has the wrong hash.
     """
     file = cache_dir() / "blend" / f"{hash_text(_content(), repr(arguments))[:32]}.json"
     try:
-        stored: list[dict[str, Any]] = json.loads(file.read_bytes())
-    except (OSError, ValueError):  # not there, or cut off
-        stored = build()
-        _keep(file, stored)
-    return stored
+        items: list[dict[str, Any]] = json.loads(file.read_bytes())
+    except (OSError, ValueError):  # missing or truncated
+        items = build()
+        _write(file, items)
+    return items
 
 
-def _keep(file: Path, built: list[dict[str, Any]]) -> None:
+def _write(file: Path, items: list[dict[str, Any]]) -> None:
     try:
-        write_file(file, json.dumps(built, ensure_ascii=False))
+        write_file(file, json.dumps(items, ensure_ascii=False))
     except OutputError as error:
         _warn(f"BLEnD items are built again in every process: {error}")
 
@@ -55,7 +55,7 @@ def _warn(message: str) -> None:
 
 
 def _content() -> str:
-    """Hash of the upstream files, our tables and this package's code."""
+    """Hash of the upstream files, the tables and the code of this package."""
     code = sorted(Path(__file__).parent.glob("*.py"))
     tables = sorted(file for file in sources.packaged("blend_tables").rglob("*") if file.is_file())
     inputs = [file for _, file in sorted(files().items())]

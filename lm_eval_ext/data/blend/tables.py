@@ -1,4 +1,4 @@
-"""Our own tables: which words name the country, how a foreign answer is said here, which answers mean the same.
+"""The tables of this package: words that name the country, translations of foreign answers, equivalent answers.
 
 Written by language models acting as native editors and not checked by human natives; CC-BY-SA-4.0, since they derive from
 BLEnD. `blend_tables/README.md` says how each is applied.
@@ -26,7 +26,7 @@ _FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Edits:
-    """What `decontext.tsv` says of one question.
+    """The row of `decontext.tsv` of one question.
 
     Attributes:
         steps: (old, new) pairs, applied in order; each `old` must be found exactly once.
@@ -43,7 +43,7 @@ class EditError(DataError):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an answer means, as far as the concept table knows it.
+    """The meaning of an answer according to the concept table.
 
     Attributes:
         names: its English variants and the concepts they stand for.
@@ -60,7 +60,7 @@ class Meaning:
     primary: str
 
     def overlaps(self, other: Meaning) -> bool:
-        """Same answer, broader or narrower, in either direction.
+        """Whether two answers are the same, or one is broader.
 
         Answers with a single vote are mostly not in the table. For them one more test: one's content words are all among
         the other's ("eggs" and "egg-filled pancake").
@@ -98,16 +98,16 @@ def remove_country(question: str, edits: Edits) -> str:
         EditError: a text to be replaced is missing or occurs more than once; the question must not be used.
     """
     for old, new in edits.steps:
-        found = question.count(old)
-        if found != 1:
-            raise EditError(f"{old!r} is found {found} times, not once, in {question!r}")
+        n = question.count(old)
+        if n != 1:
+            raise EditError(f"{old!r} is found {n} times, not once, in {question!r}")
         question = question.replace(old, new)
     return question
 
 
 @cache
 def translations(language: str) -> dict[str, str]:
-    """Folded English answer -> the language's own word; empty for English."""
+    """Folded English answer -> the word in the language; empty for English."""
     if language == "en":
         return {}
     column = _REGION_LANGUAGES.index(language)
