@@ -47,16 +47,15 @@ def _print_csv(rows: list[list[str]]) -> None:
 
 def _print_table(titles: list[str], rows: list[list[str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from lm_eval_ext.console import output
 
     table = Table(box=box.SIMPLE)
     for number, title in enumerate(titles):
         table.add_column(Text(title), justify="left" if number < len(titles) - 4 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a log should not fold the table
+    console = output(120)
     console.print(table)

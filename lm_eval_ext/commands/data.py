@@ -33,14 +33,11 @@ def check(data: _DataSet = "blend") -> None:
 
     Exits with status 1 if an edit fails.
     """
-    from rich.console import Console
-
+    from lm_eval_ext.console import output
     from lm_eval_ext.data import blend
 
     _check_name(data)
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a log should not fold the table
+    console = output(120)
     checks, counts = blend.check(), {count.language: count for count in blend.counts()}
     edits = _table("Edits that take the country out of a question", [check.language for check in checks])
     edits.add_row("apply", *(str(check.applied) for check in checks))

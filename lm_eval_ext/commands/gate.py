@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lm_eval_ext.console import output
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.gate.verdicts import MISUSE, STATUS
 from lm_eval_ext.io import cannot_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from rich.console import Console
-
 _OUTPUT = "Outputs"
 
 _Rules = Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)]
@@ -123,10 +121,10 @@ def check(
                 write_file(path, text)
         if summary is not None:
             _append(summary, outputs.to_markdown(result, *sides))
-    notes = _console(stderr=True)
+    notes = output(160, stderr=True)
     for note in (note for side in sides for note in side.notes):
         notes.print(f"note: {note}", style="yellow")
-    console = _console()
+    console = output(160)
     console.print(outputs.table(result))
     console.print(result.detail, soft_wrap=True)
     if annotate:
@@ -158,7 +156,7 @@ def renew(
         raise UserError(f"{candidate} is itself a committed baseline; --candidate takes the results of an evaluation")
     old = committed.read_old(baseline, Side)
     moved = committed.moves(gate_rules, old, new)
-    console = _console()
+    console = output(160)
     for line in _describe(moved):
         console.print(line, soft_wrap=True)
     if dry_run:
@@ -202,17 +200,8 @@ def _annotated(annotate: bool) -> Iterator[None]:
 
 
 def _misuse(message: str) -> None:
-    _console(stderr=True).print(f"error: {message}", style="red", soft_wrap=True)
+    output(160, stderr=True).print(f"error: {message}", style="red", soft_wrap=True)
     raise SystemExit(MISUSE)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # a log should not fold the table
-    return console
 
 
 def _append(path: Path, text: str) -> None:

@@ -95,8 +95,7 @@ def geometry(
       lm-eval-ext geometry --model google/gemma-3-12b-pt --against adapters/midalign \\
         --questions gmmlu,blend --sentences flores --images svg
     """
-    from rich.console import Console
-
+    from lm_eval_ext.console import output
     from lm_eval_ext.geometry import page
     from lm_eval_ext.geometry.run import PARTS
     from lm_eval_ext.geometry.run import geometry as measure
@@ -130,9 +129,7 @@ def geometry(
     )
     path = result.write(out, image_formats)
 
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a log should not fold the tables
+    console = output(120)
     for table in page.tables(result.frames):
         console.print(page.terminal_table(table))
     for sentence in result.findings:

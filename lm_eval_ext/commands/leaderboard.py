@@ -60,8 +60,7 @@ def leaderboard(
       lm-eval-ext leaderboard results/* -o site/ --family gmmlu \\
         --family blend_decon --organization "Our lab"
     """
-    from rich.console import Console
-
+    from lm_eval_ext.console import output
     from lm_eval_ext.leaderboard.collect import collect
     from lm_eval_ext.leaderboard.records import RELATIONSHIPS, write_records
     from lm_eval_ext.leaderboard.site import write_site
@@ -72,10 +71,10 @@ def leaderboard(
     written = write_site(board, out, title=title)
     if records:
         written += write_records(board, out / "records", organization=organization, relationship=relationship)
-    warnings = Console(stderr=True, markup=False, highlight=False)
+    warnings = output(stderr=True)
     for note in board.notes:
         warnings.print(f"note: {note}", style="yellow", soft_wrap=not warnings.is_terminal)
-    console = Console(markup=False, highlight=False)
+    console = output()
     console.print(
         f"{board.scores['run'].nunique()} runs, {len(board.axes)} families, {len(board.languages)} languages: "
         f"wrote {out / 'index.html'} and {len(written) - 1} more files",

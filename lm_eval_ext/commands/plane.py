@@ -53,8 +53,7 @@ def plane(
       lm-eval-ext plane results --baseline base --x arc_easy \\
         --y gsm8k --y-metric exact_match,strict-match
     """
-    from rich.console import Console
-
+    from lm_eval_ext.console import output
     from lm_eval_ext.io import write_file
     from lm_eval_ext.plane.figures import charts
     from lm_eval_ext.plane.page import page
@@ -84,12 +83,10 @@ def plane(
     write_file(csv, to_csv(measured))
     written = write_charts(charts(measured), figures) if figures else []
 
-    warnings = Console(stderr=True, markup=False, highlight=False)
+    warnings = output(stderr=True)
     for note in measured.notes:
         warnings.print(f"note: {note}", style="yellow")
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a log should not fold the table
+    console = output(120)
     console.print(terminal_table(measured))
     for sentence in conclusions(measured):
         console.print(f"• {sentence}", soft_wrap=not console.is_terminal)

@@ -57,8 +57,7 @@ def report(
       lm-eval-ext report results --baseline google/gemma-3-12b-pt \\
         --x gmmlu --y blend_decon --figures figures/
     """
-    from rich.console import Console
-
+    from lm_eval_ext.console import output
     from lm_eval_ext.report.build import report as make_report
     from lm_eval_ext.viz.chart import write_charts
 
@@ -79,10 +78,10 @@ def report(
     )
     written = [built.write(out), *(write_charts(built.charts, figures) if figures else [])]
 
-    warnings = Console(stderr=True, markup=False, highlight=False)
+    warnings = output(stderr=True)
     for note in built.plane.notes:
         warnings.print(f"note: {note}", style="yellow", soft_wrap=not warnings.is_terminal)
-    console = Console(markup=False, highlight=False)
+    console = output()
     for sentence in built.findings:
         console.print(f"• {sentence}", soft_wrap=not console.is_terminal)
     more = f" and {len(written) - 1} figure files in {figures}" if figures else ""

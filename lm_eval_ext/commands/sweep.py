@@ -172,21 +172,19 @@ def sweep(
 
 def _print(result: SweepResult) -> None:
     """Print the largest effects, findings, and the paths of the files."""
-    from rich.console import Console
     from rich.table import Table
 
+    from lm_eval_ext.console import output
     from lm_eval_ext.sweep import page
 
     if result.plan is None:
-        Console(stderr=True, markup=False, highlight=False).print(f"note: {result.why_no_plan()}", style="yellow")
+        output(stderr=True).print(f"note: {result.why_no_plan()}", style="yellow")
     table = Table(title="Largest effects (average over all languages but English)")
     for number, column in enumerate(page.HEADER):
         table.add_column(column, justify="left" if number < 2 else "right")
     for row in page.top_rows(result.summary):
         table.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # a log should not fold the table
+    console = output(160)
     console.print(table)
     for sentence in page.findings(result.summary):
         console.print(f"• {sentence}", soft_wrap=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.console import output
 from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
@@ -123,9 +124,7 @@ class Sweep:
         Raises:
             UserError: settings, tasks, vectors, a model or a folder that cannot be used.
         """
-        from rich.console import Console
-
-        console = Console(stderr=True, markup=False, highlight=False)
+        console = output(stderr=True)
         singles = self._check()
         console.print(
             f"{len(singles)} conditions on {len(self.questions.questions)} questions in "

@@ -20,8 +20,9 @@ from support import gmmlu_mirror, tiny
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
-from lm_eval_ext.errors import DataError, ModelError, VectorFileError
+from lm_eval_ext.errors import DataError, ModelError, UserError, VectorFileError
 from lm_eval_ext.geometry import measures, tables, texts
+from lm_eval_ext.geometry.run import geometry
 from lm_eval_ext.geometry.states import distinct, hidden_states
 from lm_eval_ext.geometry.tables import StateTables, vector_tables
 from lm_eval_ext.geometry.texts import ParallelTexts
@@ -300,6 +301,20 @@ def test_blend_questions_of_a_mirror(shared_data: Path, monkeypatch: pytest.Monk
     (found,) = texts.questions("blend", ["en", "ko", "el"], None)
     assert len(found.ids) > 80
     assert {len(of_language) for of_language in found.texts.values()} == {len(found.ids)}
+
+
+# The library ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_library_takes_a_vector_set_and_writes_when_asked(tmp_path: Path) -> None:
+    result = geometry(vectors=tiny.vector_set("llama"), parts=["vectors"], layers="1,3")
+    assert set(result.frames) == {"norms", "angles", "cross"}
+    assert set(result.frames["angles"]["layer"]) == {1, 3}
+    assert any("most orthogonal after layer" in sentence for sentence in result.findings)
+    assert result.write(tmp_path / "out") == tmp_path / "out" / "geometry.html"
+    assert (tmp_path / "out" / "angles.csv").is_file()
+    with pytest.raises(UserError, match="unknown part shapes; valid: vectors, questions, sentences"):
+        geometry(parts=["shapes"])
 
 
 # The command ----------------------------------------------------------------------------------------------------------
