@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import harness
+from lm_eval_ext import backends, harness
 from lm_eval_ext.errors import ResultsError, UserError
 from lm_eval_ext.steering.plan import DEFAULT_POSITION
 from lm_eval_ext.steering.vectors import VectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lm_eval_ext.steering.plan import Plan, Position
 
@@ -93,26 +94,41 @@ def evaluate(
             f"the model type {model_type!r} cannot be steered; valid with vectors and a plan: {', '.join(harness.MODELS)}"
         )
     tracker = EvaluationTracker(output_path=None if output is None else str(output))
-    results: dict[str, Any] = simple_evaluate(
-        model=model_type,
-        model_args=arguments,
-        tasks=list(tasks),
-        task_manager=manager,
-        batch_size=batch_size,
-        device=device,
-        evaluation_tracker=tracker,
-        **options,
-    )
-    results["config"]["model_args"] = told = {key: _told(value) for key, value in arguments.items()}
+    told = {key: _told(value) for key, value in arguments.items()}
+    with _model(model_type, arguments, batch_size, device) as model:
+        results: dict[str, Any] = simple_evaluate(
+            model=model,
+            model_args=arguments,
+            tasks=list(tasks),
+            task_manager=manager,
+            batch_size=batch_size,
+            device=device,
+            evaluation_tracker=tracker,
+            **options,
+        )
+    results["config"] |= {"model": model_type, "model_args": told}
     if output is not None:
-        if not isinstance(pretrained, Path | str | None):  # the harness's name for it is a printout of all its modules
-            general = tracker.general_config_tracker
-            general.model_name, general.model_name_sanitized = (
-                told["pretrained"],
-                sanitize_model_name(told["pretrained"]),
-            )
+        # The harness takes a loaded model for one of its users' own and invents a name for it.
+        general = tracker.general_config_tracker
+        name = str(told.get("pretrained") or results["config"].get("steering", {}).get("pretrained") or model_type)
+        general.model_source, general.model_name = model_type, name
+        general.model_name_sanitized = sanitize_model_name(name)
         _save(tracker, results, Path(output))
     return results
+
+
+@contextmanager
+def _model(model_type: str, arguments: dict[str, Any], batch_size: int | str, device: str | None) -> Iterator[Any]:
+    """What the harness evaluates. A steered model leaves no hook behind on a model that it was given."""
+    if model_type not in harness.MODELS:
+        yield model_type
+        return
+    given = {"batch_size": batch_size, **({} if device is None else {"device": device}), **arguments}
+    backend = backends.load(model_type, given.pop("pretrained", None), **given)
+    try:
+        yield backend
+    finally:
+        backend.close()
 
 
 def _told(value: Any) -> Any:

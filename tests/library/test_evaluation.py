@@ -11,6 +11,7 @@ from support import tiny
 from transformers import AutoModelForCausalLM
 
 import lm_eval_ext as lx
+from lm_eval_ext.errors import UserError
 
 
 def evaluate(pretrained: Any, output: Path, **options: Any) -> dict[str, Any]:
@@ -43,3 +44,13 @@ def test_a_missing_task_folder_is_told(tmp_path: Path) -> None:
         evaluate(tiny.folder("llama"), tmp_path / "run", include_path=tmp_path / "nowhere")
     with pytest.raises(lx.UserError, match="unknown task riddles"):
         lx.evaluate(tasks=["riddles"], task_manager=tiny.task_manager())
+
+
+def test_a_loaded_model_keeps_no_hook(tmp_path: Path) -> None:
+    model = tiny.load("llama")
+    run = evaluate(model, tmp_path / "steered", vectors=tiny.vector_set("llama"), plan="loc@1:2")
+    assert tiny.hooks(model) == []
+    assert (run["config"]["model"], run["config"]["steering"]["plan"]) == ("steered-hf", "loc@1:2")
+    with pytest.raises(UserError, match="layer 9 does not exist"):
+        evaluate(model, tmp_path / "mistake", vectors=tiny.vector_set("llama"), plan="loc@9:2")
+    assert tiny.hooks(model) == []
