@@ -468,5 +468,5 @@ def test_a_continuation_longer_than_the_context() -> None:
 
 @pytest.mark.parametrize(("pair", "part"), [(("Which bird", ""), "continuation"), ((" ", "x"), "prompt")])
 def test_a_request_without_tokens_is_named(pair: tuple[str, str], part: str) -> None:
-    with pytest.raises(ModelError, match=f"no token of the {part} in .*{pair[1]}"):
+    with pytest.raises(ModelError, match=f"no tokens for the {part} in .*{pair[1]}"):
         ask(tiny.steered("gpt2"), [pair])
