@@ -71,7 +71,7 @@ def vectors(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object])
     def write(folder: Path) -> Path:
         whole = tiny.vector_set("llama")
         whole.save(folder / "whole.safetensors")
-        tensors = {entry.info.key: entry.values.clone() for entry in whole.vectors.values()}
+        tensors = {f"{entry.info.key}.vector": entry.tensors["vector"].clone() for entry in whole.vectors.values()}
         header = (folder / "whole.safetensors").read_bytes()
         metadata = json.loads(json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"][FORMAT])
         change(metadata, tensors)
@@ -154,12 +154,12 @@ CASES = {
     "vectors: NaN": Case(
         f"{LLAMA},vectors={{made}}",
         ("loc.ko holds NaN or infinity", "Extract it again"),
-        prepare=vectors(lambda metadata, tensors: tensors["loc.ko"][1, 1].fill_(float("nan"))),
+        prepare=vectors(lambda metadata, tensors: tensors["loc.ko.vector"][1, 1].fill_(float("nan"))),
     ),
     "vectors: tensor missing": Case(
         f"{LLAMA},vectors={{made}}",
-        ("damaged: missing tensors ['loc.ko']",),
-        prepare=vectors(lambda metadata, tensors: tensors.pop("loc.ko")),
+        ("damaged: missing tensors ['loc.ko.vector']",),
+        prepare=vectors(lambda metadata, tensors: tensors.pop("loc.ko.vector")),
     ),
     "vectors: convention": Case(
         f"{LLAMA},vectors={{made}}",
@@ -264,7 +264,7 @@ CASES = {
     ),
     "extract: layer": Case(f"{EXTRACT} --layers 2,9", ("layer 9 does not exist", "valid: 0-3")),
     "extract: layers": Case(f"{EXTRACT} --layers middle", ("'middle' is not a layer", "5, 3-8, 42%", "'all'")),
-    "extract: position": Case(f"{EXTRACT} --position first", ("--position 'first'", "valid: last, mean")),
+    "extract: position": Case(f"{EXTRACT} --position first", ("pooling 'first'", "valid: last, mean")),
     "extract: dtype": Case(f"{EXTRACT} --dtype float33", ("--dtype 'float33'", "valid: auto, bfloat16, float32")),
     "extract: device": Case(f"{EXTRACT} --device cuda:99", ("cannot load the model", "because:", "CUDA")),
     "extract: out": Case(f"{EXTRACT} --out {{tmp}}", ("is a folder; give the path of a file",)),

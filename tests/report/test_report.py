@@ -348,7 +348,7 @@ def test_read_as_columns_a_file_says_the_same_as_line_by_line(tree, monkeypatch)
         for task in list(run.tasks)[:8]:
             slow = read_samples(run, task).sort_values(order).reset_index(drop=True)
             monkeypatch.setattr(results_module, "_LARGE", 0)
-            monkeypatch.setattr(results_module, "_careful", None)  # the columns alone
+            monkeypatch.setattr(results_module, "_line_by_line", None)  # the columns alone
             fast = read_samples(run, task).sort_values(order).reset_index(drop=True)
             monkeypatch.undo()
             pd.testing.assert_frame_equal(slow, fast, check_dtype=False)
@@ -413,7 +413,7 @@ def test_documents_that_another_run_had_are_parsed_once(tmp_path, monkeypatch, s
     runs = load(tmp_path).runs
     expected = [read_samples(run, "transfer_mini_ko_cloze") for run in runs]
     monkeypatch.setattr(results_module, "_LARGE", 0)
-    monkeypatch.setattr(results_module, "_careful", None)
+    monkeypatch.setattr(results_module, "_line_by_line", None)
     columns._known.clear()
     parsed = []
     parse = columns._parse

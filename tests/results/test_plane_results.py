@@ -179,7 +179,7 @@ def test_languages_come_from_the_document_the_metadata_or_the_name(tmp_path):
 
 def test_a_selection_without_results_is_an_error(tmp_path):
     write_run(tmp_path, SCORES)
-    with pytest.raises(ResultsError, match=r"nothing in .* matches"):
+    with pytest.raises(ResultsError, match=r"no run or task matches"):
         load(tmp_path).samples(runs=["nobody"])
 
 
@@ -235,7 +235,7 @@ def damage(path: Path, how: str) -> None:
     ("how", "message"),
     [
         ("cut in a line", "line 3, column .* not valid JSON"),
-        ("cut between lines", "holds 2 documents, .* speaks of 3"),
+        ("cut between lines", "holds 2 documents, .* says 3"),
         ("empty", "holds 0 documents"),
         ("twice", "line 4: document 0 stands here twice"),
         ("another format", "line 1: not a sample of the harness .*doc_hash"),

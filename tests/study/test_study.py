@@ -450,7 +450,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     for said, line in zip(
         [
             "models: 'a b' is no name",
-            "models: c: method is 'dpo'; valid: mist",
+            "models: c: method is 'dpo'; valid: clo",
             "steer: 'en@2' must name both",
             "evaluate: tasks is missing",
             "evaluate: limit is 0; needed: a whole number from 1",
