@@ -223,7 +223,7 @@ def in_browser(file: Path, profile: Path, search: str = "") -> Page:
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     options += [f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--dump-dom"]
     address = file.as_uri() + (f"#{quote(search)}" if search else "")
-    done = subprocess.run([browser, *options, address], capture_output=True, timeout=120, check=True)
+    done = subprocess.run([browser, *options, address], capture_output=True, timeout=900, check=True)
     return Page(done.stdout.decode("utf-8"))
 
 

@@ -275,7 +275,7 @@ class Hub:
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
         )
 
     def close(self) -> None:

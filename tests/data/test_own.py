@@ -162,7 +162,7 @@ def test_the_command_makes_tasks_that_the_plain_harness_runs(tmp_path: Path) -> 
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=900,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

@@ -159,7 +159,7 @@ def test_the_harness_indexes_every_name_and_no_other(task_manager: TaskManager) 
 
 def lm_eval(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lm_eval", *arguments, "--include_path", str(tasks_dir())]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 def test_the_command_line_lists_them_beside_the_harness_s_own_which_have_other_names() -> None:

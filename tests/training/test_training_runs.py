@@ -255,7 +255,7 @@ def test_two_processes_agree_with_one(method: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=240,
+        timeout=900,
     )
     assert child.returncode == 0, child.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "training.json").read_text())["processes"] == 2
