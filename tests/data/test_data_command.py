@@ -89,7 +89,7 @@ def test_audit_ends_with_status_1_on_a_leak(runner: CliRunner, monkeypatch: pyte
     leak = report.Finding("ko", "Al-en-01", "option 2", "country", "대한민국")
     monkeypatch.setattr(blend, "audit", lambda: [leak])
     output = data(runner, "audit", status=1)
-    assert "ko Al-en-01, option 2: '대한민국' (country)\n1 found" in output
+    assert "ko Al-en-01, option 2: '대한민국' (country)\n1 findings that are not on the allow-list" in output
 
 
 @pytest.mark.usefixtures("mirror")
@@ -112,7 +112,7 @@ def test_the_numbers_of_a_card_are_replaced_and_nothing_else(runner: CliRunner, 
     assert text.endswith(f"{card.END}\n\nafter\n")
     assert "\nold\n" not in text
     file.write_text("no markers", "utf-8")
-    assert "no place for the numbers" in data(runner, "card", "--write", str(file), status=2)
+    assert "no markers for the numbers" in data(runner, "card", "--write", str(file), status=2)
 
 
 def test_the_card_says_all_that_a_data_card_must() -> None:

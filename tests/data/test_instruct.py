@@ -314,7 +314,7 @@ def test_the_real_files(shared_data: Path) -> None:
         ([{"instruction": "a", "output": "b"}], "give it with --lang"),
         (
             [{"message_id": "1", "parent_id": "0", "role": "prompter", "text": "?"}],
-            "answer one that is not in the file",
+            "reply to one that is not in the file",
         ),
         ([tree(asked("growing", message("A")), state="growing")], "--tree-state"),
     ],

@@ -26,7 +26,8 @@ report = lx.report(runs, baseline="unsteered"); report.write("report.html")
 
 #: What the snippet leaves to the reader: a model, what it is given, and which tasks (few: the scan of all takes long).
 AROUND = """
-import sys
+import os, sys
+os.chdir(sys.argv[2])
 import lm_eval.tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from lm_eval_ext.paths import tasks_dir
@@ -52,20 +53,20 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 PLAN = "en@42%:2+loc@58%:2"
 
 
-def run(environment: Environment, source: str, **env: str) -> None:
+def run(environment: Environment, folder: Path, source: str, **env: str) -> None:
     code = AROUND + SNIPPET.format(source=source, plan=PLAN) + "\nprint(run['config']['steering']['plan'], best.plan)\n"
-    process = environment.run("-c", code, str(tiny.roomy_folder("llama")), **env)
+    process = environment.run("-c", code, str(tiny.roomy_folder("llama")), folder, **env)
     assert process.stdout.endswith(f"{PLAN} None\n")
     for name in ("v.safetensors", "report.html", "sweep/summary.csv"):
-        assert (environment.folder / name).is_file()
+        assert (folder / name).is_file()
 
 
 @pytest.mark.slow
-def test_the_snippet_runs_from_the_wheel(environment: Environment) -> None:
-    run(environment, "mini")
+def test_the_snippet_runs_from_the_wheel(environment: Environment, tmp_path: Path) -> None:
+    run(environment, tmp_path, "mini")
 
 
 @pytest.mark.slow
-def test_the_snippet_runs_on_blend(environment: Environment, shared_data: Path) -> None:
-    cache = environment.folder / "cache"
-    run(environment, "blend", LM_EVAL_EXT_DATA=str(shared_data), LM_EVAL_EXT_CACHE=str(cache))
+def test_the_snippet_runs_on_blend(environment: Environment, tmp_path: Path, shared_data: Path) -> None:
+    cache = tmp_path / "cache"
+    run(environment, tmp_path, "blend", LM_EVAL_EXT_DATA=str(shared_data), LM_EVAL_EXT_CACHE=str(cache))
