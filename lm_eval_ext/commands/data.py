@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lm_eval_ext.commands.data_instruct import instruct
+from lm_eval_ext.commands.data_review import review
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.io import write_file
 
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(
-    help="Check, count, show, export and import data sets.",
+    help="Check, count, show, review, export and import data sets.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 app.command()(instruct)
+app.command()(review)
 
 _DataSet = Annotated[str, typer.Argument(help="The data set: blend.", metavar="blend")]
 _Language = Annotated[str, typer.Option("--lang", help="Language code, such as el.")]
@@ -46,7 +48,7 @@ def check(data: _DataSet = "blend") -> None:
     edits.add_row("malformed in the data", *(str(len(check.malformed)) for check in checks))
     built = _table("Questions that yield an item, and why the others do not", list(counts))
     built.add_row("items", *(str(count.items) for count in counts.values()))
-    built.add_row("of them in the parallel core", *(str(count.core) for count in counts.values()), end_section=True)
+    built.add_row("of them in the core", *(str(count.core) for count in counts.values()), end_section=True)
     for reason in dict.fromkeys(reason for count in counts.values() for reason in count.reasons):
         built.add_row(reason, *(str(count.reasons[reason]) for count in counts.values()))
     console.print(edits)

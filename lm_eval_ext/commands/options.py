@@ -38,6 +38,14 @@ XMetric = Annotated[str | None, typer.Option(help="Score of the horizontal axis.
 YMetric = Annotated[str | None, typer.Option(help="Score of the vertical axis.", rich_help_panel=_AXES)]
 Runs = Annotated[list[str] | None, typer.Option(help="Only this run (may be repeated).", rich_help_panel=_RUNS)]
 Languages = Annotated[str, typer.Option(help="Only these languages, such as es,ko.", rich_help_panel=_RUNS)]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only documents with these values of a column, as COLUMN=VALUE,VALUE (may be repeated).",
+        rich_help_panel=_RUNS,
+        metavar="COLUMN=VALUE",
+    ),
+]
 Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.", rich_help_panel=INTERVALS)]
 Resamples = Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap resamples.", rich_help_panel=INTERVALS)]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the resamples.", rich_help_panel=INTERVALS)]

@@ -23,6 +23,7 @@ def plane(
     y_metric: options.YMetric = None,
     run: options.Runs = None,
     languages: options.Languages = "",
+    where: options.Where = None,
     level: options.Level = 0.95,
     resamples: options.Resamples = 10_000,
     seed: options.Seed = 0,
@@ -50,6 +51,8 @@ def plane(
       lm-eval-ext plane results/demo --baseline unsteered \\
         --metric acc_norm --run surgical --run random
 
+      lm-eval-ext plane results --baseline base --where universal=false
+
       lm-eval-ext plane results --baseline base --x arc_easy \\
         --y gsm8k --y-metric exact_match,strict-match
     """
@@ -75,6 +78,7 @@ def plane(
         y_metric=y_metric or metric,
         runs=run or [],
         languages=[code.strip() for code in languages.split(",") if code.strip()],
+        where=where or [],
         level=level,
         resamples=resamples,
         seed=seed,

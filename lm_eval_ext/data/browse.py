@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext import languages
 from lm_eval_ext.data import blend, sources
 from lm_eval_ext.data.blend import source
-from lm_eval_ext.data.blend.options import MAX_SETS
+from lm_eval_ext.data.blend.selection import MAX_SETS
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.paths import tasks_dir
 
@@ -56,7 +56,7 @@ def page(language: str) -> str:
         .render(
             language=known,
             direction="rtl" if known.code in _RIGHT_TO_LEFT else "ltr",
-            items=[{**row, "source": answers[row["cluster"]]} for row in _rows(known.code)],
+            items=[{**row, "source": answers[row["question_id"]]} for row in _rows(known.code)],
             fingerprint=blend.fingerprint(),
         )
     )

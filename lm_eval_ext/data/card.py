@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lm_eval_ext.data import blend, sources
+from lm_eval_ext.data.blend import shortcuts
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import LANGUAGES
@@ -34,10 +35,17 @@ def numbers() -> str:
                 "`blend_decon` (test)": lambda c: c.splits["test"],
                 "`blend_decon_dev` (dev2)": lambda c: c.splits["dev2"],
                 "both": lambda c: c.items,
-                "of them in the parallel core": lambda c: c.core,
+                "of them in the core": lambda c: c.core,
                 "with up to three items of a question": lambda c: c.repeats,
                 "gold is also an answer of the US or UK": lambda c: c.shared_gold,
-                "gold has one vote": lambda c: c.one_vote,
+                "firm: gold has three votes or more (`blend_decon_firm` and its dev questions)": lambda c: c.flags[
+                    "firm"
+                ],
+                "universal: gold is an answer of eight countries or more": lambda c: c.flags["universal"],
+                "us_uk_shared: three other countries give the option of the US or UK": lambda c: c.flags[
+                    "us_uk_shared"
+                ],
+                "numeric": lambda c: c.flags["numeric"],
             },
         ),
         _counted("topic", counts, lambda c: c.topics),
@@ -45,8 +53,20 @@ def numbers() -> str:
         _table(
             "gold is", counts, {letter: lambda c, place=place: c.letters[place] for place, letter in enumerate("ABCD")}
         ),
+        _table(
+            "the option of the US or UK is",
+            counts,
+            {letter: lambda c, place=place: c.english_letters[place] for place, letter in enumerate("ABCD")},
+        ),
+        _table(
+            "gold found from the options alone, in percent (chance 25)",
+            counts,
+            {rule: lambda c, rule=rule: f"{c.shortcuts[rule]:.1f}" for rule in shortcuts.RULES},
+        ),
         _share("share of items with an option taken for", counts),
         _counted("why the other questions yield no item", counts, lambda c: c.reasons),
+        _counted("verdicts of the review", counts, lambda c: c.verdicts),
+        _counted("what the review found", counts, lambda c: c.classes),
     ]
     return "\n".join([BEGIN, "", "\n\n".join(parts), "", END])
 

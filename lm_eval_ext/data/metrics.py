@@ -7,10 +7,12 @@ option of the language's own country:
 - `acc`: the chosen option is `gold` (the local rate);
 - `english_bias`: the chosen option belongs to the US or the UK; an answer that the local culture shares with them is
   the local one and does not count;
+- `english_bias_unshared`: the same without the documents whose option of the US or UK is an answer of three or more other
+  countries (column `us_uk_shared`; those documents have no such score);
 - `other_rate`: the chosen option is neither.
 
-In the six other languages the three sum to 1. In English the local option is that of the US itself, so `english_bias`
-says nothing there and no group averages it over English.
+In the six other languages `acc`, `english_bias` and `other_rate` sum to 1. In English the local option is that of the US
+itself, so `english_bias` says nothing there and no group averages it over English.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def letters(doc: dict[str, Any], results: Results) -> dict[str, float]:
     """`acc`, `english_bias` and `other_rate` of the letter of highest log-likelihood.
 
     Args:
-        doc: with `gold` and `countries`.
+        doc: with `gold` and `countries`, and `us_uk_shared` where it is known.
         results: (log-likelihood, greedy) of each letter.
     """
     chosen = int(np.argmax([log_likelihood for log_likelihood, _ in results]))
@@ -70,7 +72,8 @@ def cloze(doc: dict[str, Any], results: Results) -> dict[str, float]:
 
 def _rates(doc: dict[str, Any], chosen: int) -> dict[str, float]:
     local, english = float(chosen == doc["gold"]), _english(doc, chosen)
-    return {"acc": local, "english_bias": english, "other_rate": float(not local and not english)}
+    unshared = {} if doc.get("us_uk_shared", True) else {"english_bias_unshared": english}
+    return {"acc": local, "english_bias": english, **unshared, "other_rate": float(not local and not english)}
 
 
 def _english(doc: dict[str, Any], chosen: int) -> float:

@@ -25,8 +25,8 @@ HEADER = "# Written by `python -m lm_eval_ext.data.tasks_tree`."
 LETTERS, CLOZE = "", "_cloze"
 
 #: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
-BLEND_ITEMS = "ed359f7bc99087a3a5eb634033091d095f3e2072eaa3ba99e92058f26b9831f7"
-_BLEND_VERSION = f"2.0+{BLEND_ITEMS[:12]}"
+BLEND_ITEMS = "1a3174beb1909b50baab4e3f94bf7a2bf7dd23e4eaf35d07eaa2de4a9d2182bb"
+_BLEND_VERSION = f"3.0+{BLEND_ITEMS[:12]}"
 
 RULES = ("acc", "acc_norm", "acc_mutual_info")
 _RULES_BY_COUNTRY = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "acc_prior")
@@ -96,8 +96,8 @@ _FURTHER_GMMLU = tuple(Member({"cs": "ces"}.get(code, code), code) for code in s
 _ABOUT = tuple(Member(LANGUAGES[code].country, "en", {"about": LANGUAGES[code].country}) for code in NON_ENGLISH)
 BY_COUNTRY = {LETTERS: ("acc",), CLOZE: _RULES_BY_COUNTRY}
 BIAS = {
-    LETTERS: ("english_bias", "acc", "other_rate"),
-    CLOZE: ("english_bias", "english_bias_norm", *_RULES_BY_COUNTRY, "other_rate"),
+    LETTERS: ("english_bias", "english_bias_unshared", "acc", "other_rate"),
+    CLOZE: ("english_bias", "english_bias_unshared", "english_bias_norm", *_RULES_BY_COUNTRY, "other_rate"),
 }
 
 
@@ -146,6 +146,7 @@ FAMILIES = (
     _gmmlu("gmmlu_dev", further=(), split="dev"),
     _blend("blend_decon"),
     _blend("blend_decon_dev", split="dev"),
+    _blend("blend_decon_firm", subset="firm"),
     _blend("blend_decon_core", per_language(*NON_ENGLISH), subset="core"),
     _blend("blend_decon_en_about", _ABOUT, variant="english_with_country"),
     _blend("blend_ctx", variant=EXPLICIT_CONTEXT, wording="ctx"),

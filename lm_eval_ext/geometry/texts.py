@@ -121,7 +121,7 @@ def _blend(language: str) -> Iterable[tuple[str, str]]:
     from lm_eval_ext.data import blend
 
     # No answer is used, so the evaluated questions are taken too; else few would be common to all languages.
-    return ((row["cluster"], row["question"]) for row in blend.documents(language, split="all"))
+    return ((row["question_id"], row["question"]) for row in blend.documents(language, split="all"))
 
 
 #: For each source: axis, name of the data, and what reads (id, question) of a language.

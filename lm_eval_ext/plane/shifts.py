@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,6 +13,8 @@ from lm_eval_ext.results.axes import METRIC, Axis, default_axis, find_axis, list
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
 from lm_eval_ext.results.run import Run, find_run, short_model
 from lm_eval_ext.results.runs import Runs, load
+from lm_eval_ext.results.where import check as check_conditions
+from lm_eval_ext.results.where import parse as parse_conditions
 from lm_eval_ext.stats import LEVEL, QUADRANTS, RESAMPLES, holm
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ def measure(
     y_metric: str = METRIC,
     runs: Sequence[str] = (),
     languages: Sequence[str] = (),
+    where: Sequence[str] = (),
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -142,6 +145,7 @@ def measure(
         x_metric, y_metric: score of each axis, `metric` or `metric,filter`.
         runs: only these runs (all if empty).
         languages: only these languages (all if empty).
+        where: only documents with these values of their columns, such as `universal=false` (`results.where`).
         level: of the intervals.
         resamples, seed: of the bootstrap.
 
@@ -161,6 +165,9 @@ def measure(
     chosen = [run for run in results.runs if not named or run.name in named or run is origin]
     x, y = _name_axes(chosen, x, y)
     axes = find_axis(x, chosen, x_metric), find_axis(y, chosen, y_metric)
+    if conditions := parse_conditions(where):
+        check_conditions(conditions, origin, {task for axis in axes for task in axis.tasks})
+        axes = replace(axes[0], where=conditions), replace(axes[1], where=conditions)
     others, absence_notes = _having(axes, chosen, origin)
     at_origin = Scores.read(origin, axes)
     axes = at_origin.axes
@@ -170,7 +177,8 @@ def measure(
     def pair(before: Scores, after: Scores) -> _Pairs:
         return _Pairs.of(before, after, resamples=resamples, seed=seed)
 
-    notes = [*results.notes, *absence_notes, *language_notes]
+    chosen_notes = [f"only documents with {', '.join(map(str, conditions))}"] if conditions else []
+    notes = [*results.notes, *absence_notes, *chosen_notes, *language_notes]
     shifts = pair(at_origin, at_origin).changes(views, level)
     contributions: dict[str, dict[str, pd.Series[float]]] = {"x": {}, "y": {}}
     contrasts: list[dict[str, Any]] = []

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from lm_eval_ext.results.run import Run, TaskResults
+    from lm_eval_ext.results.where import Condition
 
 #: Our default; every figure and table names the score that was used.
 METRIC = "acc"
@@ -40,6 +41,7 @@ class Axis:
         filter: the harness filter whose score is read; None until the samples say which one there is.
         subject: what the tasks say that they measure, `transfer` or `localization`; None where they do not say one.
         form: `letters` or `texts`, where they say it.
+        where: conditions on the documents; all are read where there are none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Axis:
     filter: str | None = None
     subject: str | None = None
     form: str | None = None
+    where: tuple[Condition, ...] = ()
 
     @property
     def title(self) -> str:

@@ -46,6 +46,7 @@ def shares(results: Path, task: str, by: Sequence[str], metric: str = "acc") -> 
     runs = load(results).runs
     tasks = find_axis(task, runs, metric).tasks
     scores: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+    scored_by: set[str] = set()
     for run in runs:
         for record in (run.tasks[name] for name in tasks if name in run.tasks):
             if record.samples is None:
@@ -56,15 +57,19 @@ def shares(results: Path, task: str, by: Sequence[str], metric: str = "acc") -> 
                 if missing := [column for column in by if column not in document]:
                     valid = ", ".join(document) or "none"
                     raise ResultsError(f"the documents of {record.task} have no {', '.join(missing)}; columns: {valid}")
+                scored_by.update(sample.get("metrics") or ())
                 if not isinstance(score := sample.get(metric), (int, float)):
-                    valid = ", ".join(sample.get("metrics") or ())
-                    raise ResultsError(f"{record.task} was not scored by {metric!r}; its metrics: {valid}")
+                    continue  # a metric may leave documents out
                 if score not in (0, 1):
                     raise ResultsError(
                         f"{record.task}: {metric} is {score} in a document; a share and its interval need scores of 0 or 1"
                     )
                 values = tuple(str(document[column]) for column in by)
                 scores.setdefault((run.name, values), []).append(float(score))
+    if not scores:
+        raise ResultsError(
+            f"{task} was not scored by {metric!r}; its metrics: {', '.join(sorted(scored_by)) or 'none'}"
+        )
     return [_share(run, values, of_group) for (run, values), of_group in sorted(scores.items())]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.results import where
 from lm_eval_ext.results.axes import BIAS_OF, Axis
 from lm_eval_ext.results.run import Run, some
 from lm_eval_ext.results.samples import read_samples
@@ -241,6 +242,10 @@ def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:
     samples = pd.concat(
         [read_samples(run, task, columns) for task in axis.tasks if task in run.tasks], ignore_index=True
     )
+    if axis.where:
+        kept = {task: where.kept(axis.where, run, task) for task in axis.tasks if task in run.tasks}
+        is_kept = [key in kept[task] for task, key in zip(samples["task"], samples["doc_hash"], strict=True)]
+        samples = samples[is_kept].reset_index(drop=True)
     is_asked = samples["metric"] == axis.metric
     scored = samples if is_asked.all() else samples[is_asked]
     filters = list(scored["filter"].unique())

@@ -155,6 +155,19 @@ def question_id(document: Mapping[str, Any]) -> str | None:
     return next((str(document[name]) for name in _QUESTION_ID if document.get(name) is not None), None)
 
 
+def document_columns(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Hash and columns of every document of a samples file, no lists."""
+    for line, sample in _read_lines(path):
+        try:
+            document = sample["doc"] if isinstance(sample["doc"], dict) else {}
+            yield (
+                str(sample["doc_hash"]),
+                {name: value for name, value in document.items() if not isinstance(value, (list, dict))},
+            )
+        except (KeyError, TypeError) as error:
+            raise ResultsError(f"{path}, line {line}: not a sample of the harness ({error})") from None
+
+
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered samples of a JSON-lines file."""
     with path.open("rb") as lines:

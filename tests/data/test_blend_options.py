@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.blend import IDS, answer, corpus
+from support.blend import IDS, answer, corpus, set_review
 
-from lm_eval_ext.data.blend import forms, items, leaks, options, splits
+from lm_eval_ext.data.blend import duplicates, forms, items, leaks, options, review, selection
 from lm_eval_ext.data.blend.options import Fallen, Option
+from lm_eval_ext.data.blend.review import Verdict
 from lm_eval_ext.data.blend.source import COUNTRIES, OTHER_REGIONS
-from lm_eval_ext.data.blend.tables import concepts, excluded, meaning, translations
-from lm_eval_ext.languages import ENGLISH_COUNTRIES, LANGUAGES, NON_ENGLISH
+from lm_eval_ext.data.blend.tables import concepts, meaning, translations
+from lm_eval_ext.languages import ENGLISH_COUNTRIES
 
-ID = next(question_id for question_id in IDS if question_id not in {row[0] for row in excluded()})
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ID, OTHER_ID = IDS[:2]
 ABROAD = {
     "US": [answer("hotdogs", 3)],
     "UK": [answer("marmite", 4)],
@@ -25,8 +31,22 @@ ABROAD = {
 }
 
 
-def sets(language: str, answers: dict[str, list[options.Answer]], min_votes: int = 2) -> list[tuple[Option, ...]]:
-    return options.option_sets(corpus({ID: ABROAD | answers}), language, ID, min_votes)
+@pytest.fixture(autouse=True)
+def _unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    set_review(monkeypatch)
+    yield
+    review._by_question.cache_clear()
+
+
+def sets(language: str, answers: dict[str, list[options.Answer]]) -> list[tuple[Option, ...]]:
+    return sets_in(corpus({ID: ABROAD | answers}), language)
+
+
+def sets_in(data: options.Corpus, language: str) -> list[tuple[Option, ...]]:
+    chosen, fallen = selection.choose({ID: options.pool(data, language, ID)})
+    if fallen:
+        raise fallen[ID]
+    return chosen[ID]
 
 
 def texts(language: str, answers: dict[str, list[options.Answer]]) -> list[list[str]]:
@@ -79,8 +99,15 @@ def test_one_vote_in_the_local_country_is_enough_to_rule_a_distractor_out(overla
 
 def test_one_vote_abroad_is_not_enough_to_be_an_option() -> None:
     with pytest.raises(Fallen) as fallen:
-        sets("el", GREEK | {"US": [answer("hotdogs", 1)], "UK": []})
+        sets("el", GREEK | {"Indonesia": [answer("rendang", 1)], "Algeria": [], "China": [answer("hot pot", 1)]})
     assert fallen.value.detail == options.NO_VOTES
+
+
+def test_one_vote_in_the_us_or_uk_is_enough_where_no_answer_with_two_is_left() -> None:
+    assert "Χοτ ντογκ" not in texts("el", GREEK | {"US": [answer("hotdogs", 1)], "UK": [answer("marmite", 2)]})[0]
+    assert "Χοτ ντογκ" in texts("el", GREEK | {"US": [answer("hotdogs", 1)], "UK": []})[0]
+    local = {"Greece": [*GREEK["Greece"], answer("marmite", 1, "μαρμάιτ")]}
+    assert "Χοτ ντογκ" in texts("el", local | {"US": [answer("hotdogs", 1)], "UK": [answer("marmite", 2)]})[0]
 
 
 def test_an_other_option_is_no_answer_of_the_us_or_uk() -> None:
@@ -88,9 +115,23 @@ def test_an_other_option_is_no_answer_of_the_us_or_uk() -> None:
     assert all("Κουσκούς" not in chosen[2:] for chosen in found)
 
 
-def test_of_tied_answers_the_one_that_fewest_others_share_is_gold() -> None:
-    tied = [answer("couscous", 2, "κουσκούς"), answer("souvlaki", 2, "σουβλάκι")]
-    assert sets("el", {"Greece": tied})[0][0].text == "Σουβλάκι"
+@pytest.mark.parametrize("first", ["souvlaki", "gyros"])
+def test_of_tied_answers_upstreams_first_is_gold_and_a_tie_at_two_votes_is_none(first: str) -> None:
+    tied = [answer("souvlaki", 3, "σουβλάκι"), answer("gyros", 3, "γύρος")]
+    if first == "gyros":
+        tied.reverse()
+    assert sets("el", {"Greece": tied})[0][0].english == first.capitalize()
+    with pytest.raises(Fallen) as fallen:
+        sets("el", {"Greece": [options.Answer(one.local, one.english, 2) for one in tied]})
+    assert fallen.value.reason == options.TIED
+
+
+def test_no_gold_has_one_vote() -> None:
+    for votes, count in ((1, 1), (1, 3)):
+        given = [answer(word, votes, word) for word in ("σουβλάκι", "τοστ", "πίτα")[:count]]
+        with pytest.raises(Fallen) as fallen:
+            sets("el", {"Greece": given})
+        assert fallen.value.reason == options.FEW_VOTES
 
 
 def test_gold_names_every_country_that_gives_it() -> None:
@@ -106,16 +147,6 @@ def test_several_sets_share_gold_and_no_distractor() -> None:
     assert not set(found[0][1:]) & set(found[1][1:])
 
 
-def test_one_vote_gold_only_where_asked_for_and_for_an_answer_of_its_own() -> None:
-    one_each = [answer("souvlaki", 1, "σουβλάκι"), answer("toast", 1, "τοστ"), answer("rendang", 1, "ρεντάνγκ")]
-    with pytest.raises(Fallen) as fallen:
-        sets("el", {"Greece": one_each})
-    assert fallen.value.reason == options.FEW_VOTES
-    assert sets("el", {"Greece": one_each}, min_votes=1)[0][0].text in ("Σουβλάκι", "Τοστ")
-    with pytest.raises(Fallen):
-        sets("el", {"Greece": one_each[:2]}, min_votes=1)
-
-
 NUMBERS = {
     "US": [answer("12", 3), answer("June", 2)],
     "UK": [answer("12:30", 5)],
@@ -126,8 +157,96 @@ NUMBERS = {
 
 
 def test_like_is_compared_with_like() -> None:
-    found = options.option_sets(corpus({ID: NUMBERS | {"Greece": [answer("18", 4)]}}), "el", ID)
+    found = sets_in(corpus({ID: NUMBERS | {"Greece": [answer("18", 4)]}}), "el")
     assert [option.text for option in found[0]] == ["18", "12", "14", "16"]
+
+
+@pytest.mark.parametrize(
+    ("local", "distractor", "near"),
+    [
+        (["10", "14"], "12", True),  # inside the range
+        (["10", "14"], "18", True),  # within their step
+        (["10", "14"], "19", False),
+        (["10", "14"], "5", False),
+        (["18"], "19", True),
+        (["18"], "20", False),
+        (["0.5"], "1.2", True),
+        (["17", "σε 20 χρόνια"], "20", False),  # text is not in the range
+        (["13:00"], "14:00", True),
+        (["13:00"], "14:01", False),
+        (["13:00", "18:00"], "15:30", False),  # times: an hour about each answer
+        (["23:30"], "00:15", True),
+        (["05/31"], "05/31", True),
+        (["05/31"], "12/31", False),
+    ],
+)
+def test_numbers_and_times_near_the_local_ones(local: list[str], distractor: str, near: bool) -> None:
+    assert forms.is_near(distractor, local) == near
+
+
+def test_no_number_within_the_range_of_one_vote_answers_is_an_option() -> None:
+    local = {"Greece": [answer("18", 4), answer("13", 1)]}
+    numbers = {
+        country: [one for one in given if forms.form(one.english[0]) == forms.NUMBER]
+        for country, given in NUMBERS.items()
+    }
+    with pytest.raises(Fallen) as fallen:
+        sets_in(corpus({ID: numbers | local}), "el")
+    assert fallen.value.detail == options.NEAR
+
+
+@pytest.mark.parametrize(
+    ("local", "foreign"),
+    [
+        (("cocktail", "ντρινκ"), "cocktails"),  # English stems
+        (("a cake of apples", "μηλόπιτα"), "apple cake"),
+        (("something", "τα σουβλάκια"), "kebab"),  # Greek stems: σουβλάκι
+    ],
+)
+def test_overlap_is_tested_on_stems_in_english_and_in_the_language(
+    local: tuple[str, str], foreign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = dict(translations("el")) | {"kebab": "σουβλάκι", "apple cake": "κέικ", "cocktails": "κοκτέιλ"}
+    monkeypatch.setattr(options, "translations", lambda language: words)
+    given = {"Greece": [answer("moussaka", 3, "μουσακάς"), answer(local[0], 1, local[1])]}
+    found = texts("el", given | {"US": [answer(foreign, 3), answer("marmite", 2)], "UK": []})
+    assert all(chosen[1] == "Μάρμαϊτ" for chosen in found)
+
+
+def test_answers_to_a_question_that_asks_the_same_rule_distractors_out() -> None:
+    first, second = next(pair for pair, verdict in duplicates.table().items() if verdict == duplicates.SAME)
+    data = corpus({first: ABROAD | GREEK, second: ABROAD | {"Greece": [answer("hotdogs", 2, "χοτ ντογκ")]}})
+    assert "Χοτ ντογκ" not in {one.option.text for one in options.pool(data, "el", first).english}
+
+
+def test_no_gold_is_a_distractor_of_a_question_that_is_asked_alike() -> None:
+    first, second = next(pair for pair, verdict in duplicates.table().items() if verdict == duplicates.ALIKE)
+    data = corpus({first: ABROAD | GREEK, second: ABROAD | {"Greece": [answer("couscous", 3, "κουσκούς")]}})
+    assert "Κουσκούς" not in {one.option.text for one in options.pool(data, "el", first).others}
+    data = corpus({first: ABROAD | GREEK, second: ABROAD | GREEK})
+    assert "Κουσκούς" in {one.option.text for one in options.pool(data, "el", first).others}
+
+
+def test_a_reader_rejects_an_answer_or_shows_it_in_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    two_sets = GREEK | {"Spain": [answer("paella", 3)]}
+    assert {chosen[1] for chosen in texts("el", two_sets)} == {"Χοτ ντογκ", "Μάρμαϊτ"}
+    reject = Verdict(ID, "el", "hotdogs", review.EXCLUDE, "true-too", "sold everywhere")
+    set_review(monkeypatch, reject, Verdict(ID, "*", "couscous", review.VARIANT, "form", "as written", "Κους κους"))
+    assert [chosen[1] for chosen in texts("el", two_sets)] == ["Μάρμαϊτ"]
+    assert "Κους κους" in {one.option.text for one in options.pool(corpus({ID: ABROAD | GREEK}), "el", ID).others}
+    set_review(monkeypatch, reject, Verdict(ID, "el", "hotdogs", review.KEEP, reader="maria"))
+    assert {chosen[1] for chosen in texts("el", two_sets)} == {"Χοτ ντογκ", "Μάρμαϊτ"}
+
+
+def test_a_reader_drops_an_item_edits_its_wording_and_may_take_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = corpus({ID: ABROAD | GREEK})
+    drop = Verdict(ID, "el", review.ANY, review.DROP, "gold-false", "no longer true")
+    set_review(monkeypatch, drop)
+    assert items.build(data, "el").fallen == {ID: (items.DROPPED, "no longer true")}
+    again = corpus({ID: ABROAD | GREEK})
+    question = items.wordings(again, "el", ID)[1]
+    set_review(monkeypatch, drop, Verdict(ID, "el", review.ANY, review.KEEP))
+    assert [item.question for item in items.build(again, "el").items][:1] == [question]
 
 
 @pytest.mark.parametrize(
@@ -188,10 +307,10 @@ def test_whatever_the_answers_every_set_keeps_the_rule(
 ) -> None:
     data = corpus({ID: by_country | {"Greece": local}})
     try:
-        found = options.option_sets(data, "el", ID)
+        found = sets_in(data, "el")
     except Fallen:
         return
-    assert found == options.option_sets(corpus({ID: by_country | {"Greece": local}}), "el", ID)
+    assert found == sets_in(corpus({ID: by_country | {"Greece": local}}), "el")
     at_home = [meaning(one.english) for one in local]
     for gold, *distractors in found:
         assert gold.votes == max(one.votes for one in local) >= 2
@@ -202,7 +321,7 @@ def test_whatever_the_answers_every_set_keeps_the_rule(
             source = [
                 one
                 for one in by_country[option.countries[0]]
-                if one.votes == option.votes >= 2
+                if one.votes == option.votes >= (1 if option.countries[0] in ENGLISH_COUNTRIES else 2)
                 and forms.display(translations("el")[one.english[0]], "el") == option.text
             ]
             assert source
@@ -210,9 +329,14 @@ def test_whatever_the_answers_every_set_keeps_the_rule(
             assert not leaks.find(option.text, "el")
 
 
+FOREIGN = tuple(
+    Option(text, text, (owner,), 2) for text, owner in zip("abcd", ("Greece", "UK", "China", "Iran"), strict=True)
+)
+
+
 def item(item_id: str) -> items.Item:
     chosen = tuple(Option(text, text, (country,), 2) for text, country in zip("abcd", COUNTRIES, strict=False))
-    return items.Item(item_id, item_id, "el", "q", "q", "q", "Food", "text", chosen)
+    return items.Item(item_id, item_id, item_id, "el", "q", "q", "q", "Food", "text", chosen)
 
 
 @settings(max_examples=10, deadline=None)
@@ -224,32 +348,18 @@ def test_letters_are_balanced_within_two_points_for_a_thousand_items(start: int,
     assert all(one.options[one.gold].text == "a" and len({o.text for o in one.options}) == 4 for one in arranged)
 
 
+def test_the_option_of_the_us_or_uk_is_balanced_as_gold_is() -> None:
+    for count in (40, 100, 1000):
+        arranged = items.arrange([replace(item(f"x-{number}"), options=FOREIGN) for number in range(count)])
+        english = Counter(next(k for k, o in enumerate(one.options) if items.is_english(o)) for one in arranged)
+        gold = Counter(one.gold for one in arranged)
+        for places in (english, gold):
+            assert max(places.values()) - min(places.values()) <= 2
+        assert {tuple(sorted(o.text for o in one.options)) for one in arranged} == {("a", "b", "c", "d")}
+
+
 def test_the_order_depends_on_the_id_and_the_seed_alone() -> None:
     ids = [f"x-{number}" for number in range(40)]
     one = items.arrange([item(i) for i in ids])
     assert one == items.arrange([item(i) for i in reversed(ids)])
     assert one != items.arrange([item(i) for i in ids], seed=1)
-
-
-def draft_votes(ids: list[str], yields: dict[str, int]) -> dict[str, dict[str, int]]:
-    return {code: {i: yields.get(i, 0) for i in ids if yields.get(i, 0)} for code in LANGUAGES}
-
-
-def test_splits_take_extraction_from_questions_without_items_and_a_quarter_for_choosing() -> None:
-    ids = [f"q{number:03}" for number in range(500)]
-    order = {i: options.digest(i) for i in ids}
-    table = splits.derive(draft_votes(ids, dict.fromkeys(ids[:300], 2)), ids, order)
-    sizes = Counter(split for split, _ in table.values())
-    assert (sizes[splits.DEV1], sizes[splits.DEV2]) == (100, 75)
-    assert all(table[i][0] != splits.DEV1 for i in ids[:300])
-
-
-def test_the_core_needs_all_six_languages_and_allows_two_golds_of_one_vote() -> None:
-    ids = ["all", "two", "three", "missing"]
-    votes = {code: dict.fromkeys(ids, 2) for code in LANGUAGES}
-    for question_id, count in (("two", 2), ("three", 3)):
-        for code in NON_ENGLISH[:count]:
-            votes[code][question_id] = 1
-    del votes["ar"]["missing"]
-    table = splits.derive(votes, [], {i: i for i in ids})
-    assert {i: core for i, (_, core) in table.items()} == {"all": True, "two": True, "three": False, "missing": False}

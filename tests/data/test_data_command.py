@@ -60,7 +60,7 @@ def test_check_says_how_many_ids_apply_drop_and_fail_and_what_comes_of_them(runn
     assert [a + d + f for a, d, f in zip(applied, dropped, failed, strict=True)] == [500] * 7
     assert failed == [0] * 7
     assert row(output, "items") == [count.items for count in blend.counts()]
-    assert row(output, "of them in the parallel core") == [count.core for count in blend.counts()]
+    assert row(output, "of them in the core") == [count.core for count in blend.counts()]
     reasons = {reason for count in blend.counts() for reason in count.reasons}
     found = {reason: row(output, reason) for reason in reasons}
     assert [sum(numbers) for numbers in zip(row(output, "items"), *found.values(), strict=True)] == [500] * 7

@@ -141,3 +141,12 @@ def test_local_english_and_other_share_every_choice(values: list[float]) -> None
     for scores in (metrics.letters(KOREAN, results[:4]), metrics.cloze(KOREAN, results)):
         assert scores["acc"] + scores["english_bias"] + scores["other_rate"] == 1
         assert set(scores.values()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_bias_without_shared_options_leaves_their_documents_out(shared: bool) -> None:
+    doc = KOREAN | {"us_uk_shared": shared}
+    for index, bias in ((1, 0.0), (2, 1.0)):
+        scores = metrics.letters(doc, chose(index))
+        assert scores["english_bias"] == bias
+        assert scores.get("english_bias_unshared") == (None if shared else bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lm_eval_ext.data.blend import splits
+from lm_eval_ext.data.blend import duplicates, review, splits
 from lm_eval_ext.data.blend.source import COUNTRIES, OTHER_REGIONS, Answer, Corpus, Question, Template
 from lm_eval_ext.data.blend.tables import decontext
 from lm_eval_ext.languages import LANGUAGES
@@ -12,14 +12,23 @@ from lm_eval_ext.languages import LANGUAGES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Ids whose country is taken out in one step in every language, that are not kept for extraction and ask for words.
+    import pytest
+
+#: Ids whose country is taken out in one step in every language, that are not kept for extraction and ask for words, and
+#: that no other question is like.
 IDS = [
     question_id
     for question_id, edits in decontext("en").items()
     if all(len(decontext(code).get(question_id, edits).steps) == 1 for code in LANGUAGES)
     and splits.of(question_id) == splits.TEST
-    and question_id not in splits.core()
+    and not duplicates.alike(question_id)
 ]
+
+
+def set_review(monkeypatch: pytest.MonkeyPatch, *verdicts: review.Verdict) -> None:
+    """Let the items be built with these verdicts only."""
+    review._by_question.cache_clear()
+    monkeypatch.setattr(review, "table", lambda: verdicts)
 
 
 def answer(english: str | Sequence[str], votes: int, local: str | Sequence[str] | None = None) -> Answer:

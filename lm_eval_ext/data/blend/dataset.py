@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import languages
-from lm_eval_ext.data.blend import items, splits, store
+from lm_eval_ext.data.blend import forms, items, options, splits, store
 from lm_eval_ext.data.blend.source import Corpus, corpus
 from lm_eval_ext.errors import DataError
+from lm_eval_ext.languages import ENGLISH_COUNTRIES
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 #: Wordings of a question: country left out, country named, and in English about the language's country.
 WORDINGS = ("decon", "ctx", "about")
-SETS = ("all", "core")
+SETS = ("all", "core", "firm")
+#: A gold that is an answer of this many countries is universal.
+UNIVERSAL_FROM = 8
+#: An answer of the US or UK that this many other countries give is shared.
+SHARED_FROM = 3
 _LANGUAGE_OF = {language.country: code for code, language in languages.LANGUAGES.items()}
 
 
@@ -39,7 +44,8 @@ def load(
             in English, country named). Same ids, same options in the same order.
         split: `test`, `dev` (the questions of `dev2`) or `all`; questions held for extraction are in none of them.
         shuffle_seed: seed of the order of the options.
-        subset: `all`, or `core`: the questions that yield an item in all of the six non-English languages.
+        subset: `all`; `core`: the questions that yield an item in at least four of the six non-English languages; `firm`:
+            gold has three votes or more, the set to quote.
         repeats: up to this many items of a question (at most 3), with the same gold and other distractors; they share the
             column `cluster`.
         about: a country, such as `Greece`: the items of its language in the wording `about`.
@@ -72,9 +78,12 @@ def documents(
 ) -> list[dict[str, Any]]:
     """The items as plain rows, arguments as for `load`.
 
-    Columns: id, cluster (question id), language, country (the local one), question, options (four texts), countries (of
-    each option; the first is the one whose answer it is), votes (of each option in that country), gold (index), topic,
-    format, split, core.
+    Columns: id, question_id (without the number of a variant), cluster (the first id of the questions that ask nearly the
+    same), language, country (the local one),
+    question, options (four texts), countries (of each option; the first is the one whose answer it is), votes (of each
+    option in that country), gold (index), topic, format, split, core, and four flags: firm (gold has three votes or more),
+    universal (gold is an answer of eight countries or more), us_uk_shared (the option of the US or UK is an answer of three
+    other countries or more), numeric (the options are numbers, times or dates).
     """
     code = languages.get(language).code
     _check("wording", wording, WORDINGS)
@@ -85,8 +94,8 @@ def documents(
     return [
         _document(item, wording)
         for item in arranged(data, code, _whole("shuffle_seed", shuffle_seed))
-        if splits.of(item.cluster) in included
-        and (subset == "all" or item.cluster in splits.core())
+        if splits.of(item.question_id) in included
+        and _is_in(item, subset)
         and items.number(item) <= _whole("repeats", repeats)
         and (wording != "about" or items.has_english(item))
     ]
@@ -113,16 +122,19 @@ def arranged(data: Corpus, language: str, shuffle_seed: int) -> tuple[Item, ...]
     place = {question_id: number for number, question_id in enumerate(data.templates)}
     groups: dict[tuple[str, int], list[Item]] = {}
     for item in items.build(data, language).items:
-        groups.setdefault((splits.of(item.cluster), items.number(item)), []).append(item)
+        groups.setdefault((splits.of(item.question_id), items.number(item)), []).append(item)
     shuffled = [item for group in groups.values() for item in items.arrange(group, shuffle_seed)]
-    return tuple(sorted(shuffled, key=lambda item: (place[item.cluster], item.id)))
+    return tuple(sorted(shuffled, key=lambda item: (place[item.question_id], item.id)))
 
 
 def _document(item: Item, wording: str) -> dict[str, Any]:
     english = wording == "about"
+    gold = item.options[item.gold]
+    english_options = [o for number, o in enumerate(item.options) if number != item.gold and items.is_english(o)]
     texts = {"decon": item.question, "ctx": item.question_ctx, "about": item.question_about}
     return {
         "id": item.id,
+        "question_id": item.question_id,
         "cluster": item.cluster,
         "language": "en" if english else item.language,
         "country": languages.get(item.language).country,
@@ -133,9 +145,18 @@ def _document(item: Item, wording: str) -> dict[str, Any]:
         "gold": item.gold,
         "topic": item.topic,
         "format": item.form,
-        "split": splits.of(item.cluster),
-        "core": item.cluster in splits.core(),
+        "split": splits.of(item.question_id),
+        "core": item.question_id in splits.core(),
+        "firm": gold.votes >= options.FIRM_VOTES,
+        "universal": len(gold.countries) >= UNIVERSAL_FROM,
+        "us_uk_shared": any(len(set(o.countries) - ENGLISH_COUNTRIES) >= SHARED_FROM for o in english_options),
+        "numeric": item.form in forms.COUNTED,
     }
+
+
+def _is_in(item: Item, subset: str) -> bool:
+    firm = item.options[item.gold].votes >= options.FIRM_VOTES
+    return subset == "all" or (firm if subset == "firm" else item.question_id in splits.core())
 
 
 def _check(what: str, value: str, valid: tuple[str, ...]) -> None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import snowballstemmer
 
 from lm_eval_ext.data.blend.source import fold
 from lm_eval_ext.data.blend.tables import rows, translations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NUMBER, TIME, DATE, TEXT, NUMBERED, MONEY = "number", "time", "date", "text", "numbered text", "money"
 AMBIGUOUS = "ambiguous date"
@@ -28,6 +35,8 @@ _LATIN_ARTICLES = {"en": ("the", "a", "an"), "es": ("el", "la", "los", "las", "u
 _ARABIC_ARTICLE = "ال"
 _LETTER_VARIANTS = str.maketrans("ىةς", "يهσ", "ـ")
 _SCRIPTS = ("LATIN", "GREEK", "HANGUL", "CJK", "ARABIC")
+_STEMMERS = {"en": "english", "es": "spanish", "id": "indonesian", "el": "greek", "ar": "arabic"}
+_HOUR, _DAY = 60, 24 * 60
 _SPACE_BETWEEN_HAN = re.compile(r"(?<=[\u4e00-\u9fff])\s+(?=[\u4e00-\u9fff])")
 _LOOKALIKES = str.maketrans("ABEZHIKMNOPTYXo", "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")
 _SMALL_WORDS = re.compile(r"an?|and|at|by|de|for|from|in|la|of|on|or|the|to|vs|with")
@@ -96,12 +105,42 @@ def key(text: str) -> str:
     return " ".join(_without_article(word) for word in re.findall(r"\w+(?:[.:/]\w+)*", plain) if word not in _ARTICLES)
 
 
-def contains(a: str, b: str) -> bool:
-    """Whether one text is part of the other: in whole words, or as a substring in scripts without spaces."""
+def overlap(a: str, b: str, language: str) -> bool:
+    """Whether one text is part of the other: in stems of whole words, or as a substring in scripts without spaces.
+
+    Args:
+        a, b: keys of answers (`key`).
+    """
     if script(a) in ("CJK", "HANGUL"):
         return a.replace(" ", "") in b.replace(" ", "") or b.replace(" ", "") in a.replace(" ", "")
-    first, second = set(a.split()), set(b.split())
+    first, second = stems(a, language), stems(b, language)
     return bool(first and second) and (first <= second or second <= first)
+
+
+@cache
+def stems(text: str, language: str) -> frozenset[str]:
+    """The stems of the words of a text, by the Snowball stemmer of its language."""
+    stemmer = _stemmer(language)
+    return frozenset(stemmer.stemWord(word) if stemmer else word for word in text.split())
+
+
+def is_near(text: str, answers: Iterable[str]) -> bool:
+    """Whether a number or time is close to one of the answers of the same form.
+
+    Numbers: not below the smallest answer or above the largest one by more than their step, which is the smallest
+    difference between two of them, at least 1. Times: within an hour of an answer.
+    """
+    kind = form(text)
+    values = sorted({_value(answer) for answer in answers if form(answer) == kind}) if kind in COUNTED else []
+    if not values:
+        return False
+    value = _value(text)
+    if kind == NUMBER:
+        step = max(1.0, min((b - a for a, b in pairwise(values)), default=1.0))
+        return values[0] - step <= value <= values[-1] + step
+    if kind == TIME:
+        return any(min((value - other) % _DAY, (other - value) % _DAY) <= _HOUR for other in values)
+    return value in values
 
 
 _ARTICLES = frozenset(word for words in _LATIN_ARTICLES.values() for word in words) | {
@@ -147,6 +186,19 @@ def _bare(text: str) -> str:
     """An Arabic word without its article, where the translations have that word without one."""
     bare = text.removeprefix(_ARABIC_ARTICLE)
     return bare if bare in _words("ar") else text
+
+
+def _value(text: str) -> float:
+    """A number; the minutes of a time; month times 100 plus day of a date."""
+    if form(text) == NUMBER:
+        return float(text)
+    first, second = map(int, re.split("[:/]", text))
+    return float(first * _HOUR + second if form(text) == TIME else first * 100 + second)
+
+
+@cache
+def _stemmer(language: str) -> Any:
+    return snowballstemmer.stemmer(_STEMMERS[language]) if language in _STEMMERS else None
 
 
 @cache

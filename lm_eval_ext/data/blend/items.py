@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import permutations
 from typing import TYPE_CHECKING
 
-from lm_eval_ext.data.blend import forms, options, splits
+from lm_eval_ext.data.blend import duplicates, forms, options, review, selection, splits
 from lm_eval_ext.data.blend.options import Fallen, Option, digest
 from lm_eval_ext.data.blend.tables import EditError, Edits, decontext, remove_country
 from lm_eval_ext.errors import DataError
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import ENGLISH_COUNTRIES, LANGUAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.data.blend.source import Corpus
 
 # Reasons why a question yields no item, besides those of `options`.
-DROPPED = "left out by our tables"
+DROPPED = "left out by our tables or by a reader"
 HELD = "kept for extraction (dev1)"
 EDIT_FAILED = "an edit does not apply"
 MISSING = "the question is not in the data"
@@ -31,14 +32,16 @@ class Item:
 
     Attributes:
         id: the question id, `#2` or `#3` appended for further variants.
-        cluster: the question id.
+        question_id: the id without that.
+        cluster: the first id of the questions that ask nearly the same.
         question: in the item's language, no country named.
-        question_ctx: the same with its country, as BLEnD has it.
+        question_ctx: the same with its country.
         question_about: in English, country named.
         form: number, time, date, text or numbered text.
     """
 
     id: str
+    question_id: str
     cluster: str
     language: str
     question: str
@@ -65,57 +68,63 @@ class Build:
 
 
 @lru_cache(maxsize=32)
-def build(corpus: Corpus, language: str, draft: bool = False) -> Build:
-    """Every item of one language, with up to three variants of a question.
-
-    Args:
-        draft: the items from which the splits are derived: no question is kept for extraction, and one vote is enough.
-    """
-    items: list[Item] = []
+def build(corpus: Corpus, language: str) -> Build:
+    """Every item of one language, with up to three variants of a question."""
     fallen: dict[str, tuple[str, str]] = {}
+    pools: dict[str, options.Pool] = {}
     for question_id in corpus.templates:
         try:
-            of_question = _items(corpus, language, question_id, draft)
+            pools[question_id] = _pool(corpus, language, question_id)
         except Fallen as fall:
             fallen[question_id] = (fall.reason, fall.detail)
-            continue
-        if splits.of(question_id) == splits.DEV1 and not draft:
-            fallen[question_id] = (HELD, "")
-        else:
-            items += of_question
+    chosen, without = selection.choose(pools)
+    fallen |= {question_id: (fall.reason, fall.detail) for question_id, fall in without.items()}
+    items = [
+        _item(corpus, language, question_id, number, option_set)
+        for question_id in corpus.templates
+        for number, option_set in enumerate(chosen.get(question_id, ()), start=1)
+    ]
     return Build(language, tuple(items), fallen)
 
 
-def _items(corpus: Corpus, language: str, question_id: str, draft: bool) -> list[Item]:
+def _pool(corpus: Corpus, language: str, question_id: str) -> options.Pool:
     edits = decontext(language).get(question_id, Edits(dropped="not in the table"))
-    if why := edits.dropped or options.excluded_because(question_id, language, "*"):
+    if why := edits.dropped or review.dropped(question_id, language):
         raise Fallen(DROPPED, why)
     try:
-        with_country, question = wordings(corpus, language, question_id)
+        wordings(corpus, language, question_id)
     except EditError as error:
         raise Fallen(EDIT_FAILED, str(error)) from None
     except DataError as error:
         raise Fallen(MISSING, str(error)) from None
-    min_votes = 1 if draft or question_id in splits.core() else options.MIN_VOTES
-    about = with_country if language == "en" else corpus.countries[LANGUAGES[language].country][question_id].english
-    return [
-        Item(
-            id=f"{question_id}#{number}" if number > 1 else question_id,
-            cluster=question_id,
-            language=language,
-            question=question,
-            question_ctx=with_country,
-            question_about=about,
-            topic=corpus.templates[question_id].topic,
-            form=forms.form(option_set[0].text),
-            options=option_set,
-        )
-        for number, option_set in enumerate(options.option_sets(corpus, language, question_id, min_votes), start=1)
-    ]
+    pool = options.pool(corpus, language, question_id)
+    if splits.of(question_id) == splits.DEV1:
+        raise Fallen(HELD)
+    return pool
+
+
+def _item(corpus: Corpus, language: str, question_id: str, number: int, option_set: tuple[Option, ...]) -> Item:
+    with_country, question = wordings(corpus, language, question_id)
+    english = corpus.countries[LANGUAGES[language].country][question_id].english
+    return Item(
+        id=f"{question_id}#{number}" if number > 1 else question_id,
+        question_id=question_id,
+        cluster=duplicates.cluster(question_id),
+        language=language,
+        question=question,
+        question_ctx=with_country,
+        question_about=with_country if language == "en" else english,
+        topic=corpus.templates[question_id].topic,
+        form=forms.form(option_set[0].text),
+        options=option_set,
+    )
 
 
 def wordings(corpus: Corpus, language: str, question_id: str) -> tuple[str, str]:
-    """A question with its country named, as BLEnD has it, and without.
+    """A question with its country named, and without.
+
+    Corrections of readers (`review`) are made in both; in the first one only where their text stands in it once, as the
+    words about the country may be in between.
 
     Raises:
         EditError: an edit does not apply; the question must not be used.
@@ -128,12 +137,17 @@ def wordings(corpus: Corpus, language: str, question_id: str) -> tuple[str, str]
         raise DataError(
             f"BLEnD question {question_id} has no wording in {language}: not in the data of {country}, or dropped"
         )
+    corrections = review.edits(question_id, language)
     source = corpus.templates[question_id].text if language == "en" else question.text
     try:
-        plain = remove_country(source, edits)
+        plain = remove_country(source, Edits((*edits.steps, *corrections)))
     except EditError as error:
         raise EditError(f"BLEnD question {question_id} in {language}: {error}") from None
-    return " ".join(question.text.split()), " ".join(plain.split())
+    with_country = question.text
+    for old, new in corrections:
+        if with_country.count(old) == 1:
+            with_country = with_country.replace(old, new)
+    return " ".join(with_country.split()), " ".join(plain.split())
 
 
 def number(item: Item) -> int:
@@ -151,17 +165,35 @@ def has_english(item: Item) -> bool:
 def arrange(items: Iterable[Item], seed: int = 0) -> list[Item]:
     """The items with their options in order: a shuffle seeded by the id, corrected so that letters stay balanced.
 
-    Each id has its own order of preference for the letter of gold. In the order of the ids' hashes, each gets the first
-    letter that is used at most once more than the rarest.
+    Both gold and the option of the US or UK are balanced. Each id has its own order of preference for their letters. In
+    the order of the ids' hashes, each gets the first pair of letters that are used at most once more than the rarest.
     """
-    used = Counter(dict.fromkeys(range(4), 0))
+    golds = Counter(dict.fromkeys(range(4), 0))
+    english = Counter(dict.fromkeys(range(4), 0))
     arranged = []
     for item in sorted(items, key=lambda item: digest(seed, item.id)):
-        preferred = sorted(range(4), key=lambda letter: digest(seed, item.id, "gold", letter))
-        gold = next(letter for letter in preferred if used[letter] <= min(used.values()) + 1)
-        used[gold] += 1
-        others = sorted((1, 2, 3), key=lambda k: digest(seed, item.id, "distractor", k))
-        options = [item.options[k] for k in others]
-        options.insert(gold, item.options[0])
-        arranged.append(replace(item, options=tuple(options), gold=gold))
+        places = [number for number, option in enumerate(item.options) if number and is_english(option)]
+        letters = permutations(range(4), 2) if places else ((letter, None) for letter in range(4))
+        preferred = sorted(letters, key=lambda pair: digest(seed, item.id, *pair))
+        gold, other = min(preferred, key=lambda pair: _excess(golds, pair[0]) + _excess(english, pair[1]))
+        golds[gold] += 1
+        rest = sorted((1, 2, 3), key=lambda k: digest(seed, item.id, "distractor", k))
+        order = {gold: 0}
+        if other is not None:
+            english[other] += 1
+            order[other] = places[0]
+            rest.remove(places[0])
+        free = iter(rest)
+        numbers = [order[letter] if letter in order else next(free) for letter in range(4)]
+        arranged.append(replace(item, options=tuple(item.options[number] for number in numbers), gold=gold))
     return arranged
+
+
+def is_english(option: Option) -> bool:
+    """Whether an option is an answer of the US or UK."""
+    return not ENGLISH_COUNTRIES.isdisjoint(option.countries)
+
+
+def _excess(used: Counter[int], letter: int | None) -> int:
+    """How often a letter is used beyond once more than the rarest."""
+    return 0 if letter is None else max(0, used[letter] - min(used.values()) - 1)

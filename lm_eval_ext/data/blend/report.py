@@ -7,18 +7,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.data.blend import items, leaks, options
+from lm_eval_ext.data.blend import items, leaks, review, selection, shortcuts
 from lm_eval_ext.data.blend.dataset import documents, pairs
 from lm_eval_ext.data.blend.source import corpus
 from lm_eval_ext.data.blend.tables import decontext
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.fingerprints import hash_lines
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import ENGLISH_COUNTRIES, LANGUAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from lm_eval_ext.data.blend.source import Problem
+
+
+#: Columns of the documents that mark a kind of item.
+FLAGS = ("firm", "universal", "us_uk_shared", "numeric")
 
 
 @dataclass(frozen=True)
@@ -57,28 +61,35 @@ class Counts:
     Attributes:
         items: questions that yield an item, in `test` and `dev2` together.
         repeats: items when up to three of a question are taken.
-        one_vote: items of the core whose gold has one vote.
+        flags: items by flag: firm, universal, us_uk_shared, numeric.
         splits, topics, forms: items by these columns.
         letters: items by the position of gold, first to last.
+        english_letters: items by the position of the option of the US or UK.
+        shortcuts: rule of `shortcuts` -> percent of items whose gold it finds from the options alone.
         taken_for: items with an option that is an answer of this country.
         shared_gold: items whose gold is an answer of the US or UK too.
         reasons: why the other questions yield no item.
         details: the same in more detail, as (reason, detail).
+        verdicts, classes: rows of the review by verdict, and by what was found (those for every language too).
     """
 
     language: str
     items: int
     repeats: int
     core: int
-    one_vote: int
+    flags: dict[str, int]
     splits: Counter[str]
     topics: Counter[str]
     forms: Counter[str]
     letters: tuple[int, int, int, int]
+    english_letters: tuple[int, int, int, int]
+    shortcuts: dict[str, float]
     taken_for: Counter[str]
     shared_gold: int
     reasons: Counter[str]
     details: Counter[tuple[str, str]] = field(repr=False)
+    verdicts: Counter[str]
+    classes: Counter[str]
 
 
 def check() -> list[Check]:
@@ -107,7 +118,7 @@ def counts() -> list[Counts]:
 
 def fingerprint() -> str:
     """SHA-256 of all items of all languages, with all repeats, as JSON lines: the version of the built set."""
-    rows = (row for code in LANGUAGES for row in documents(code, split="all", repeats=options.MAX_SETS))
+    rows = (row for code in LANGUAGES for row in documents(code, split="all", repeats=selection.MAX_SETS))
     return hash_lines(json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")) for row in rows)
 
 
@@ -130,7 +141,7 @@ def _check(language: str) -> Check:
 
 def _everything() -> Iterator[dict[str, Any]]:
     for language in LANGUAGES:
-        yield from documents(language, split="all", repeats=options.MAX_SETS)
+        yield from documents(language, split="all", repeats=selection.MAX_SETS)
         for question_id, _, plain in pairs(language):
             yield {"language": language, "id": question_id, "question": plain, "options": []}
 
@@ -146,20 +157,31 @@ def _findings(row: Mapping[str, Any]) -> Iterator[Finding]:
 def _counts(language: str) -> Counts:
     rows = documents(language, split="all")
     fallen = items.build(corpus(), language).fallen
+    read = [row for row in review.table() if row.language in (language, review.ANY)]
     gold = [row["countries"][row["gold"]] for row in rows]
     places = Counter(row["gold"] for row in rows)
+    english = Counter(
+        number
+        for row in rows
+        for number, owners in enumerate(row["countries"])
+        if number != row["gold"] and not ENGLISH_COUNTRIES.isdisjoint(owners)
+    )
     return Counts(
         language=language,
         items=len(rows),
-        repeats=len(documents(language, split="all", repeats=options.MAX_SETS)),
+        repeats=len(documents(language, split="all", repeats=selection.MAX_SETS)),
         core=sum(row["core"] for row in rows),
-        one_vote=sum(row["votes"][row["gold"]] < options.MIN_VOTES for row in rows),
+        flags={flag: sum(row[flag] for row in rows) for flag in FLAGS},
         splits=Counter(row["split"] for row in rows),
         topics=Counter(row["topic"] for row in rows),
         forms=Counter(row["format"] for row in rows),
         letters=(places[0], places[1], places[2], places[3]),
+        english_letters=(english[0], english[1], english[2], english[3]),
+        shortcuts=shortcuts.rates(rows),
         taken_for=Counter(country for row in rows for country in {countries[0] for countries in row["countries"]}),
         shared_gold=sum(bool({"US", "UK"} & set(countries[1:])) for countries in gold),
         reasons=Counter(reason for reason, _ in fallen.values()),
         details=Counter(fallen.values()),
+        verdicts=Counter(row.verdict for row in read),
+        classes=Counter(review.CLASSES[row.kind] for row in read if row.kind),
     )

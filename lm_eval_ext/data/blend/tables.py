@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
+import snowballstemmer
+
 from lm_eval_ext.data import sources
 from lm_eval_ext.data.blend.source import fold
 from lm_eval_ext.errors import DataError
@@ -19,6 +21,7 @@ _FOLDER = "blend_tables"
 # Columns of regions.tsv after answer, concept and broader concepts.
 _REGION_LANGUAGES = ("es", "id", "el", "ko", "zh", "ar")
 _WORD = re.compile(r"\d+(?:[.:/]\d+)*|[^\W\d_]+")
+_STEMMER = snowballstemmer.stemmer("english")
 _FUNCTION_WORDS = frozenset(
     ("a", "an", "and", "at", "by", "day", "for", "from", "in", "of", "on", "or", "the", "to", "vs", "with")
 )
@@ -43,39 +46,35 @@ class EditError(DataError):
 
 @dataclass(frozen=True)
 class Meaning:
-    """The meaning of an answer according to the concept table.
+    """The meaning of an answer according to the concept table, compared by stems.
 
     Attributes:
-        names: its English variants and the concepts they stand for.
-        broader: concepts that contain or overlap it.
-        words: for each name, its content words.
+        names: its English variants and the concepts they stand for, each as the set of its stems.
+        broader: concepts that contain or overlap it, likewise.
         known: the concept table lists at least one of the variants.
         primary: the concept (or the folded text) of its primary variant.
     """
 
-    names: frozenset[str]
-    broader: frozenset[str]
-    words: tuple[frozenset[str], ...]
+    names: frozenset[frozenset[str]]
+    broader: frozenset[frozenset[str]]
     known: bool
     primary: str
 
     def overlaps(self, other: Meaning) -> bool:
-        """Whether two answers are the same, or one is broader.
-
-        Answers with a single vote are mostly not in the table. For them one more test: one's content words are all among
-        the other's ("eggs" and "egg-filled pancake").
-        """
+        """Whether two answers are the same, or one is broader: in the table, or all its stems are among the other's."""
         if self.names & other.names or self.names & other.broader or other.names & self.broader:
             return True
-        if self.known and other.known:
-            return False
-        return any(a <= b or b <= a for a in self.words for b in other.words if a and b)
+        return any(a <= b or b <= a for a in self.names for b in other.names)
 
 
 def rows(name: str, columns: int) -> list[list[str]]:
     """The rows of a table, padded to `columns`: split on newline and tab alone, no field stripped, no quoting."""
-    text = sources.packaged(f"{_FOLDER}/{name}").read_bytes().decode("utf-8").replace("\r\n", "\n")
-    split = (line.split("\t") for line in text.split("\n") if line)
+    return split_rows(sources.packaged(f"{_FOLDER}/{name}").read_bytes().decode("utf-8"), columns)
+
+
+def split_rows(text: str, columns: int) -> list[list[str]]:
+    """The rows of a table's text, as `rows` reads them."""
+    split = (line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line)
     return [fields + [""] * (columns - len(fields)) for fields in split]
 
 
@@ -123,12 +122,6 @@ def concepts() -> dict[str, tuple[str, frozenset[str]]]:
 
 
 @cache
-def excluded() -> dict[tuple[str, str, str], str]:
-    """(question id, language or `*`, folded English answer or `*` for the whole question) -> why it is left out."""
-    return {(question_id, language, answer): why for question_id, language, answer, why in rows("excluded.tsv", 4)}
-
-
-@cache
 def generality() -> dict[str, int]:
     """Concept -> how many other concepts it contains or overlaps."""
     return Counter(name for _, broader in set(concepts().values()) for name in broader)
@@ -139,27 +132,18 @@ def meaning(variants: tuple[str, ...]) -> Meaning:
     """The meaning of an answer from its English variants, primary first."""
     folded = [fold(variant) for variant in variants]
     listed = [concepts()[variant] for variant in folded if variant in concepts()]
-    names = frozenset(folded) | {concept for concept, _ in listed}
+    names = set(folded) | {concept for concept, _ in listed}
     primary = folded[0] if folded else ""
     return Meaning(
-        names,
-        frozenset().union(*(broader for _, broader in listed)),
-        tuple(content_words(name) for name in sorted(names)),
+        frozenset(map(stems, names)) - {frozenset()},
+        frozenset(stems(concept) for _, broader in listed for concept in broader) - {frozenset()},
         bool(listed),
         concepts()[primary][0] if primary in concepts() else primary,
     )
 
 
-def content_words(text: str) -> frozenset[str]:
-    """The words of an English text: no function words, plural endings cut, "08:00" as "8:00"."""
-    return frozenset(_stem(word) for word in _WORD.findall(text.lower()) if word not in _FUNCTION_WORDS)
-
-
-def _stem(word: str) -> str:
-    if word[0].isdigit():
-        return word.lstrip("0") or "0"
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("ches", "shes", "sses", "xes", "oes")):
-        return word[:-2]
-    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
+@cache
+def stems(text: str) -> frozenset[str]:
+    """The stems of the words of an English text, no function words, "08:00" as "8:00"."""
+    words = (word for word in _WORD.findall(text.lower()) if word not in _FUNCTION_WORDS)
+    return frozenset((word.lstrip("0") or "0") if word[0].isdigit() else _STEMMER.stemWord(word) for word in words)

@@ -6,6 +6,7 @@ that it has and does not use.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -98,14 +99,27 @@ def _named_axis(plane: Plane) -> Axis | None:
     """The tasks that ask the questions of the y axis with the country named, if any run was asked them."""
     runs = (plane.baseline, *plane.runs)
     named = find_variant(plane.y.name, EXPLICIT_CONTEXT, runs)
-    return find_axis(named, runs, plane.y.score) if named else None
+    return replace(find_axis(named, runs, plane.y.score), where=plane.y.where) if named else None
+
+
+# Several items may share the id of a question (variants, and questions asked nearly alike): they stand in one order in both
+# families. Where one family has more of them than the other, which belongs to which is not known.
+_SAME_ITEM = ["language", "question", "number", "items"]
+
+
+def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The documents with the question's id without its family, the document's number within it, and how many it has."""
+    frame = frame.assign(question=frame["question"].str.partition("/")[2])
+    of_question = frame.groupby(["language", "question"])
+    frame["number"], frame["items"] = of_question.cumcount(), of_question["task"].transform("size")
+    return frame
 
 
 def _gaps(plane: Plane, run: Run, axis: Axis) -> list[dict[str, Any]]:
     plain, named = Scores.read(run, (plane.y, axis)).frames
     # The two families ask the same questions under the same ids.
-    plain, named = (frame.assign(question=frame["question"].str.partition("/")[2]) for frame in (plain, named))
-    both = plain.merge(named, on=["language", "question", "copy"], suffixes=("_plain", "_named"))
+    plain, named = map(_numbered, (plain, named))
+    both = plain.merge(named, on=_SAME_ITEM, suffixes=("_plain", "_named"))
     both = both.dropna(subset=["value_plain", "value_named"])
     rows = []
     for view in (AVERAGE, *plane.languages):
