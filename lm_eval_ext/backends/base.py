@@ -23,7 +23,7 @@ from lm_eval_ext.backends.language import LANGUAGE_COLUMNS, METADATA_KEY, reques
 from lm_eval_ext.backends.response_cache import ResponseCache
 from lm_eval_ext.errors import LanguageError, ModelError
 from lm_eval_ext.languages import normalise
-from lm_eval_ext.models import embedded
+from lm_eval_ext.models import embedded, precision
 from lm_eval_ext.models.loading import load_config, loading
 from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
@@ -70,6 +70,8 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             weights, an adapter or an argument of the engine that cannot be used.
     """
 
+    _precision: precision.Precision | None = None  # of a model that was given loaded
+
     def __init__(
         self,
         pretrained: Any = None,
@@ -86,10 +88,11 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self._vectors = (
             vectors if isinstance(vectors, VectorSet | None) else VectorSet.load(Path(str(vectors)).expanduser())
         )
+        published = ""
         self._name = embedded.NAME if pretrained is None else str(getattr(pretrained, "name_or_path", pretrained))
         if pretrained is None:
             log.warning("No pretrained= given: using the embedded %s (%s)", embedded.NAME, embedded.LICENCE)
-            pretrained = embedded.path()
+            pretrained, published = embedded.path(), embedded.DTYPE
         if isinstance(pretrained, torch.nn.Module):
             config = pretrained.config
         else:
@@ -101,7 +104,17 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self._fingerprint = fingerprint(config)
         self._responses = ResponseCache(str(self._plan))
         with loading(self._name, self.argument_hint()):
-            super().__init__(pretrained, **self.engine_arguments(engine))
+            arguments = self.engine_arguments(engine)
+            if not isinstance(pretrained, torch.nn.Module):
+                self._precision = precision.choose(
+                    arguments.pop("dtype", None),
+                    config,
+                    on_cpu=self.runs_on_cpu(arguments),
+                    checkpoint=published,
+                    **arguments,
+                )
+                arguments["dtype"] = self._precision.argument
+            super().__init__(pretrained, **arguments)
 
     # Implemented by engines ----------------------------------------------------------------------------------------------
 
@@ -124,6 +137,10 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """The user's arguments of the engine, as they are passed to the harness's class."""
         return arguments
 
+    def runs_on_cpu(self, arguments: dict[str, Any]) -> bool:
+        """Whether the engine's arguments place the whole model on a CPU, where `dtype=auto` is chosen by the machine."""
+        return False
+
     def argument_hint(self) -> str:
         """What to check where the model cannot be loaded."""
         return (
@@ -142,9 +159,10 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
     # What is saved ------------------------------------------------------------------------------------------------------
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness saves about the model, with the steering under the key `steering`."""
+        """What the harness saves about the model, with the steering under `steering` and why its dtype under `dtype`."""
         of_engine: dict[str, Any] = getattr(super(), "get_model_info", dict)()
-        return {**of_engine, "steering": self.steering_identity()}
+        dtype = {} if self._precision is None else {"dtype": self._precision.record(of_engine.get("model_dtype"))}
+        return {**of_engine, **dtype, "steering": self.steering_identity()}
 
     def steering_identity(self) -> dict[str, Any]:
         """The plan, the vector file's hash and the model's fingerprint: two runs that differ here are not comparable."""

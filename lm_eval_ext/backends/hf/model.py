@@ -92,6 +92,12 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             placed["device"] = "cpu"
         return placed
 
+    def runs_on_cpu(self, arguments: dict[str, Any]) -> bool:
+        """See `SteeredBackend.runs_on_cpu`."""
+        placed = arguments.get("device_map")
+        where = set(placed.values()) if isinstance(placed, dict) else {placed or arguments.get("device")}
+        return {str(device) for device in where} == {"cpu"}
+
     def argument_hint(self) -> str:
         """See `SteeredBackend.argument_hint`."""
         ours = (*STEERING_ARGUMENTS, "padding_side")
