@@ -109,7 +109,6 @@ def checkpoint_dtype(config: Any) -> str:
     return name_of(next((dtype for dtype in named if dtype is not None), None))
 
 
-@cache
 def support(dtype: str) -> tuple[bool, str]:
     """Whether this CPU multiplies matrices of `bfloat16` or `float16` natively, and how that is known.
 
@@ -119,8 +118,11 @@ def support(dtype: str) -> tuple[bool, str]:
     asked = os.environ.get(VARIABLE, "").strip()
     if asked not in ("", "0", "1"):
         raise UserError(f"{VARIABLE}={asked!r} is unknown, valid: 0 (hide half precision), 1 (claim it), or unset")
-    if asked:
-        return asked == "1", f"{VARIABLE}={asked}"
+    return (asked == "1", f"{VARIABLE}={asked}") if asked else _native(dtype)
+
+
+@cache
+def _native(dtype: str) -> tuple[bool, str]:
     flags = cpu_flags(_cpu_information())
     if flags:
         if native := [flag for flag in _FLAGS[dtype] if flag in flags]:
