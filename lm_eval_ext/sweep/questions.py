@@ -151,6 +151,10 @@ class Questions:
             )
         )
 
+    def keep(self, limit: int) -> None:
+        """Keep the first documents of each task only, as `limit` does."""
+        self.questions = [question for question in self.questions if question.doc_id < limit]
+
     @property
     def languages(self) -> list[str]:
         """Languages of the questions, in order of appearance."""
