@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -35,10 +35,13 @@ CONDITIONS = {
 
 
 #: Seconds of all that is not computed with the model: loading it, tasks, the harness's reports, the plane (measured).
-_AROUND = 100.0
+_AROUND = 120.0
 
 #: Documents of a task, and the fewest that are asked.
 _ALL, _FEWEST = 68, 8
+
+#: Share of the time that the extraction may take, and the fewest pairs of each language and kind.
+_EXTRACTION, _FEWEST_PAIRS = 1 / 3, 16
 
 #: Prompts per forward of whatever is not scored ahead.
 _BATCH = 32
@@ -71,23 +74,32 @@ def demo(
 
     vectors = out / "vectors.safetensors"
     limit = limit or _earlier_limit(out)
-    options = {"batch_size": batch_size, "dtype": dtype, "limit": limit}
+    options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "limit": limit}
     pending = [name for name, plan in CONDITIONS.items() if not _is_done(out / name, plan, vectors, options)]
-    runs = None
+    begun = None
     if pending:
         typer.echo("loading the model and the questions, and measuring how fast they are answered here ...")
-        runs, options["limit"] = _begin(out, [CONDITIONS[name] for name in pending], vectors, limit, minutes, dtype)
+        begun = _begin(out, [CONDITIONS[name] for name in pending], vectors, limit, minutes, dtype)
+        options["limit"] = begun.limit
     if vectors.is_file():
         typer.echo(f"vectors: {vectors} exists")
     else:
-        extract(out=vectors, batch_size=batch_size, dtype=dtype)
+        extract(out=vectors, batch_size=batch_size, dtype=dtype, max_pairs=begun.max_pairs if begun else None)
     for name in CONDITIONS:
         if name not in pending:
             typer.echo(f"{name}: {out / name} exists")
-    if runs is not None:
-        _evaluate(runs, out, pending, vectors, options)
+    if begun:
+        _evaluate(begun.runs, out, pending, vectors, options)
     plane(out, baseline="unsteered", out=out / "plane.html")
     typer.echo(f"the picture: {(out / 'plane.html').resolve()}")
+
+
+class _Begun(NamedTuple):
+    """The model with its questions, how many there are of each task, and the pairs that vectors are extracted from."""
+
+    runs: SharedRunsLM
+    limit: int
+    max_pairs: int | None
 
 
 def _earlier_limit(out: Path) -> int | None:
@@ -96,14 +108,13 @@ def _earlier_limit(out: Path) -> int | None:
     return int(json.loads(file.read_text())["limit"]) if file.is_file() else None
 
 
-def _begin(
-    out: Path, plans: list[str], vectors: Path, limit: int | None, minutes: float, dtype: str
-) -> tuple[SharedRunsLM, int]:
-    """The model with its questions, and how many there are of each task; says how long everything will take."""
+def _begin(out: Path, plans: list[str], vectors: Path, limit: int | None, minutes: float, dtype: str) -> _Begun:
+    """Load the model and the questions, measure, and say how long everything will take."""
     from lm_eval.utils import setup_logging
 
     from lm_eval_ext.data.pairs import load_pairs
     from lm_eval_ext.io import write_file
+    from lm_eval_ext.models.precision import name_of
     from lm_eval_ext.sweep.questions import Questions
     from lm_eval_ext.sweep.shared_runs import SharedRunsLM
 
@@ -114,28 +125,31 @@ def _begin(
     questions = Questions(TASKS, limit=limit)
     runs.ask(questions)
     speed = runs.speed()
-    texts: list[str] = []
+    extracting, max_pairs = 0.0, None
     if not vectors.is_file():
-        pairs = [pair for kind in ("en", "loc") for pairs in load_pairs(kind, "mini") for pair in pairs.pairs]
-        texts = [text for pair in pairs for text in (pair.positive, pair.negative)]
-    around = _AROUND + runs.text_operations(sum(map(len, runs.tokenizer(texts).input_ids)) if texts else 0) / speed
+        sets = [pair_set for kind in ("en", "loc") for pair_set in load_pairs(kind, "mini")]
+        texts = [text for pair_set in sets for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
+        extracting = runs.text_operations(sum(map(len, runs.tokenizer(texts).input_ids))) / speed
+        n_pairs = max(len(pair_set.pairs) for pair_set in sets)
+        if limit is None and extracting > (allowed := 60 * minutes * _EXTRACTION):
+            max_pairs = max(_FEWEST_PAIRS, int(n_pairs * allowed / extracting))
+            extracting *= max_pairs / n_pairs
     answering = runs.operations(plans) / speed
     asked = limit or _ALL
     if limit is None:
-        asked = max(_FEWEST, min(_ALL, int(_ALL * (60 * minutes - around) / answering)))
+        left = 60 * minutes - _AROUND - extracting
+        asked = max(_FEWEST, min(_ALL, int(_ALL * left / answering)))
         write_file(out / "demo.json", json.dumps({"limit": asked}))
         questions.keep(asked)
         runs.ask(questions)
+    seconds = _AROUND + extracting + answering * asked / (limit or _ALL)
     typer.echo(
-        f"about {(around + answering * asked / (limit or _ALL)) / 60:.0f} minutes here "
-        f"({speed / 1e9:.0f} GFLOP/s in {runs.get_model_info()['dtype']['used']}): {asked} questions per language and task"
-        + (
-            f"; all {_ALL} with --limit {_ALL}, in about {(around + answering) / 60:.0f} minutes"
-            if limit is None and asked < _ALL
-            else ""
-        )
+        f"about {seconds / 60:.0f} minutes here ({speed / 1e9:.0f} GFLOP/s in {name_of(runs.model.dtype)}): {asked} of "
+        f"{_ALL} questions per language and task"
+        + (f", vectors of at most {max_pairs} pairs" if max_pairs else "")
+        + ("" if asked == _ALL else f" (--limit {_ALL} asks all)")
     )
-    return runs, asked
+    return _Begun(runs, asked, max_pairs)
 
 
 def _evaluate(runs: SharedRunsLM, out: Path, names: list[str], vectors: Path, options: dict[str, Any]) -> None:

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.transformers4
 def shared(family: str, cells: Path) -> SharedRunsLM:
     runs = SharedRunsLM(str(tiny.folder(family)), dtype="float32", device="cpu", batch_size=3)
     with tiny_tasks():
-        runs.ask(Questions(TASKS, limit=LIMIT))
+        questions = Questions(TASKS)
+    runs.ask(questions)
+    questions.keep(LIMIT)
+    runs.ask(questions)
     runs.score_ahead(VectorSet.load(tiny.vector_file(family)), PLANS, cells)
     return runs
 
