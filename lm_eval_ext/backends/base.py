@@ -32,7 +32,7 @@ from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.steering.vectors import VectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CacheHook
@@ -70,7 +70,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             weights, an adapter or an argument of the engine that cannot be used.
     """
 
-    _precision: precision.Precision | None = None  # of a model that was given loaded
+    _precision: precision.Precision | None = None  # of a model that was given loaded, or whose engine chooses
 
     def __init__(
         self,
@@ -103,16 +103,14 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self._table = SteeringTable.build(self._plan, self._vectors, layer_count(config), self._positions)
         self._fingerprint = fingerprint(config)
         self._responses = ResponseCache(str(self._plan))
+        self._known: Mapping[Request, Score] = {}
+        self._n_layers = layer_count(config)
         with loading(self._name, self.argument_hint()):
             arguments = self.engine_arguments(engine)
-            if not isinstance(pretrained, torch.nn.Module):
-                self._precision = precision.choose(
-                    arguments.pop("dtype", None),
-                    config,
-                    on_cpu=self.runs_on_cpu(arguments),
-                    checkpoint=published,
-                    **arguments,
-                )
+            on_cpu = None if isinstance(pretrained, torch.nn.Module) else self.runs_on_cpu(arguments)
+            if on_cpu is not None:
+                requested = arguments.pop("dtype", None)
+                self._precision = precision.choose(requested, config, on_cpu=on_cpu, checkpoint=published, **arguments)
                 arguments["dtype"] = self._precision.argument
             super().__init__(pretrained, **arguments)
 
@@ -137,9 +135,12 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """The user's arguments of the engine, as they are passed to the harness's class."""
         return arguments
 
-    def runs_on_cpu(self, arguments: dict[str, Any]) -> bool:
-        """Whether the engine's arguments place the whole model on a CPU, where `dtype=auto` is chosen by the machine."""
-        return False
+    def runs_on_cpu(self, arguments: dict[str, Any]) -> bool | None:
+        """Whether the engine's arguments place the whole model on a CPU, where `dtype=auto` is chosen by the machine.
+
+        None for an engine that has no argument `dtype`.
+        """
+        return None
 
     def argument_hint(self) -> str:
         """What to check where the model cannot be loaded."""
@@ -152,6 +153,19 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
     def adapter(self) -> str | None:
         """Name or folder of the adapter on top of the model, None where there is none."""
         return None
+
+    def steer(self, plan: Plan, vectors: VectorSet | None, known: Mapping[Request, Score] | None = None) -> None:
+        """Put a plan in place of the one before.
+
+        Args:
+            plan: the plan; empty for the unsteered model.
+            vectors: for the plan.
+            known: scores under this plan that were computed before, and are not computed again.
+        """
+        self._table = SteeringTable.build(plan, vectors, self._n_layers, self._positions)
+        self._plan, self._vectors = plan, vectors
+        self._responses = ResponseCache(str(plan))
+        self._known = known or {}
 
     def close(self) -> None:
         """Remove the hooks of steering from a model that is used further. The backend cannot be used afterwards."""
@@ -288,7 +302,13 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
                 cache(done)
                 bar.update(len(done))
 
-            return self.score(requests, progress)
+            if not self._known:
+                return self.score(requests, progress)
+            known = {request: self._known[request] for request in requests if request in self._known}
+            progress(known)
+            rest = [request for request in dict.fromkeys(requests) if request not in known]
+            scores = known | dict(zip(rest, self.score(rest, progress) if rest else [], strict=True))
+            return [scores[request] for request in requests]
 
     # The harness's response cache ---------------------------------------------------------------------------------------
 

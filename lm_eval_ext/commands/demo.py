@@ -19,7 +19,7 @@ import typer
 from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
-    from lm_eval_ext.sweep.shared_runs import SharedRunsLM
+    from lm_eval_ext.sweep.shared_runs import SharedRuns
 
 TASKS = ("transfer_mini_cloze", "localization_mini_cloze")
 
@@ -97,7 +97,7 @@ def demo(
 class _Begun(NamedTuple):
     """The model with its questions, how many there are of each task, and the pairs that vectors are extracted from."""
 
-    runs: SharedRunsLM
+    runs: SharedRuns
     limit: int
     max_pairs: int | None
 
@@ -112,24 +112,25 @@ def _begin(out: Path, plans: list[str], vectors: Path, limit: int | None, minute
     """Load the model and the questions, measure, and say how long everything will take."""
     from lm_eval.utils import setup_logging
 
+    from lm_eval_ext import backends
     from lm_eval_ext.data.pairs import load_pairs
     from lm_eval_ext.io import write_file
     from lm_eval_ext.models.precision import name_of
     from lm_eval_ext.sweep.questions import Questions
-    from lm_eval_ext.sweep.shared_runs import SharedRunsLM
+    from lm_eval_ext.sweep.shared_runs import SharedRuns
 
     setup_logging("WARNING")
     # It logs a hint for every task with a custom loader.
     logging.getLogger("lm_eval.api.task").setLevel("ERROR")
-    runs = SharedRunsLM(dtype=dtype, batch_size=_BATCH)
+    model = backends.load("steered-hf", dtype=dtype, batch_size=_BATCH)
     questions = Questions(TASKS, limit=limit)
-    runs.ask(questions)
+    runs = SharedRuns(model, questions)
     speed = runs.speed()
     extracting, max_pairs = 0.0, None
     if not vectors.is_file():
         sets = [pair_set for kind in ("en", "loc") for pair_set in load_pairs(kind, "mini")]
         texts = [text for pair_set in sets for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
-        extracting = runs.text_operations(sum(map(len, runs.tokenizer(texts).input_ids))) / speed
+        extracting = runs.text_operations(sum(map(len, model.tokenizer(texts).input_ids))) / speed
         n_pairs = max(len(pair_set.pairs) for pair_set in sets)
         if limit is None and extracting > (allowed := 60 * minutes * _EXTRACTION):
             max_pairs = max(_FEWEST_PAIRS, int(n_pairs * allowed / extracting))
@@ -141,10 +142,10 @@ def _begin(out: Path, plans: list[str], vectors: Path, limit: int | None, minute
         asked = max(_FEWEST, min(_ALL, int(_ALL * left / answering)))
         write_file(out / "demo.json", json.dumps({"limit": asked}))
         questions.keep(asked)
-        runs.ask(questions)
+        runs = SharedRuns(model, questions)
     seconds = _AROUND + extracting + answering * asked / (limit or _ALL)
     typer.echo(
-        f"about {seconds / 60:.0f} minutes here ({speed / 1e9:.0f} GFLOP/s in {name_of(runs.model.dtype)}): {asked} of "
+        f"about {seconds / 60:.0f} minutes here ({speed / 1e9:.0f} GFLOP/s in {name_of(model.model.dtype)}): {asked} of "
         f"{_ALL} questions per language and task"
         + (f", vectors of at most {max_pairs} pairs" if max_pairs else "")
         + ("" if asked == _ALL else f" (--limit {_ALL} asks all)")
@@ -152,7 +153,7 @@ def _begin(out: Path, plans: list[str], vectors: Path, limit: int | None, minute
     return _Begun(runs, asked, max_pairs)
 
 
-def _evaluate(runs: SharedRunsLM, out: Path, names: list[str], vectors: Path, options: dict[str, Any]) -> None:
+def _evaluate(runs: SharedRuns, out: Path, names: list[str], vectors: Path, options: dict[str, Any]) -> None:
     """The evaluations: scored together, then each run through the harness."""
     from tqdm import tqdm
 
@@ -180,7 +181,7 @@ def _is_done(folder: Path, plan: str, vectors: Path, options: dict[str, Any]) ->
     return is_comparable and json.loads(stamp.read_text())["key"] == _key(plan, vectors, options)
 
 
-def _run(runs: SharedRunsLM, folder: Path, arguments: dict[str, str], limit: int) -> None:
+def _run(runs: SharedRuns, folder: Path, arguments: dict[str, str], limit: int) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
 
@@ -189,7 +190,7 @@ def _run(runs: SharedRunsLM, folder: Path, arguments: dict[str, str], limit: int
 
     tracker = EvaluationTracker(output_path=str(folder))
     results = simple_evaluate(
-        model=runs,
+        model=runs.model,
         model_args=arguments,
         tasks=list(TASKS),
         batch_size=_BATCH,

@@ -216,7 +216,7 @@ class Questions:
         ]
 
     def _normalised(self, requests: Sequence[Request], likelihoods: bool) -> dict[int, bool]:
-        """For each request of the questions, by its index, whether its question's metrics would change by a constant added per prompt."""
+        """By the index of each request: whether its question's metrics would change by a constant added per prompt."""
         needed: dict[tuple[tuple[int, ...], str], bool] = defaultdict(bool)
         prompts: dict[int, tuple[tuple[int, ...], str]] = {}
         for question in self.questions:

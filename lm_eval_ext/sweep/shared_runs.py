@@ -7,10 +7,8 @@ these scores, and writes what a run of its own writes.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lm_eval_ext.backends.hf.model import SteeredHFLM
-from lm_eval_ext.backends.response_cache import ResponseCache
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.models.precision import name_of
 from lm_eval_ext.scoring.batching import Budget
@@ -18,7 +16,6 @@ from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.scoring.shared_forward import SweepModel, Values
 from lm_eval_ext.scoring.token_trees import Packed
 from lm_eval_ext.steering.decoder import layer_count
-from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.sweep.engine import MAX_TOKENS, SharedEngine
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lm_eval_ext.backends.base import SteeredBackend
     from lm_eval_ext.scoring.token_trees import Tree
     from lm_eval_ext.steering.vectors import VectorSet
     from lm_eval_ext.sweep.questions import Questions, ScoredTree
@@ -50,23 +48,20 @@ class _WithGreedy(SweepModel):
         ]
 
 
-class SharedRunsLM(SteeredHFLM):
-    """`steered-hf` that is given one plan after another, and knows the scores that were computed ahead.
+class SharedRuns:
+    """Runs of one model on the same questions.
 
     Args:
-        arguments: as for `SteeredHFLM`, without vectors and a plan.
+        model: a steered model of the harness, without a plan.
+        questions: of all runs.
     """
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self._known: dict[str, dict[Request, Score]] = {}
-        self._trees: list[ScoredTree] = []
-        self._requests: list[Request] = []
-
-    def ask(self, questions: Questions) -> None:
-        """Take the questions of all runs, before any plan is in place."""
-        self._requests = self.encode(questions.instances)
-        self._trees = questions.trees(self._requests, self.max_length, likelihoods=True)
+    def __init__(self, model: SteeredBackend, questions: Questions) -> None:
+        self.model = model
+        self._scores: dict[str, dict[Request, Score]] = {}
+        self._requests = model.encode(questions.instances)
+        self._trees = questions.trees(self._requests, model.max_length, likelihoods=True)
+        self._n_layers = layer_count(model.model.config)
 
     def operations(self, plans: Iterable[str]) -> float:
         """Floating-point operations of scoring all questions under some plans together.
@@ -82,7 +77,7 @@ class SharedRunsLM(SteeredHFLM):
     def speed(self, n_trees: int = 16) -> float:
         """Floating-point operations a second that some of the prompts, unsteered, reach here; measured in seconds."""
         sample = self._trees[:: max(1, len(self._trees) // n_trees)][:n_trees]
-        model = _WithGreedy(self.model)
+        model = _WithGreedy(self.model.model)
         model.base(Packed([sample[0].tree]), [], [True])  # the first forward prepares the weights for the processor
         started = time.perf_counter()
         model.base(Packed([tree.tree for tree in sample]), [], [True] * len(sample))
@@ -91,10 +86,11 @@ class SharedRunsLM(SteeredHFLM):
     @property
     def _body(self) -> int:
         """Weights of the decoder layers."""
-        return int(self.model.num_parameters()) - int(self.model.get_input_embeddings().weight.numel())
+        model = self.model.model
+        return int(model.num_parameters()) - int(model.get_input_embeddings().weight.numel())
 
     def _operations(self, trees: Sequence[ScoredTree], plans: Iterable[str]) -> float:
-        layers, head = layer_count(self.config), int(self.model.get_output_embeddings().weight.numel())
+        layers, head = self._n_layers, int(self.model.model.get_output_embeddings().weight.numel())
         steered = [Condition(Plan.parse(plan)) for plan in plans if plan]
         # The unsteered model is run in any case; a plan adds the layers above its first.
         share = 1 + sum(1 - (1 + condition.first_layer(layers)) / layers for condition in steered)
@@ -120,27 +116,28 @@ class SharedRunsLM(SteeredHFLM):
         Raises:
             ResultsError: `cells` is of another model, vector file or dtype, or cannot be written.
         """
-        model = _WithGreedy(self.model)
+        model = _WithGreedy(self.model.model)
         if model.check(min(self._trees, key=lambda tree: len(tree.tree)).tree):
             return
         identity = {
-            "model": weights_fingerprint(self.model),
+            "model": weights_fingerprint(self.model.model),
             "vector file": vectors.digest[:16],
-            "dtype": name_of(self.model.dtype),
+            "dtype": name_of(self.model.model.dtype),
             "values": "log-likelihood, greedy",
         }
         store = Store(cells, identity)
         try:
             conditions = [Condition(Plan.parse(plan)) for plan in plans]
-            tokens = MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"])
-            layers = layer_count(self.config)
-            SharedEngine(model, vectors, layers, Budget(tokens, _MEMORY)).run(self._trees, conditions, store, progress)
-            for plan, condition in zip(plans, conditions, strict=True):
-                self._known[plan] = self._scores(condition, SteeringTable.build(condition.plan, vectors, layers), store)
+            tokens = MAX_TOKENS.get(self.model.device.type, MAX_TOKENS["cuda"])
+            engine = SharedEngine(model, vectors, self._n_layers, Budget(tokens, _MEMORY))
+            engine.run(self._trees, conditions, store, progress)
+            for condition in conditions:
+                table = SteeringTable.build(condition.plan, vectors, self._n_layers)
+                self._scores[condition.name] = self._by_request(condition, table, store)
         finally:
             store.close()
 
-    def _scores(self, condition: Condition, table: SteeringTable, store: Store) -> dict[Request, Score]:
+    def _by_request(self, condition: Condition, table: SteeringTable, store: Store) -> dict[Request, Score]:
         known: dict[Request, Score] = {}
         for tree in self._trees:
             values = store.get(condition.name, tree.key) or []
@@ -155,21 +152,6 @@ class SharedRunsLM(SteeredHFLM):
         return len(self._trees) * len(plans)
 
     def steer(self, plan: str, vectors: VectorSet | None) -> None:
-        """Put a plan in place of the one before. `vectors` may be None where the plan is empty."""
-        self._plan, self._vectors = Plan.parse(plan), vectors
-        self._table = SteeringTable.build(self._plan, vectors, layer_count(self.config), self._positions)
-        self._responses = ResponseCache(plan)
-        self._injector.remove()
-        self._injector = self._scorer.injector = Injector(self.model, self._table)
-
-    def score(
-        self, requests: Sequence[Request], progress: Callable[[dict[Request, Score]], object] = lambda done: None
-    ) -> list[Score]:
-        """See `SteeredBackend.score`."""
-        known = self._known.get(str(self._plan), {})
-        distinct = dict.fromkeys(requests)
-        scores = {request: known[request] for request in distinct if request in known}
-        progress(scores)
-        if rest := [request for request in distinct if request not in scores]:
-            scores |= zip(rest, super().score(rest, progress), strict=True)
-        return [scores[request] for request in requests]
+        """Let the model run under a plan, with the scores that are known of it; `vectors` may be None without a plan."""
+        parsed = Plan.parse(plan)
+        self.model.steer(parsed, vectors, self._scores.get(str(parsed)))

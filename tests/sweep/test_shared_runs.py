@@ -14,7 +14,7 @@ from lm_eval_ext.scoring.shared_forward import SweepModel
 from lm_eval_ext.scoring.token_trees import Packed, Tree
 from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.questions import Questions
-from lm_eval_ext.sweep.shared_runs import SharedRunsLM, _WithGreedy
+from lm_eval_ext.sweep.shared_runs import SharedRuns, _WithGreedy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,13 +25,11 @@ LIMIT = 3
 pytestmark = pytest.mark.transformers4
 
 
-def shared(family: str, cells: Path) -> SharedRunsLM:
-    runs = SharedRunsLM(str(tiny.folder(family)), dtype="float32", device="cpu", batch_size=3)
+def shared(family: str, cells: Path) -> SharedRuns:
     with tiny_tasks():
         questions = Questions(TASKS)
-    runs.ask(questions)
     questions.keep(LIMIT)
-    runs.ask(questions)
+    runs = SharedRuns(tiny.steered(family, vectors=None), questions)
     runs.score_ahead(VectorSet.load(tiny.vector_file(family)), PLANS, cells)
     return runs
 
@@ -45,8 +43,8 @@ def test_each_run_equals_one_of_its_own(family: str, tmp_path: Path) -> None:
     runs = shared(family, tmp_path / "cells")
     for plan in PLANS:
         runs.steer(plan, VectorSet.load(tiny.vector_file(family)) if plan else None)
-        with mock.patch.object(runs._scorer, "score", side_effect=AssertionError("a forward of its own")):
-            found = evaluated(runs)
+        with mock.patch.object(runs.model, "score", side_effect=AssertionError("a forward of its own")):
+            found = evaluated(runs.model)
         alone = tiny.steered(family, plan, **({} if plan else {"vectors": None}))
         expected = evaluated(alone)
         alone.close()
@@ -83,14 +81,14 @@ def test_an_interrupted_scoring_goes_on(tmp_path: Path) -> None:
     shared("llama", tmp_path / "cells")
     with mock.patch.object(SweepModel, "base", side_effect=AssertionError("computed again")):
         runs = shared("llama", tmp_path / "cells")
-    assert runs._known.keys() == set(PLANS)
+    assert runs._scores.keys() == set(PLANS)
 
 
 def test_a_model_without_trees_scores_run_by_run(tmp_path: Path) -> None:
     with mock.patch.object(SweepModel, "check", return_value="it cannot"):
         runs = shared("llama", tmp_path / "cells")
     runs.steer("loc@2:2", VectorSet.load(tiny.vector_file("llama")))
-    found, expected = evaluated(runs), evaluated(tiny.steered("llama", "loc@2:2"))
+    found, expected = evaluated(runs.model), evaluated(tiny.steered("llama", "loc@2:2"))
     assert tiny.answers(found) == tiny.answers(expected)
 
 
