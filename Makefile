@@ -1,4 +1,4 @@
-# make demo    environment, embedded model, vectors, five evaluations, the plane in results/demo/
+# make demo    environment, embedded model, vectors, five evaluations, the plane in results/demo/ (within ten minutes)
 # make test    environment, whole suite
 # make test-fast  the suite without the tests marked slow
 # make lint    ruff, mypy, and the contract that the layers keep

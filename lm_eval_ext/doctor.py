@@ -34,6 +34,9 @@ REINSTALL = "install again: pip install --force-reinstall --no-deps lm_eval_ext 
 _OTHER_RELEASE = "pip install 'lm-eval==0.4.13', the release this was tested with, or a newer lm_eval_ext"
 USE_EVAL = "or use `lm-eval-ext eval`, which needs no discovery"
 
+#: Rows of the square matrices whose product shows the CPU's peak: a second where bfloat16 is emulated.
+_PEAK_SIZE = 512
+
 _SHOWN = ("lm_eval", "torch", "transformers", "datasets")
 
 # Run in a fresh interpreter, which does not import this package: the harness has to find it.
@@ -264,7 +267,15 @@ def devices() -> Iterator[Finding]:
     """What torch can compute on."""
     import torch
 
+    from lm_eval_ext.models import precision
+
     yield Finding("cpu", OK, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    peaks = ", ".join(
+        f"{dtype} {precision.matrix_speed(dtype, _PEAK_SIZE) / 1e9:.0f} GFLOP/s" for dtype in ("float32", "bfloat16")
+    )
+    native, why = precision.support("bfloat16")
+    taken = "the checkpoint's" if native else "float32 for half-precision checkpoints"
+    yield Finding("cpu matrix products", OK, f"{peaks}; dtype=auto takes {taken}: {why}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"cuda:{index}", OK, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")

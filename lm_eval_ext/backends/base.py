@@ -23,7 +23,7 @@ from lm_eval_ext.backends.language import LANGUAGE_COLUMNS, METADATA_KEY, reques
 from lm_eval_ext.backends.response_cache import ResponseCache
 from lm_eval_ext.errors import LanguageError, ModelError
 from lm_eval_ext.languages import normalise
-from lm_eval_ext.models import embedded
+from lm_eval_ext.models import embedded, precision
 from lm_eval_ext.models.loading import load_config, loading
 from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
@@ -32,7 +32,7 @@ from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.steering.vectors import VectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CacheHook
@@ -70,6 +70,8 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             weights, an adapter or an argument of the engine that cannot be used.
     """
 
+    _precision: precision.Precision | None = None  # of a model that was given loaded, or whose engine chooses
+
     def __init__(
         self,
         pretrained: Any = None,
@@ -86,10 +88,11 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self._vectors = (
             vectors if isinstance(vectors, VectorSet | None) else VectorSet.load(Path(str(vectors)).expanduser())
         )
+        published = ""
         self._name = embedded.NAME if pretrained is None else str(getattr(pretrained, "name_or_path", pretrained))
         if pretrained is None:
             log.warning("No pretrained= given: using the embedded %s (%s)", embedded.NAME, embedded.LICENCE)
-            pretrained = embedded.path()
+            pretrained, published = embedded.path(), embedded.DTYPE
         if isinstance(pretrained, torch.nn.Module):
             config = pretrained.config
         else:
@@ -100,8 +103,16 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self._table = SteeringTable.build(self._plan, self._vectors, layer_count(config), self._positions)
         self._fingerprint = fingerprint(config)
         self._responses = ResponseCache(str(self._plan))
+        self._known: Mapping[Request, Score] = {}
+        self._n_layers = layer_count(config)
         with loading(self._name, self.argument_hint()):
-            super().__init__(pretrained, **self.engine_arguments(engine))
+            arguments = self.engine_arguments(engine)
+            on_cpu = None if isinstance(pretrained, torch.nn.Module) else self.runs_on_cpu(arguments)
+            if on_cpu is not None:
+                requested = arguments.pop("dtype", None)
+                self._precision = precision.choose(requested, config, on_cpu=on_cpu, checkpoint=published, **arguments)
+                arguments["dtype"] = self._precision.argument
+            super().__init__(pretrained, **arguments)
 
     # Implemented by engines ----------------------------------------------------------------------------------------------
 
@@ -124,6 +135,13 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """The user's arguments of the engine, as they are passed to the harness's class."""
         return arguments
 
+    def runs_on_cpu(self, arguments: dict[str, Any]) -> bool | None:
+        """Whether the engine's arguments place the whole model on a CPU, where `dtype=auto` is chosen by the machine.
+
+        None for an engine that has no argument `dtype`.
+        """
+        return None
+
     def argument_hint(self) -> str:
         """What to check where the model cannot be loaded."""
         return (
@@ -136,15 +154,29 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """Name or folder of the adapter on top of the model, None where there is none."""
         return None
 
+    def steer(self, plan: Plan, vectors: VectorSet | None, known: Mapping[Request, Score] | None = None) -> None:
+        """Put a plan in place of the one before.
+
+        Args:
+            plan: the plan; empty for the unsteered model.
+            vectors: for the plan.
+            known: scores under this plan that were computed before, and are not computed again.
+        """
+        self._table = SteeringTable.build(plan, vectors, self._n_layers, self._positions)
+        self._plan, self._vectors = plan, vectors
+        self._responses = ResponseCache(str(plan))
+        self._known = known or {}
+
     def close(self) -> None:
         """Remove the hooks of steering from a model that is used further. The backend cannot be used afterwards."""
 
     # What is saved ------------------------------------------------------------------------------------------------------
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness saves about the model, with the steering under the key `steering`."""
+        """What the harness saves about the model, with the steering under `steering` and why its dtype under `dtype`."""
         of_engine: dict[str, Any] = getattr(super(), "get_model_info", dict)()
-        return {**of_engine, "steering": self.steering_identity()}
+        dtype = {} if self._precision is None else {"dtype": self._precision.record(of_engine.get("model_dtype"))}
+        return {**of_engine, **dtype, "steering": self.steering_identity()}
 
     def steering_identity(self) -> dict[str, Any]:
         """The plan, the vector file's hash and the model's fingerprint: two runs that differ here are not comparable."""
@@ -270,7 +302,13 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
                 cache(done)
                 bar.update(len(done))
 
-            return self.score(requests, progress)
+            if not self._known:
+                return self.score(requests, progress)
+            known = {request: self._known[request] for request in requests if request in self._known}
+            progress(known)
+            rest = [request for request in dict.fromkeys(requests) if request not in known]
+            scores = known | dict(zip(rest, self.score(rest, progress) if rest else [], strict=True))
+            return [scores[request] for request in requests]
 
     # The harness's response cache ---------------------------------------------------------------------------------------
 

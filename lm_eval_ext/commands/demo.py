@@ -1,8 +1,9 @@
-"""The command `lm-eval-ext demo`: the whole workflow on the embedded model, in a few minutes on two CPU cores.
+"""The command `lm-eval-ext demo`: the whole workflow on the embedded model, within ten minutes on two CPU cores.
 
 Extracts EN and LOC vectors from the packaged pairs, evaluates the model five times through the harness (unsteered, EN, LOC,
-both, and a random direction of the same norms as the control) on the packaged questions, and draws the plane. Results of
-earlier runs are reused.
+both, and a random direction of the same norms as the control) on the packaged questions, and draws the plane. The five runs
+ask the same questions, so that what they share is computed once; a measurement of seconds says how many questions the time
+allows. Results of earlier runs are reused.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from lm_eval_ext.version import __version__
+
+if TYPE_CHECKING:
+    from lm_eval_ext.sweep.shared_runs import SharedRuns
 
 TASKS = ("transfer_mini_cloze", "localization_mini_cloze")
 
@@ -30,16 +34,34 @@ CONDITIONS = {
 }
 
 
+#: Seconds of all that is not computed with the model: loading it, tasks, the harness's reports, the plane (measured).
+_AROUND = 120.0
+
+#: Documents of a task, and the fewest that are asked.
+_ALL, _FEWEST = 68, 8
+
+#: Share of the time that the extraction may take, and the fewest pairs of each language and kind.
+_EXTRACTION, _FEWEST_PAIRS = 1 / 3, 16
+
+#: Prompts per forward of whatever is not scored ahead.
+_BATCH = 32
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for vectors, results and the plane.")] = Path("results/demo"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward.")] = 32,
-    dtype: Annotated[str, typer.Option(help="auto (the model's own, bfloat16), bfloat16 or float32.")] = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions per language and task, for a quick look.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward in the extraction.")] = 32,
+    dtype: Annotated[
+        str, typer.Option(help="auto (bfloat16 where this machine is fast in it), bfloat16 or float32.")
+    ] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions per language and task; by default as many as --minutes allows.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="How long it may take, without --limit.")] = 8.0,
 ) -> None:
     """Measure and steer the embedded model, from extraction to the plane.
 
     Five evaluations through the harness on transfer_mini_cloze and localization_mini_cloze; the plane, its table and
-    the conclusions that the intervals support. A second run reuses what exists.
+    the conclusions that the intervals support. Says first how long it will take here. A second run reuses what exists.
 
     Examples:
 
@@ -51,59 +73,136 @@ def demo(
     from lm_eval_ext.commands.plane import plane
 
     vectors = out / "vectors.safetensors"
+    limit = limit or _earlier_limit(out)
+    options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "limit": limit}
+    pending = [name for name, plan in CONDITIONS.items() if not _is_done(out / name, plan, vectors, options)]
+    begun = None
+    if pending:
+        typer.echo("loading the model and the questions, and measuring how fast they are answered here ...")
+        begun = _begin(out, [CONDITIONS[name] for name in pending], vectors, limit, minutes, dtype)
+        options["limit"] = begun.limit
     if vectors.is_file():
         typer.echo(f"vectors: {vectors} exists")
     else:
-        extract(out=vectors, batch_size=batch_size, dtype=dtype)
-    for condition, plan in CONDITIONS.items():
-        _evaluate(out / condition, plan, vectors, batch_size=batch_size, dtype=dtype, limit=limit)
+        extract(out=vectors, batch_size=batch_size, dtype=dtype, max_pairs=begun.max_pairs if begun else None)
+    for name in CONDITIONS:
+        if name not in pending:
+            typer.echo(f"{name}: {out / name} exists")
+    if begun:
+        _evaluate(begun.runs, out, pending, vectors, options)
     plane(out, baseline="unsteered", out=out / "plane.html")
+    typer.echo(f"the picture: {(out / 'plane.html').resolve()}")
 
 
-def _evaluate(folder: Path, plan: str, vectors: Path, **options: Any) -> None:
-    """One evaluation through the harness; skipped where the folder has the results of the same evaluation."""
-    from lm_eval_ext.io import write_file
+class _Begun(NamedTuple):
+    """The model with its questions, how many there are of each task, and the pairs that vectors are extracted from."""
 
-    stamp = folder / "done.json"
-    key = _key(plan, vectors, options)
-    if stamp.is_file() and json.loads(stamp.read_text())["key"] == key:
-        typer.echo(f"{folder.name}: {folder} exists")
-        return
-    steering = {"vectors": str(vectors), "steer": plan} if plan else {}
-    arguments = {"dtype": options["dtype"], **steering}
-    command = ",".join(f"{name}={value}" for name, value in arguments.items())
-    typer.echo(f"{folder.name}: lm_eval --model steered-hf --model_args {command} --tasks {','.join(TASKS)}")
-    _run(folder, arguments, options["batch_size"], options["limit"])
-    write_file(stamp, json.dumps({"key": key, "plan": plan}))
+    runs: SharedRuns
+    limit: int
+    max_pairs: int | None
 
 
-def _run(folder: Path, arguments: dict[str, str], batch_size: int, limit: int | None) -> None:
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
+def _earlier_limit(out: Path) -> int | None:
+    """The number of questions that an earlier demo in this folder chose."""
+    file = out / "demo.json"
+    return int(json.loads(file.read_text())["limit"]) if file.is_file() else None
+
+
+def _begin(out: Path, plans: list[str], vectors: Path, limit: int | None, minutes: float, dtype: str) -> _Begun:
+    """Load the model and the questions, measure, and say how long everything will take."""
     from lm_eval.utils import setup_logging
 
-    from lm_eval_ext import harness
-    from lm_eval_ext.errors import ResultsError
-    from lm_eval_ext.models.embedded import NAME
+    from lm_eval_ext import backends
+    from lm_eval_ext.data.pairs import load_pairs
+    from lm_eval_ext.io import write_file
+    from lm_eval_ext.models.precision import name_of
+    from lm_eval_ext.sweep.questions import Questions
+    from lm_eval_ext.sweep.shared_runs import SharedRuns
 
     setup_logging("WARNING")
     # It logs a hint for every task with a custom loader.
     logging.getLogger("lm_eval.api.task").setLevel("ERROR")
-    harness.install()
+    model = backends.load("steered-hf", dtype=dtype, batch_size=_BATCH)
+    questions = Questions(TASKS, limit=limit)
+    runs = SharedRuns(model, questions)
+    speed = runs.speed()
+    extracting, max_pairs = 0.0, None
+    if not vectors.is_file():
+        sets = [pair_set for kind in ("en", "loc") for pair_set in load_pairs(kind, "mini")]
+        texts = [text for pair_set in sets for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
+        extracting = runs.text_operations(sum(map(len, model.tokenizer(texts).input_ids))) / speed
+        n_pairs = max(len(pair_set.pairs) for pair_set in sets)
+        if limit is None and extracting > (allowed := 60 * minutes * _EXTRACTION):
+            max_pairs = max(_FEWEST_PAIRS, int(n_pairs * allowed / extracting))
+            extracting *= max_pairs / n_pairs
+    answering = runs.operations(plans) / speed
+    asked = limit or _ALL
+    if limit is None:
+        left = 60 * minutes - _AROUND - extracting
+        asked = max(_FEWEST, min(_ALL, int(_ALL * left / answering)))
+        write_file(out / "demo.json", json.dumps({"limit": asked}))
+        questions.keep(asked)
+        runs = SharedRuns(model, questions)
+    seconds = _AROUND + extracting + answering * asked / (limit or _ALL)
+    typer.echo(
+        f"about {seconds / 60:.0f} minutes here ({speed / 1e9:.0f} GFLOP/s in {name_of(model.model.dtype)}): {asked} of "
+        f"{_ALL} questions per language and task"
+        + (f", vectors of at most {max_pairs} pairs" if max_pairs else "")
+        + ("" if asked == _ALL else f" (--limit {_ALL} asks all)")
+    )
+    return _Begun(runs, asked, max_pairs)
+
+
+def _evaluate(runs: SharedRuns, out: Path, names: list[str], vectors: Path, options: dict[str, Any]) -> None:
+    """The evaluations: scored together, then each run through the harness."""
+    from tqdm import tqdm
+
+    from lm_eval_ext.io import write_file
+    from lm_eval_ext.steering.vectors import VectorSet
+
+    steering = VectorSet.load(vectors)
+    plans = [CONDITIONS[name] for name in names]
+    with tqdm(total=runs.n_cells(plans), desc="Scoring", unit="prompt") as bar:
+        runs.score_ahead(steering, plans, out / "cells", bar.update)
+    for name, plan in zip(names, plans, strict=True):
+        arguments = {"dtype": options["dtype"], **({"vectors": str(vectors), "steer": plan} if plan else {})}
+        command = ",".join(f"{key}={value}" for key, value in arguments.items())
+        typer.echo(f"{name}: lm_eval --model steered-hf --model_args {command} --tasks {','.join(TASKS)}")
+        runs.steer(plan, steering if plan else None)
+        _run(runs, out / name, arguments, options["limit"])
+        key = _key(plan, vectors, options)
+        write_file(out / name / "done.json", json.dumps({"key": key, "plan": plan}))
+
+
+def _is_done(folder: Path, plan: str, vectors: Path, options: dict[str, Any]) -> bool:
+    """Whether a folder has the results of the same evaluation."""
+    stamp = folder / "done.json"
+    is_comparable = options["limit"] is not None and stamp.is_file() and vectors.is_file()
+    return is_comparable and json.loads(stamp.read_text())["key"] == _key(plan, vectors, options)
+
+
+def _run(runs: SharedRuns, folder: Path, arguments: dict[str, str], limit: int) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+
+    from lm_eval_ext.errors import ResultsError
+    from lm_eval_ext.models.embedded import NAME
+
     tracker = EvaluationTracker(output_path=str(folder))
     results = simple_evaluate(
-        model="steered-hf",
+        model=runs.model,
         model_args=arguments,
         tasks=list(TASKS),
-        batch_size=batch_size,
-        limit=limit,
+        batch_size=_BATCH,
+        limit=limit if limit < _ALL else None,
         evaluation_tracker=tracker,
         bootstrap_iters=0,
     )
     if results is None:  # another process of the same launch writes them
         return
+    # The harness names neither a loaded model nor the embedded one.
+    results["config"]["model"] = tracker.general_config_tracker.model_source = "steered-hf"
     samples = results.pop("samples")
-    # Without pretrained= the harness has no name for the embedded model.
     tracker.general_config_tracker.model_name = NAME
     tracker.general_config_tracker.model_name_sanitized = NAME
     tracker.save_results_aggregated(results=results, samples=samples)

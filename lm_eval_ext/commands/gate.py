@@ -104,7 +104,7 @@ def check(
     the rules cannot be judged.
     """
     from lm_eval_ext.gate import judge, measure, outputs, read_gate
-    from lm_eval_ext.gate.measuring import Side
+    from lm_eval_ext.gate.measuring import Side, dtype_notes
     from lm_eval_ext.io import write_file
 
     with _annotated(annotate):
@@ -122,7 +122,7 @@ def check(
         if summary is not None:
             _append(summary, outputs.to_markdown(result, *sides))
     notes = output(160, stderr=True)
-    for note in (note for side in sides for note in side.notes):
+    for note in (*(note for side in sides for note in side.notes), *dtype_notes(*sides)):
         notes.print(f"note: {note}", style="yellow")
     console = output(160)
     console.print(outputs.table(result))

@@ -173,6 +173,7 @@ def _results(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
         for task, frame in frames.items()
     }
     settings = next(iter(tasks.values())).settings
+    dtype = next(iter(tasks.values())).dtype
     model = short_model(run.model)  # without folders of the machine that evaluated
     return {
         COMMITTED: __version__,
@@ -193,6 +194,7 @@ def _results(run: Run, frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
         "config": {
             "model": run.details.get("type", ""),
             "model_args": {"pretrained": model},
+            **({"model_dtype": dtype} if dtype else {}),
             "limit": settings["limit"],
             "fewshot_seed": settings["few-shot seed"],
             "random_seed": settings["random seed"],

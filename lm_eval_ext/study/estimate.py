@@ -6,7 +6,6 @@ that a matrix product reaches here. It is right within a factor of two or three;
 
 from __future__ import annotations
 
-import time
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,15 +107,11 @@ class Guess:
         """Floating-point operations a second that a matrix product reaches here, in the dtype models are loaded in."""
         import torch
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        size = 8192 if device == "cuda" else 1024
-        matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16)
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            float((matrix @ matrix)[0, 0])
-            best = min(best, time.perf_counter() - started)
-        return 2 * size**3 / best
+        from lm_eval_ext.models import precision
+
+        if torch.cuda.is_available():
+            return precision.matrix_speed("bfloat16", 8192, "cuda")
+        return precision.matrix_speed("bfloat16" if precision.support("bfloat16")[0] else "float32", 1024)
 
     def _conditions(self, arguments: dict[str, str]) -> float:
         """The passes that a sweep's conditions cost: each computes the layers above its own, half of them on average."""

@@ -151,6 +151,10 @@ class Questions:
             )
         )
 
+    def keep(self, limit: int) -> None:
+        """Keep the first documents of each task only, as `limit` does."""
+        self.questions = [question for question in self.questions if question.doc_id < limit]
+
     @property
     def languages(self) -> list[str]:
         """Languages of the questions, in order of appearance."""
@@ -211,18 +215,18 @@ class Questions:
             for part in parts(prompt, list(continuations))
         ]
 
-    def _normalised(self, requests: Sequence[Request], likelihoods: bool) -> list[bool]:
-        """For each request, whether its question's metrics would change by a constant added per prompt."""
+    def _normalised(self, requests: Sequence[Request], likelihoods: bool) -> dict[int, bool]:
+        """By the index of each request: whether its question's metrics would change by a constant added per prompt."""
         needed: dict[tuple[tuple[int, ...], str], bool] = defaultdict(bool)
-        prompts = []
+        prompts: dict[int, tuple[tuple[int, ...], str]] = {}
         for question in self.questions:
             options = self._tasks[question.task].doc_to_choice(question.document)
             same_length = len({(len(option), len(option.encode())) for option in options}) == 1
             for index in question.instances:
                 prompt = requests[index].prompt, question.language
                 needed[prompt] |= likelihoods or not same_length or len(requests[index].continuation) > 1
-                prompts.append(prompt)
-        return [needed[prompt] for prompt in prompts]
+                prompts[index] = prompt
+        return {index: needed[prompt] for index, prompt in prompts.items()}
 
 
 def _truncate(prompt: tuple[int, ...], continuation: tuple[int, ...], max_length: int) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ class SweepResult:
         items: one row per condition and question (`summary.items`).
         summary: changes with their paired intervals and their rank among the controls (`summary.summarise`).
         seconds: run time.
+        dtype: in which the model ran, and why (`models.precision.Precision.record`).
 
     Example:
         >>> best = lx.sweep(
@@ -56,6 +57,7 @@ class SweepResult:
     items: pd.DataFrame = field(repr=False)
     summary: pd.DataFrame = field(repr=False)
     seconds: float
+    dtype: dict[str, str] = field(default_factory=dict)
 
     @property
     def plan(self) -> str | None:
@@ -107,7 +109,8 @@ class SweepResult:
         return [
             f"{len(self.conditions)} conditions on {len(self.questions.questions)} questions of "
             f"{', '.join(settings.tasks)} ({', '.join(self.questions.languages)}); score: {settings.metric}.",
-            f"Model {self.vectors.model.name}, vectors {self.vectors.digest[:12]}; {self.seconds / 60:.1f} minutes.",
+            f"Model {self.vectors.model.name}{f' in {used}' if (used := self.dtype.get('used')) else ''}, vectors "
+            f"{self.vectors.digest[:12]}; {self.seconds / 60:.1f} minutes.",
         ]
 
     def _vectors_name(self) -> str:
@@ -125,5 +128,6 @@ class SweepResult:
             "conditions": len(self.conditions),
             "questions": len(self.questions.questions),
             "vectors_sha256": self.vectors.digest,
+            "dtype": self.dtype,
             "seconds": round(self.seconds, 1),
         }

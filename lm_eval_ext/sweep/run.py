@@ -135,14 +135,17 @@ class Sweep:
         started = time.monotonic()
         with Processes() as processes:
             self._prepare_folder(processes)
-            computed = self._compute(self._load(), singles, processes, console)
+            model = self._load()
+            dtype = model.get_model_info().get("dtype", {})
+            self._note_vectors_dtype(dtype.get("used", ""), console)
+            computed = self._compute(model, singles, processes, console)
         if computed is None:
             return None
         conditions, trees, store = computed
         frame = self._items(trees, conditions, store)
         summary = self._summary(frame, conditions)
         seconds = time.monotonic() - started
-        result = SweepResult(self.settings, self.vectors, self.questions, conditions, frame, summary, seconds)
+        result = SweepResult(self.settings, self.vectors, self.questions, conditions, frame, summary, seconds, dtype)
         result.write()
         return result
 
@@ -173,6 +176,13 @@ class Sweep:
         return backends.load(
             "steered-hf", settings.model or None, vectors=self.vectors, lang=settings.lang, **arguments
         )
+
+    def _note_vectors_dtype(self, dtype: str, console: Console) -> None:
+        others = sorted({entry.info.dtype for entry in self.vectors.vectors.values()} - {dtype})
+        if dtype and others:
+            console.print(
+                f"note: the model runs in {dtype}, the vectors were extracted in {', '.join(others)}", style="yellow"
+            )
 
     def _engine(self, model: SteeredBackend, tree: ScoredTree, console: Console) -> Engine:
         from lm_eval_ext.scoring.batching import Budget

@@ -99,7 +99,9 @@ class TrainingConfig:
     lora_alpha: Annotated[
         int, typer.Option(min=0, help="LoRA's alpha; the scale of the matrices is alpha / rank. 0: twice the rank.")
     ] = 0
-    dtype: Annotated[str, typer.Option(help="auto (the model's own), bfloat16 or float32.")] = "auto"
+    dtype: Annotated[
+        str, typer.Option(help="auto (the model's own, float32 on CPUs that are slow in it), bfloat16 or float32.")
+    ] = "auto"
     device: Annotated[str, typer.Option(help="cpu or cuda; a GPU if there is one where left out.")] = ""
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, about a quarter more time.")

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support import tiny
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
 from lm_eval_ext.backends.hf.model import SteeredHFLM
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.models import embedded, gemma_tokenizer
+from lm_eval_ext.models import embedded, gemma_tokenizer, precision
 from lm_eval_ext.steering.decoder import hidden_size, layer_count
 
 pytestmark = pytest.mark.transformers4
@@ -35,6 +38,8 @@ TOKENS = [
 TYPES = [3] * 6 + [6] * 256 + [4] * 2
 TOKENS += ["▁", *"eqrstu", "▁s", "st", "es", "est", "ques", "qu", "qu" + "est", "▁st"]
 TYPES += [1] * (len(TOKENS) - len(TYPES))
+
+FROM_PRETRAINED = AutoModelForCausalLM.from_pretrained
 
 PARTS = [bytes([number]) * (100 + number) for number in range(embedded.N_PARTS)]
 
@@ -66,11 +71,14 @@ def part(site: Path, number: int) -> Path:
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Lets the reader of GGUF files be the tiny Gemma; the contents of the files it was given."""
     seen: list[bytes] = []
-    loaded = tiny.load("gemma3")
+    load = tiny.load("gemma3").state_dict
+    config = tiny.load("gemma3").config
 
     def model(folder: Path, *, gguf_file: str, **_: Any) -> Any:
         seen.append((folder / gguf_file).read_bytes())
-        return loaded
+        loaded = AutoModelForCausalLM.from_config(config)
+        loaded.load_state_dict(load())
+        return loaded.to(torch.bfloat16)
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", model)
     monkeypatch.setattr(gemma_tokenizer, "read_tokens", lambda file: (TOKENS, TYPES))
@@ -134,6 +142,32 @@ def test_it_is_converted_once_and_whole(
     assert not (folder / embedded.GGUF_FILE).exists()
     assert embedded.LICENCE in (folder / "NOTICE").read_text()
     assert [item.name for item in folder.parent.iterdir()] == [folder.name]  # nothing left over
+
+
+@pytest.mark.parametrize("converted_before", [False, True])
+def test_it_is_kept_in_the_dtype_that_it_runs_in(
+    wheels: Path, conversions: list[bytes], monkeypatch: pytest.MonkeyPatch, converted_before: bool
+) -> None:
+    """In float32 with the values of bfloat16, whether it was converted for another machine before or not."""
+    if converted_before:
+        monkeypatch.setenv(precision.VARIABLE, "1")
+        embedded.path()
+    monkeypatch.setenv(precision.VARIABLE, "0")
+    with monkeypatch.context() as patch:
+        if converted_before:  # transformers loads the folder
+            patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", FROM_PRETRAINED)
+        folder = embedded.path()
+    assert len(conversions) == 1
+    monkeypatch.setenv(precision.VARIABLE, "1")
+    half = embedded.path()
+    assert "-f32-" in folder.name
+    assert half.name == folder.name.replace("-f32-", "-bf16-")
+    single, published = (load_file(path / "model.safetensors") for path in (folder, half))
+    assert single.keys() == published.keys()
+    for name, tensor in published.items():
+        assert (tensor.dtype, single[name].dtype) == (torch.bfloat16, torch.float32)
+        assert torch.equal(single[name], tensor.float())
+    assert embedded.LICENCE in (folder / "NOTICE").read_text()
 
 
 def test_an_interrupted_conversion_leaves_nothing(

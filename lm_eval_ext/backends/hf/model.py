@@ -20,13 +20,15 @@ from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.tokens import GeneratedTokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lm_eval.api.instance import Instance
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from lm_eval_ext.scoring.requests import Request, Score
+    from lm_eval_ext.steering.plan import Plan
+    from lm_eval_ext.steering.vectors import VectorSet
 
 
 class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
@@ -92,6 +94,12 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             placed["device"] = "cpu"
         return placed
 
+    def runs_on_cpu(self, arguments: dict[str, Any]) -> bool:
+        """See `SteeredBackend.runs_on_cpu`."""
+        placed = arguments.get("device_map")
+        where = set(placed.values()) if isinstance(placed, dict) else {placed or arguments.get("device")}
+        return {str(device) for device in where} == {"cpu"}
+
     def argument_hint(self) -> str:
         """See `SteeredBackend.argument_hint`."""
         ours = (*STEERING_ARGUMENTS, "padding_side")
@@ -99,6 +107,12 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             "Check --model_args: pretrained must be a folder or a name on the hub that this machine can reach; besides "
             f"{', '.join(ours)} and torch_compile everything goes to the harness's hf (dtype, peft, tokenizer, ...)"
         )
+
+    def steer(self, plan: Plan, vectors: VectorSet | None, known: Mapping[Request, Score] | None = None) -> None:
+        """See `SteeredBackend.steer`."""
+        super().steer(plan, vectors, known)
+        self._injector.remove()
+        self._injector = self._scorer.injector = Injector(self.model, self._table)
 
     def close(self) -> None:
         """Take the steering hooks off the model."""
