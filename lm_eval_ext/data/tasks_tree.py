@@ -27,6 +27,7 @@ LETTERS, CLOZE = "", "_cloze"
 #: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
 BLEND_ITEMS = "1a3174beb1909b50baab4e3f94bf7a2bf7dd23e4eaf35d07eaa2de4a9d2182bb"
 _BLEND_VERSION = f"3.0+{BLEND_ITEMS[:12]}"
+_MINI_VERSION = "2.0"
 
 RULES = ("acc", "acc_norm", "acc_mutual_info")
 _RULES_BY_COUNTRY = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "acc_prior")
@@ -153,13 +154,14 @@ FAMILIES = (
     _blend("english_bias", per_language(*NON_ENGLISH), "english_bias", BIAS, variant="english_bias"),
     _bmlama("bmlama"),
     _bmlama("bmlama_dev", split="dev"),
-    Family("transfer_mini", "transfer_mini", axis="transfer"),
-    Family("localization_mini", "localization_mini", averaged=BY_COUNTRY),
+    Family("transfer_mini", "transfer_mini", version=_MINI_VERSION, axis="transfer"),
+    Family("localization_mini", "localization_mini", averaged=BY_COUNTRY, version=_MINI_VERSION),
     Family(
         "localization_mini_ctx",
         "localization_mini",
         options={"named": True},
         averaged=BY_COUNTRY,
+        version=_MINI_VERSION,
         variant_of="localization_mini",
         variant=EXPLICIT_CONTEXT,
     ),
