@@ -341,7 +341,7 @@ def test_a_shuffle_seed_in_the_metadata_moves_the_options_and_nothing_else(task_
 def test_the_version_of_the_blend_tasks_says_which_items_were_built(task_manager: TaskManager) -> None:
     assert blend.fingerprint() == tasks_tree.BLEND_ITEMS
     for name in ("blend_decon_ko", "blend_ctx_ko", "english_bias_ko", "blend_decon_en_about_China_cloze"):
-        assert f"3.0+{tasks_tree.BLEND_ITEMS[:12]}" == task_manager.load([name])["tasks"][name].VERSION
+        assert f"2.0+{tasks_tree.BLEND_ITEMS[:12]}" == task_manager.load([name])["tasks"][name].VERSION
 
 
 def test_samples_carry_what_the_plane_and_steering_read(task_manager: TaskManager) -> None:
@@ -351,7 +351,7 @@ def test_samples_carry_what_the_plane_and_steering_read(task_manager: TaskManage
         assert len(sample["doc"]["countries"]) == 4
         assert {"acc", "english_bias_norm"} <= set(sample)
     config = results["configs"]["localization_mini_ko_cloze"]
-    assert config["metadata"]["version"] == 1.0
+    assert config["metadata"]["version"] == 2.0
     assert config["metadata"]["language"] == "ko"
 
 
