@@ -25,7 +25,7 @@ HEADER = "# Written by `python -m lm_eval_ext.data.tasks_tree`."
 LETTERS, CLOZE = "", "_cloze"
 
 #: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
-BLEND_ITEMS = "1a3174beb1909b50baab4e3f94bf7a2bf7dd23e4eaf35d07eaa2de4a9d2182bb"
+BLEND_ITEMS = "9b3e2372ba4309973871d9311efba6e7c28666a261ecb1b13f4976ff12e21abc"
 _BLEND_VERSION = f"3.0+{BLEND_ITEMS[:12]}"
 
 RULES = ("acc", "acc_norm", "acc_mutual_info")
