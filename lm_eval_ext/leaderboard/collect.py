@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.results.axes import METRIC, Axis, find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, read_axis
 from lm_eval_ext.results.run import Run, short_model
@@ -103,7 +103,7 @@ def collect(
         )
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     notes += _mark_comparable(frame)
-    order = [*(code for code in LANGUAGES if code != "en"), "en"]
+    order = [*(code for code in KNOWN if code != "en"), "en"]
     spoken = set(frame["language"]) - {AVERAGE, NO_LANGUAGE}
     languages = sorted(spoken, key=lambda code: (order.index(code) if code in order else 99, code))
     return Board(frame, runs, axes, tuple(languages), level, resamples, seed, tuple(notes))

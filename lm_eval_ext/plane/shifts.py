@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.results.axes import METRIC, Axis, default_axis, find_axis, list_tasks
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
 from lm_eval_ext.results.run import Run, find_run, short_model
@@ -312,7 +312,7 @@ def _languages(scores: Scores, wanted: Collection[str]) -> tuple[tuple[str, ...]
         raise ResultsError(
             f"no documents in {', '.join(unknown)}; the axes share {', '.join(sorted(shared)) or 'none'}"
         )
-    order = list(LANGUAGES)
+    order = list(KNOWN)
     codes = sorted(shared & set(wanted or shared), key=lambda code: (order.index(code) if code in order else 99, code))
     averaged = [code for code in codes if code != "en"] or codes or [NO_LANGUAGE]
     codes.sort(key=lambda code: code == "en")  # English apart, at the end
