@@ -263,7 +263,21 @@ def _task(family: Family, member: Member, suffix: str) -> list[str]:
     return [*lines, "metadata:", f"  version: {family.version}", *_metadata(family, member, suffix)]
 
 
+def metadata_of_task(task: str) -> dict[str, str]:
+    """The metadata of a task of this package, by the task's exact name; empty for other tasks."""
+    for family in FAMILIES:
+        for suffix in family.averaged:
+            for member in (*family.members, *family.further):
+                if task == f"{family.name}_{member.name}{suffix}":
+                    return _values(family, member, suffix)
+    return {}
+
+
 def _metadata(family: Family, member: Member, suffix: str) -> list[str]:
+    return [f"  {key}: {_quoted(value)}" for key, value in _values(family, member, suffix).items()]
+
+
+def _values(family: Family, member: Member, suffix: str) -> dict[str, str]:
     values = {
         "axis": family.axis,
         "split": family.split,
@@ -273,7 +287,7 @@ def _metadata(family: Family, member: Member, suffix: str) -> list[str]:
         "variant_of": f"{family.variant_of}{suffix}" if family.variant_of else "",
         "variant": family.variant,
     }
-    return [f"  {key}: {_quoted(value)}" for key, value in values.items() if value]
+    return {key: value for key, value in values.items() if value}
 
 
 def _quoted(text: str) -> str:

@@ -66,7 +66,7 @@ class Board:
 def collect(
     roots: Sequence[Path],
     *,
-    metric: str = METRIC,
+    metric: str | None = None,
     families: Collection[str] = (),
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -76,7 +76,8 @@ def collect(
 
     Args:
         roots: folders of result files.
-        metric: the score of every family, `metric` or `metric,filter`; a family without it is left out, with a note.
+        metric: the score of every family, `metric` or `metric,filter`; by default what its tasks say, else `acc`. A family
+            without it is left out, with a note.
         families: only these families of tasks (all if empty).
         level, resamples, seed: of the intervals.
 
@@ -99,7 +100,7 @@ def collect(
         rows += scored
     if not rows:
         raise ResultsError(
-            f"no family of tasks has the score {metric!r}; name another with --metric:\n" + "\n".join(notes)
+            f"no family of tasks has the score {metric or METRIC!r}; name another with --metric:\n" + "\n".join(notes)
         )
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     notes += _mark_comparable(frame)

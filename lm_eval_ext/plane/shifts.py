@@ -9,7 +9,7 @@ import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import AVERAGE, KNOWN
-from lm_eval_ext.results.axes import METRIC, Axis, default_axis, find_axis, list_tasks
+from lm_eval_ext.results.axes import Axis, default_axis, find_axis, list_tasks
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
 from lm_eval_ext.results.run import Run, find_run, short_model
 from lm_eval_ext.results.runs import Runs, load
@@ -124,8 +124,8 @@ def measure(
     *,
     x: str | None = None,
     y: str | None = None,
-    x_metric: str = METRIC,
-    y_metric: str = METRIC,
+    x_metric: str | None = None,
+    y_metric: str | None = None,
     runs: Sequence[str] = (),
     languages: Sequence[str] = (),
     level: float = LEVEL,
@@ -139,7 +139,7 @@ def measure(
         baseline: the run at the origin, by name, folder, label, plan or model.
         x, y: task, group or family of each axis; if left out, the only family of tasks whose metadata says
             `axis: transfer` (x) or `axis: localization` (y).
-        x_metric, y_metric: score of each axis, `metric` or `metric,filter`.
+        x_metric, y_metric: score of each axis, `metric` or `metric,filter`; by default what its tasks say, else `acc`.
         runs: only these runs (all if empty).
         languages: only these languages (all if empty).
         level: of the intervals.

@@ -35,7 +35,8 @@ class TaskResults:
         higher_is_better: by metric; only metrics of which the task says it.
         source: the data set, with its configuration and revision, or the task's file where it is made by code.
         hash: the harness's hash over documents, prompts and targets; "" where samples were not logged.
-        metadata: what the task's YAML says of it.
+        metadata: what the task's YAML says of it, or an axis file.
+        documents_language: of all documents, whatever they say, where an axis file says it.
     """
 
     task: str
@@ -49,6 +50,7 @@ class TaskResults:
     source: str = ""
     hash: str = ""
     metadata: TaskMetadata = field(default_factory=lambda: TaskMetadata(""), repr=False)
+    documents_language: str | None = None
 
     @property
     def language(self) -> str | None:
