@@ -7,8 +7,12 @@ files know any language by its code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lm_eval_ext.errors import LanguageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,19 @@ def normalise(code: str) -> str:
     return _ALIASES.get(base, base)
 
 
-def get(code: str) -> Language:
+def get(code: str, among: Mapping[str, Language] = LANGUAGES) -> Language:
     """The `Language` of a code.
 
+    Args:
+        code: such as ko or kor_Hang.
+        among: the languages that are valid: the seven by default, or `KNOWN`.
+
     Raises:
-        LanguageError: the language is not one of the seven.
+        LanguageError: the language is not among them.
     """
     try:
-        return LANGUAGES[normalise(code)]
+        return among[normalise(code)]
     except KeyError:
         raise LanguageError(
-            f"unknown language {code!r}; valid: {', '.join(LANGUAGES)} (codes such as kor_Hang or zh-CN are understood)"
+            f"unknown language {code!r}; valid: {', '.join(among)} (codes such as kor_Hang or zh-CN are understood)"
         ) from None

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Arguments of every steered model, which the harness's class of the engine does not take.
-STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "any_model", "axes")
+STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "axes", "any_model")
 
 #: Of the engine's arguments, those that decide which config is read.
 _CONFIG_ARGUMENTS = ("revision", "trust_remote_code", "gguf_file", "subfolder")

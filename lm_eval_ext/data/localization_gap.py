@@ -39,6 +39,8 @@ N_QUESTIONS = 120
 CULTURES = {"tr": "tr", "bn": "bn", "fr": "fr", "ru": "ru", "en": "us"}
 LETTERS = "ABCDE"
 
+#: The first questions on cities and on culture; those before are on names.
+_FIRST_OF_SUBTASK = (50, 70)
 _SUBTASKS = {"names": "names", "cities": "cities", "o1": "culture"}
 #: Upstream's English questions on names are those on cities.
 _ENGLISH_NAMES = "Which of the following names is most likely my name?"
@@ -219,7 +221,8 @@ def _orders(seed: str) -> dict[int, list[str]]:
     """
     blocks: dict[tuple[str, int], list[int]] = {}
     for number, place in places().items():
-        blocks.setdefault((place.split, 0 if number < 50 else 1 if number < 70 else 2), []).append(number)
+        subtask = sum(number >= first for first in _FIRST_OF_SUBTASK)
+        blocks.setdefault((place.split, subtask), []).append(number)
     orders = {}
     for numbers in blocks.values():
         for rank, number in enumerate(sorted(numbers, key=lambda n: hash_text("order", seed, str(n)))):
