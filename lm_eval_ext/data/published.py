@@ -163,14 +163,13 @@ def _locqa_line(
         return None
     report.kept[code] += 1
     options.sort(key=lambda text: hash_text("order", str(number), text))
-    owners = [sorted(countries[text], key=lambda where: (where != country, where)) for text in options]
     return {
         "id": f"locqa-{number:02}",
         "language": code,
         "question": question,
         "options": options,
         "answer": options.index(local),
-        "countries": owners,
+        "countries": [sorted(countries[text], key=lambda where: (where != country, where)) for text in options],
     }
 
 
