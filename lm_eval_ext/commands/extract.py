@@ -33,7 +33,7 @@ def extract(
     estimator: Annotated[
         list[str] | None,
         typer.Option(
-            help="[KIND=]NAME[:field=value,...]; repeatable. mean_difference, or one that an installed package brings."
+            help="[KIND=]NAME[:field=value,...]; repeatable. Names: see below, and what installed packages bring."
         ),
     ] = None,
     pooling: Annotated[
@@ -45,6 +45,9 @@ def extract(
         ),
     ] = "",
     max_pairs: Annotated[int | None, typer.Option(min=1, help="Maximum number of pairs of each language.")] = None,
+    shuffled: Annotated[
+        int, typer.Option(min=0, help="Controls: fits of the estimator on so many shuffles of the pairs' labels.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward.")] = 16,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one by default.")] = "",
@@ -101,6 +104,7 @@ def extract(
             pooling=parsed_pooling,
             name=model or embedded.NAME,
             batch_size=batch_size,
+            shuffled=shuffled,
             progress=bar.update,
         )
     vectors.save(out)

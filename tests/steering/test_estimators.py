@@ -161,7 +161,7 @@ class Misnamed(MeanDifference):
 @pytest.mark.parametrize(
     ("estimator", "expected"),
     [
-        (Lazy(), "read 2 of 8 texts of loc/ko (test); `fit` must read all batches"),
+        (Lazy(), "read 2 of 8 texts of loc/ko (test); `fit` must read all batches of a language"),
         (Narrow(), "has shape [4, 31], expected [4, 32] (layers, hidden size)"),
         (Misnamed(), "has the tensors direction, expected vector (transform 'add')"),
     ],
