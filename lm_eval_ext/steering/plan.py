@@ -181,7 +181,9 @@ class _Parser:
     def _intervention(self) -> Intervention:
         kind = self._need(_KIND, "a kind of vector, such as en or loc")
         control = (
-            self._need(r"[A-Za-z]\w*", "'random', 'random7', 'shuffled', 'other' or a language code") if self._take("~") else None
+            self._need(r"[A-Za-z]\w*", "'random7', 'shuffled3', 'other' or a language code")
+            if self._take("~")
+            else None
         )
         self._need("@", "'@' and a layer")
         first = self._layer()

@@ -70,4 +70,7 @@ def of_same_length(tensors: Mapping[str, Tensor], real: Mapping[str, Tensor]) ->
     if "vector" not in tensors:
         return dict(tensors)
     vector = tensors["vector"]
-    return {**tensors, "vector": torch.nn.functional.normalize(vector, dim=1) * real["vector"].norm(dim=1, keepdim=True)}
+    return {
+        **tensors,
+        "vector": torch.nn.functional.normalize(vector, dim=1) * real["vector"].norm(dim=1, keepdim=True),
+    }

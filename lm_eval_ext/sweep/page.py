@@ -32,7 +32,8 @@ HEADER = [
 LEGEND = (
     "Averages over all languages but English; in brackets the paired 95% interval of the change, clustered by question. "
     "Random directions: smallest to largest change of the controls of the same norm at the same layer. Shuffled pairs: "
-    "the same of fits on pairs with shuffled labels, where the vector file has some. The best of many is biased upwards: evaluate a chosen plan on the test split."
+    "the same of fits on pairs with shuffled labels, where the vector file has some. The best of many is biased upwards: "
+    "evaluate a chosen plan on the test split."
 )
 
 #: Rows of the table for each family and kind.

@@ -199,8 +199,12 @@ def _places(summary: pd.DataFrame, controls: pd.DataFrame, keys: list[str], pref
     bands = {key: group["change"].tolist() for key, group in controls.groupby(keys)}
     names = ["low", "high", "coverage", "n", "p"]
     rows: list[dict[str, float]] = []
-    for *key, change, control in zip(*(summary[key] for key in keys), summary["change"], summary["control"], strict=True):
+    for *key, change, control in zip(
+        *(summary[key] for key in keys), summary["change"], summary["control"], strict=True
+    ):
         values = None if isinstance(control, str) else bands.get(tuple(key))
         band = null_band(values, change) if values else None
         rows.append({} if band is None else {f"{prefix}_{name}": getattr(band, name) for name in names})
-    return pd.DataFrame(rows, index=summary.index, columns=[f"{prefix}_{name}" for name in names])
+    columns = [f"{prefix}_{name}" for name in names]
+    placed: pd.DataFrame = pd.DataFrame(rows, index=summary.index, columns=columns)
+    return placed
