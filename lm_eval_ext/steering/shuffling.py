@@ -1,8 +1,12 @@
 """The strictest control: the estimator fitted again on pairs whose labels were shuffled.
 
-In half of the pairs, drawn anew for each number and language, the positive and the negative text change places; the answers
-of the pairs (see `lm_eval_ext.Pair`) are dealt out anew. What such a fit does to a model, the contrast does not explain. The
-entries stand in the vector file beside the real ones, under a kind that no plan can name: the plan `loc~shuffled2@58%:2`
+In half of the pairs, drawn anew for each number and language, the difference of the two states changes its sign: the positive
+state is mirrored at the negative one. For estimators of differences that is what exchanging the two texts does; but a map that
+was fitted to exchanged texts would learn to tell the two sides apart by itself, while here nothing in a negative state
+says where it should go. For estimators that run the model, the positive texts and the answers are dealt out to the pairs
+anew. What such a fit does to a model, the contrast does not explain.
+
+The entries stand in the vector file beside the real ones, under a kind that no plan can name: the plan `loc~shuffled2@58%:2`
 uses `loc~shuffled2`. A vector of shuffled labels is scaled to the length of the real one, layer by layer, so that equal
 strengths mean equal lengths.
 """
@@ -42,24 +46,21 @@ def shuffled_states(states: PairStates, batches: Sequence[StateBatch], language:
     """
     digest = hashlib.sha256(f"{number}/{language}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    is_swapped = torch.zeros(states.n_pairs, dtype=torch.bool)
-    is_swapped[torch.randperm(states.n_pairs, generator=generator)[: states.n_pairs // 2]] = True
-    shuffled = states.again(
-        StateBatch(batch.states, batch.pairs, batch.is_positive ^ is_swapped[batch.pairs]) for batch in batches
-    )
+    order, dealt = (torch.randperm(states.n_pairs, generator=generator) for _ in range(2))
+    mirrored = order[: states.n_pairs // 2]
+    positive, negative = states.again(batches).collect()
+    positive[:, mirrored] = 2 * negative[:, mirrored] - positive[:, mirrored]
+    pairs = torch.arange(states.n_pairs)
+    sides = [(positive, torch.ones_like(pairs).bool()), (negative, torch.zeros_like(pairs).bool())]
+    shuffled = states.again(StateBatch(side, pairs, is_positive) for side, is_positive in sides)
     if states.origin is not None:
-        pairs = states.origin.pairs
-        dealt = torch.randperm(len(pairs), generator=generator).tolist()
+        texts = states.origin.pairs
+        others = [texts[other] for other in dealt.tolist()]
         shuffled.origin = replace(
             states.origin,
             pairs=tuple(
-                replace(
-                    pair,
-                    positive=pair.negative if swap else pair.positive,
-                    negative=pair.positive if swap else pair.negative,
-                    answer=pairs[other].answer,
-                )
-                for pair, swap, other in zip(pairs, is_swapped.tolist(), dealt, strict=True)
+                replace(pair, positive=other.positive, answer=other.answer)
+                for pair, other in zip(texts, others, strict=True)
             ),
         )
     return shuffled

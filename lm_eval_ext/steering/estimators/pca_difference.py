@@ -2,7 +2,8 @@
 
 d_i = h(positive) - h(negative) of a pair, not centred; d their mean, which gives the sign and the length. Linear artificial
 tomography (Zou et al. 2023, "representation engineering"). Cost: all states in memory and one thin SVD per layer,
-O(pairs^2 hidden).
+O(pairs^2 hidden). The direction does not depend on which text of a pair is the positive one, only its sign does: fits of
+shuffled labels differ from it by sign alone, so hold it against random directions.
 """
 
 from __future__ import annotations
