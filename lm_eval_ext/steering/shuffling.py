@@ -1,10 +1,10 @@
 """The strictest control: the estimator fitted again on pairs whose labels were shuffled.
 
-In half of the pairs, drawn anew for each number and language, the difference of the two states changes its sign: the positive
-state is mirrored at the negative one. For estimators of differences that is what exchanging the two texts does; but a map that
-was fitted to exchanged texts would learn to tell the two sides apart by itself, while here nothing in a negative state
-says where it should go. For estimators that run the model, the positive texts and the answers are dealt out to the pairs
-anew. What such a fit does to a model, the contrast does not explain.
+In half of the pairs, drawn anew for each number and language, the difference of the two states changes its sign: the
+positive state is mirrored at the negative one. For estimators of differences that is what exchanging the two texts does;
+but a map that was fitted to exchanged texts would learn to tell the two sides apart by itself, while here nothing in a
+negative state says where it should go. For estimators that run the model, the positive texts and the answers are dealt
+out to the pairs anew. What such a fit does to a model, the contrast does not explain.
 
 The entries stand in the vector file beside the real ones, under a kind that no plan can name: the plan `loc~shuffled2@58%:2`
 uses `loc~shuffled2`. A vector of shuffled labels is scaled to the length of the real one, layer by layer, so that equal

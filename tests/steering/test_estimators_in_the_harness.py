@@ -74,7 +74,9 @@ def test_runs_of_the_harness_equal_cells_of_a_sweep(name: str, tmp_path: Path) -
             theirs = [response[0][0] for response in sample["resps"]]
             assert [cells[condition][index] for index in question.instances] == pytest.approx(theirs, abs=2e-4)
     different = [cells[condition] for condition in ("", *names)]
-    is_still = [name for name, one in zip(names, different[1:], strict=True) if one == pytest.approx(different[0], abs=1e-4)]
+    is_still = [
+        name for name, one in zip(names, different[1:], strict=True) if one == pytest.approx(different[0], abs=1e-4)
+    ]
     assert not is_still or name in FEW  # training keeps its start where the held-out pairs gain nothing
 
 

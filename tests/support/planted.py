@@ -2,7 +2,7 @@
 
 A question is asked as `LANGUAGE QUESTION PLACE ?`, where the place names a country (`in-ko-0`: several names each) or none
 (`here-0`). The answer is one of four tokens. The residual stream has a direction for each language, for each country, for "a
-country is named", for each question and each answer; all of them are rotated at random, so that no coordinate means anything.
+country is named", for each question and each answer; all are rotated at random, so that no coordinate means anything.
 Layer 0 copies what the four tokens say to the last one; nothing else attends. Then
 
 - layer `UNIVERSAL` answers universal questions: some in every language, the others in English only (elsewhere wrongly);
@@ -80,7 +80,7 @@ class Planted:
 
     def direction(self, *features: str, **weights: float) -> Tensor:
         """The sum [hidden] of the directions of features; a weighted one by `name=weight`, spaces as underscores."""
-        named = {feature: 1.0 for feature in features} | {k.replace("_", " "): w for k, w in weights.items()}
+        named = dict.fromkeys(features, 1.0) | {k.replace("_", " "): w for k, w in weights.items()}
         return sum((w * self.basis[FEATURES.index(name)] for name, w in named.items()), torch.zeros(HIDDEN))
 
     # Questions ---------------------------------------------------------------------------------------------------------
@@ -118,7 +118,10 @@ class Planted:
             place: the country that is named, if any.
             steering: what `VectorSet.apply` takes: vectors, and a plan.
         """
-        texts = [f"{language} {subject}{n} {f'in-{place}' if place else 'here'}-{n % N_NAMES} ?" for n in range(DEV, DEV + ASKED)]
+        texts = [
+            f"{language} {subject}{n} {f'in-{place}' if place else 'here'}-{n % N_NAMES} ?"
+            for n in range(DEV, DEV + ASKED)
+        ]
         ids = torch.tensor(tokenizer()(texts)["input_ids"])
         model = self.model
         with torch.inference_mode():
@@ -212,7 +215,7 @@ class Planted:
                 units.append((question, 1.5, right, 1.0))
             else:
                 units.append((question, 1.5, wrong, 1.0))
-                units.append(({**question, "language en": 1.0}, 2.5, right, 3.0))
+                units.append(({**question, "language en": 1.0}, 2.0, right, 1.5))
         return units
 
     def _cultural(self) -> list[tuple[dict[str, float], float, int, float]]:
@@ -224,10 +227,10 @@ class Planted:
                 answer = self.right("c", n, code)
                 if code != "en" and self._is_in(n, self.forgotten):
                     continue
-                units.append(({**question, f"country {code}": 1.0}, 2.5, answer, 3.0))
-                units.append(({**question, f"language {code}": 1.0, "named": 1.0}, 3.5, answer, 2.0))
-                if code == "en" or self._is_in(-1 - n, self.local):
-                    units.append(({**question, f"language {code}": 1.0}, 2.5, answer, 2.0))
+                units.append(({**question, f"country {code}": 1.0}, 2.0, answer, 1.5))
+                units.append(({**question, f"language {code}": 1.0, "named": 1.0}, 3.0, answer, 1.0))
+                if code == "en" or not self._is_in(n, 1 - self.local):
+                    units.append(({**question, f"language {code}": 1.0}, 2.0, answer, 1.0))
         return units
 
     @staticmethod
@@ -252,6 +255,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
         *(f"here-{n}" for n in range(N_NAMES)),
         *(f"A{n}" for n in range(N_ANSWERS)),
     ]
-    inner = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<end>"))  # noqa: S106
+    inner = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<end>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<end>")  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<end>")
