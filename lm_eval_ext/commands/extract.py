@@ -57,10 +57,14 @@ def extract(
 ) -> None:
     """Extract steering vectors from the hidden states of contrastive pairs.
 
-    The estimator is the mean difference of the pairs' hidden states, unless --estimator names another.
+    The estimator is the mean difference of the pairs' hidden states, unless --estimator names another: culture_difference,
+    universal_difference (the other languages' mean), pca_difference, logistic_probe, whitened_difference, lda; maps:
+    least_squares, affine; with the direction of another one: ablation, complement, rotation, conditional; trained for the
+    answers of the pairs: trained, affine.
 
     Kind `en`: English sentences against the other languages' own. Kind `loc`: a question with its country named against the
-    same without. Any other kind: your own pairs from a TSV file with the columns language, positive, negative.
+    same without. Any other kind: your own pairs from a TSV file with the columns language, positive, negative (and, for
+    training, answer).
 
     Examples:
 
@@ -70,7 +74,9 @@ def extract(
 
       lm-eval-ext extract --kinds formal --pairs formal=pairs.tsv --out formal.safetensors
 
-      lm-eval-ext extract --estimator loc=NAME:field=3 --out v.safetensors
+      lm-eval-ext extract --estimator en=least_squares:rank=16 --estimator loc=rotation:direction=lda --out v.safetensors
+
+      lm-eval-ext extract --estimator whitened_difference --shuffled 5 --out v.safetensors
     """
     from tqdm import tqdm
 

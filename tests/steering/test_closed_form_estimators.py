@@ -12,14 +12,17 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import TruncatedSVD
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
+from support import tiny
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
+from lm_eval_ext.data.pairs import Pair
 from lm_eval_ext.errors import EstimatorError
 from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.estimators import Estimator, PairStates, StateBatch
 from lm_eval_ext.steering.estimators.conditional import best_threshold
 from lm_eval_ext.steering.estimators.least_squares import reduced_rank
+from lm_eval_ext.steering.extraction import extract
 from lm_eval_ext.steering.table import random_direction
 
 LAYERS, HIDDEN, PAIRS = 2, 12, 60
@@ -351,6 +354,19 @@ def test_a_direction_of_another_estimator() -> None:
 def test_parameters_out_of_range(name: str, parameters: dict[str, Any], expected: str) -> None:
     with pytest.raises(EstimatorError, match=expected):
         registry.make_estimator(name, parameters)
+
+
+@pytest.mark.parametrize("name", ["trained", "affine"])
+def test_training_needs_the_model_two_pairs_and_answers(name: str) -> None:
+    positive, negative, _ = planted()
+    with pytest.raises(EstimatorError, match=f"'{name}' trains through the model: use it with `extract`"):
+        fit(name, positive, negative)
+    model, tokenizer = tiny.load("llama"), tiny.load_tokenizer("llama")
+    pairs = [Pair("Which bird is it?", "Which bird?", answer=" A"), Pair("Who is it?", "Who?")]
+    with pytest.raises(EstimatorError, match=r"1 of 2 pairs have no answer\. Give one to each"):
+        extract(model, tokenizer, pairs, f"{name}:target=answer", [1])
+    with pytest.raises(EstimatorError, match="holds pairs out: give two or more, got 1"):
+        extract(model, tokenizer, pairs[:1], name, [1])
 
 
 STATES_ONLY = [name for name in registry.names() if name not in ("trained", "affine")]

@@ -228,9 +228,10 @@ class Planted:
                 if code != "en" and self._is_in(n, self.forgotten):
                     continue
                 units.append(({**question, f"country {code}": 1.0}, 2.0, answer, 1.5))
-                units.append(({**question, f"language {code}": 1.0, "named": 1.0}, 3.0, answer, 1.0))
+                if code != "en":
+                    units.append(({**question, f"language {code}": 1.0, "named": 1.0}, 3.0, answer, 1.0))
                 if code == "en" or not self._is_in(n, 1 - self.local):
-                    units.append(({**question, f"language {code}": 1.0}, 2.0, answer, 1.0))
+                    units.append(({**question, f"language {code}": 1.0}, 2.0, answer, 0.5 if code == "en" else 1.0))
         return units
 
     @staticmethod
