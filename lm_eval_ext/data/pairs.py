@@ -15,7 +15,7 @@ from lm_eval_ext.data import sources
 from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.errors import DataError, LanguageError
 from lm_eval_ext.fingerprints import hash_json
-from lm_eval_ext.languages import LANGUAGES, normalise
+from lm_eval_ext.languages import FURTHER, KNOWN, LANGUAGES, normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +32,9 @@ FLORES_CODES = {
 }
 TSV_HEADER = ("language", "positive", "negative")
 
+#: A fourth column that a file may have: what should follow the negative text.
+TSV_ANSWER = "answer"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -40,6 +43,8 @@ class Pair:
     Attributes:
         positive, negative: the texts.
         language: code of the requests that the vector steers; `any` for all.
+        answer: what the model should continue the negative text with, its leading space included; only estimators that are
+            trained on answers read it.
 
     Example:
         >>> lx.Pair("How do you do, Professor?", "Hi, what's up?", language="en").language
@@ -49,6 +54,7 @@ class Pair:
     positive: str
     negative: str
     language: str = "any"
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class PairSet:
     @property
     def sha256(self) -> str:
         """Hash of the pairs' texts, kept in the vector file."""
-        texts = [[pair.positive, pair.negative] for pair in self.pairs]
+        texts = [[pair.positive, pair.negative, *filter(None, [pair.answer])] for pair in self.pairs]
         return hash_json(texts, ascii_only=False)
 
 
@@ -80,8 +86,8 @@ def load_pairs(
 
     Args:
         kind: `en`, `loc`, or any name when `source` is a file.
-        source: a built-in source (en: mini, flores, ntrex, gmmlu; loc: mini, blend) or a TSV file with the columns language,
-            positive, negative.
+        source: a built-in source (en: mini, flores, ntrex, gmmlu; loc: mini, blend, localization_gap) or a TSV file with
+            the columns language, positive, negative.
         languages: codes; English has no pairs of kind `en`.
         limit: use the first so many pairs of each language.
 
@@ -104,7 +110,7 @@ def load_pairs(
                 f"no pairs {source!r} for kind {kind!r}; built in: {valid}; or give a .tsv file "
                 f"with the columns {', '.join(TSV_HEADER)}"
             )
-        available = tuple(sorted(PROMPTS)) if (kind, source) == ("en", "gmmlu") else tuple(LANGUAGES)
+        available = _AVAILABLE.get((kind, source), tuple(LANGUAGES))
         if unknown := [code for code in languages if code not in available]:
             raise LanguageError(
                 f"languages {', '.join(languages)}: unknown {', '.join(unknown)}; valid: {', '.join(available)} "
@@ -133,6 +139,12 @@ def _blend_loc(language: str) -> list[Pair]:
     return [Pair(named, plain) for _, named, plain in blend.pairs(language)]
 
 
+def _gap_loc(language: str) -> list[Pair]:
+    from lm_eval_ext.data import localization_gap
+
+    return [Pair(named, plain) for named, plain in localization_gap.pairs(language)]
+
+
 def _flores_en(language: str) -> list[Pair]:
     return _parallel(*(f"parallel/flores200/{FLORES_CODES[code]}.devtest" for code in ("en", language)))
 
@@ -158,7 +170,14 @@ def _parallel(english: str, other: str) -> list[Pair]:
 
 SOURCES: dict[str, dict[str, Callable[[str], list[Pair]]]] = {
     "en": {"mini": _mini_en, "flores": _flores_en, "ntrex": _ntrex_en, "gmmlu": _gmmlu_en},
-    "loc": {"mini": _mini_loc, "blend": _blend_loc},
+    "loc": {"mini": _mini_loc, "blend": _blend_loc, "localization_gap": _gap_loc},
+}
+
+#: The languages of sources that have others than the seven.
+_AVAILABLE = {
+    ("en", "gmmlu"): tuple(sorted(PROMPTS)),
+    ("en", "ntrex"): tuple(KNOWN),
+    ("loc", "localization_gap"): ("en", *FURTHER),
 }
 
 
@@ -166,18 +185,19 @@ def _from_tsv(kind: str, file: Path, languages: list[str]) -> list[PairSet]:
     if not file.is_file():
         raise DataError(f"no pair file at {file}")
     header, *lines = sources.read_text(file).rstrip("\n").split("\n")
-    if tuple(header.rstrip("\r").split("\t")) != TSV_HEADER:
+    columns = tuple(header.rstrip("\r").split("\t"))
+    if columns not in (TSV_HEADER, (*TSV_HEADER, TSV_ANSWER)):
         raise DataError(
             f"{file}: the first line must name the columns {', '.join(TSV_HEADER)} (tab-separated), got {header[:80]!r}"
         )
     by_language: dict[str, list[Pair]] = {}
     for number, line in enumerate(lines, start=2):
         cells = line.rstrip("\r").split("\t")
-        if len(cells) != len(TSV_HEADER) or not all(cell.strip() for cell in cells):
+        if len(cells) != len(columns) or not all(cell.strip() for cell in cells):
             raise DataError(
-                f"{file}, line {number}: expected {len(TSV_HEADER)} filled cells, got {len(cells)}: {line[:80]!r}"
+                f"{file}, line {number}: expected {len(columns)} filled cells, got {len(cells)}: {line[:80]!r}"
             )
-        by_language.setdefault(normalise(cells[0]), []).append(Pair(cells[1], cells[2]))
+        by_language.setdefault(normalise(cells[0]), []).append(Pair(cells[1], cells[2], answer="".join(cells[3:])))
     selected = {code: pairs for code, pairs in by_language.items() if code in languages or code not in LANGUAGES}
     if not selected:
         raise DataError(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from lm_eval_ext.data.task_metadata import TaskMetadata
+
 #: Where a document may keep the id that the same question has in every language.
 _QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
 
@@ -94,14 +96,14 @@ def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.Da
 def _as_columns(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
     """The scores of a file that has the same form in every line, and the number of documents; None where it has not."""
     assert record.samples is not None
-    columns = read_columns(record.samples, record.task, _QUESTION_ID)
+    columns = read_columns(record.samples, record.task, _id_columns(record.metadata))
     if columns is None:
         return None
     if not columns["doc_id"].is_unique and columns.duplicated(["doc_id", "filter"]).any():
         return None
     language: Any = record.language
     codes = columns["language"].unique().tolist()
-    if any(codes):
+    if any(codes) and not record.documents_language:
         language = columns["language"]
         if any(not code or code != normalise(code) for code in codes):
             language = language.map({code: normalise(code) if code else record.language for code in codes})
@@ -128,9 +130,10 @@ def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple
         try:
             key = int(sample["doc_id"]), str(sample["filter"])
             document = sample["doc"] if isinstance(sample["doc"], dict) else {}
-            language = normalise(str(document["language"])) if document.get("language") else record.language
+            spoken = None if record.documents_language else document.get("language")
+            language = normalise(str(spoken)) if spoken else record.language
             doc_hash = str(sample["doc_hash"])
-            question = question_id(document) or doc_hash
+            question = question_id(document, record.metadata) or doc_hash
             scores = [(metric, sample[metric]) for metric in sample["metrics"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ResultsError(
@@ -150,9 +153,14 @@ def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple
     return frame[list(wanted)], len({doc_id for doc_id, _ in seen})
 
 
-def question_id(document: Mapping[str, Any]) -> str | None:
+def question_id(document: Mapping[str, Any], metadata: TaskMetadata) -> str | None:
     """The id that a document shares with the same question in other languages, None where no column has one."""
-    return next((str(document[name]) for name in _QUESTION_ID if document.get(name) is not None), None)
+    return next((str(document[name]) for name in _id_columns(metadata) if document.get(name) is not None), None)
+
+
+def _id_columns(metadata: TaskMetadata) -> tuple[str, ...]:
+    """The columns that may hold the id, the task's own first."""
+    return (metadata.question_id, *_QUESTION_ID) if metadata.question_id else _QUESTION_ID
 
 
 def document_columns(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
