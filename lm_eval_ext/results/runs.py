@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import axes
 from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.redaction import LEFT_OUT, names_left_out, redact, redact_args, redact_text
 from lm_eval_ext.results.run import COMMITTED, Run, TaskResults, damage, find_run, short_model, some
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def load(root: Path | str) -> Runs:
     runs = _name_runs([_newest(same) for same in evaluations.values()])
     for run, same in zip(runs, evaluations.values(), strict=True):
         notes += _superseded(run, same)
+        if left_out := names_left_out(run.config["model_args"]):
+            notes.append(f"run {run.name!r}: credentials are left out of its model arguments: {', '.join(left_out)}")
     return Runs(root, tuple(sorted(runs, key=lambda run: run.name)), tuple(notes))
 
 
@@ -179,11 +182,11 @@ def _read_results(path: Path, *, must: bool) -> dict[str, Any] | None:
 
 def _evaluation(root: Path, path: Path, date: str, content: dict[str, Any]) -> Run:
     """One results file as a run that has no name yet."""
-    config = content.get("config") or {}
-    arguments = _parse_args(config.get("model_args"))
+    config = redact(content.get("config") or {})
+    arguments = config["model_args"] = redact_args((content.get("config") or {}).get("model_args"))
     steering = config.get("steering") or {}
     model_type = str(config.get("model") or "")
-    model_name = str(content.get("model_name") or "")
+    model_name = redact_text(str(content.get("model_name") or ""))
     # Where no argument names the model, the harness invents a new name at every run.
     if model_name not in map(str, arguments.values()):
         model_name = str(steering.get("pretrained") or model_type)
@@ -258,16 +261,9 @@ def _source(task: dict[str, Any]) -> str:
     return Path(str(file)).name if file else ""
 
 
-def _parse_args(model_args: Any) -> dict[str, Any]:
-    """Model arguments, which the harness saves as it was given them: a dictionary or `key=value,key=value`."""
-    if isinstance(model_args, dict):
-        return model_args
-    pairs = (part.partition("=") for part in str(model_args or "").split(","))
-    return {key.strip(): value.strip() for key, _, value in pairs if key.strip()}
-
-
 def _identity(run: Run) -> str:
-    return json.dumps([run.folder, run.model, run.plan, run.details], sort_keys=True)
+    told = {key: value for key, value in run.details.items() if value != LEFT_OUT}
+    return json.dumps([run.folder, run.model, run.plan, told], sort_keys=True)
 
 
 def _newest(evaluations: list[Run]) -> Run:

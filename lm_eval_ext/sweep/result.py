@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.io import write_file
+from lm_eval_ext.redaction import redact_text
 from lm_eval_ext.sweep import page
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.figures import charts
@@ -124,7 +125,7 @@ class SweepResult:
         }
         return {
             "created_by": f"lm_eval_ext {__version__}",
-            "settings": asked,
+            "settings": {**asked, "model_args": redact_text(self.settings.model_args)},
             "conditions": len(self.conditions),
             "questions": len(self.questions.questions),
             "vectors_sha256": self.vectors.digest,
