@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
+from lm_eval_ext.spreadsheets import rows_to_csv
 from lm_eval_ext.stats import cluster_bootstrap
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.extraction import parse_layers
@@ -118,11 +117,7 @@ def compare(
 
 def table(lines: Sequence[Difference]) -> str:
     """The differences as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(Difference._fields)
-    writer.writerows([*line[:5], *(f"{value:.5f}" for value in line[5:])] for line in lines)
-    return out.getvalue()
+    return rows_to_csv([Difference._fields, *([*line[:5], *(f"{value:.5f}" for value in line[5:])] for line in lines)])
 
 
 def _differences(values: dict[str, dict[tuple[str, str, str], float]], run: str, baseline: str) -> list[Difference]:
