@@ -31,10 +31,13 @@ def breakdown(
     from lm_eval_ext.results.breakdown import shares
     from lm_eval_ext.spreadsheets import rows_to_csv
 
+    notes: list[str] = []
     rows = [
         [share.run, *share.values, str(share.n), *(f"{100 * x:.1f}" for x in (share.score, share.low, share.high))]
-        for share in shares(results, task, by, metric)
+        for share in shares(results, task, by, metric, notes)
     ]
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     titles = ["run", *by, "n", f"{metric} %", "low", "high"]
     if csv:
         typer.echo(rows_to_csv([titles, *rows]), nl=False)

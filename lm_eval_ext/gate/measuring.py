@@ -140,7 +140,7 @@ def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> li
     before, after = (frame[frame["language"].isin(codes)] for frame in (before, after))
     for kind, text in differences((baseline.run, candidate.run), axis, (before, after), codes):
         if kind != "dtype" and (kind != "prompts" or gate.same_prompts):
-            raise GateError(f"not comparable: {text}")
+            raise GateError(f"not comparable: {text}{_prompts_hint(baseline, candidate) if kind == 'prompts' else ''}")
     for side, frame in ((baseline, before), (candidate, after)):
         if not frame["value"].between(0, 1).all():
             raise GateError(
@@ -162,6 +162,17 @@ def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> li
         measure_pair(rule, language, averaged if language == AVERAGE else (language,), pair, gate, is_lower=is_lower)
         for language in languages
     ]
+
+
+def _prompts_hint(*sides: Side) -> str:
+    """What may have changed the prompts, and how to go on."""
+    templates = [side.run.details.get("chat_template_sha") for side in sides]
+    cause = ""
+    if templates[0] != templates[1]:
+        cause = "their chat templates differ; "
+    elif templates[0]:
+        cause = "both have the same chat template, and one that writes the date gives other prompts every day; "
+    return f"; {cause}where this is meant, write `prompts: any` in the gate's file"
 
 
 def _languages(
