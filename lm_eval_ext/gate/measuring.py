@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, dtype_differences, read_axis
-from lm_eval_ext.results.run import find_run, list_runs, short_model
+from lm_eval_ext.results.run import find_run, list_runs, short_model, some
 from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import (
     ClusterBootstrap,
@@ -106,6 +107,27 @@ def dtype_notes(baseline: Side, candidate: Side) -> list[str]:
     """What is said of two runs that were computed in different dtypes; no reason to refuse them."""
     shared = [task for task in baseline.run.tasks if task in candidate.run.tasks]
     return dtype_differences((baseline.run, candidate.run), shared)
+
+
+def left_out_notes(gate: Gate, *sides: Side) -> list[str]:
+    """Tasks whose names look like a rule's family in one more language, of which nothing says the language."""
+    notes = []
+    for name in dict.fromkeys(rule.axis for rule in gate.rules):
+        judged = set(find_axis(name, [side.run for side in sides]).tasks)
+        base = name.removesuffix("_cloze")
+        alike = re.compile(rf"{re.escape(base)}[_-][A-Za-z]{{2,3}}([_-][A-Za-z]{{2,4}})?{re.escape(name[len(base) :])}")
+        others = {
+            task
+            for side in sides
+            for task, record in side.run.tasks.items()
+            if task not in judged and record.language is None and alike.fullmatch(task)
+        }
+        if others and name not in judged:
+            notes.append(
+                f"{name}: not judged, as nothing says that they belong to it: {some(sorted(others), 50)}; a task says so "
+                "with family and language in its metadata, or in an axis file (`lm-eval-ext axes --help`)"
+            )
+    return notes
 
 
 def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) -> None:

@@ -17,6 +17,7 @@ from lm_eval_ext import json_text
 from lm_eval_ext.data import axes
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.redaction import LEFT_OUT, names_left_out, redact, redact_args, redact_text
+from lm_eval_ext.results import legacy_names
 from lm_eval_ext.results.run import COMMITTED, Run, TaskResults, find_run, short_model, some
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def load(root: Path | str) -> Runs:
         notes += _superseded(run, same)
         if left_out := names_left_out(run.config["model_args"]):
             notes.append(f"run {run.name!r}: credentials are left out of its model arguments: {', '.join(left_out)}")
+    runs = [replace(run, tasks=_with_families(run.tasks)) for run in runs]
     return Runs(root, tuple(sorted(runs, key=lambda run: run.name)), tuple(notes))
 
 
@@ -314,6 +316,17 @@ def _newest(evaluations: list[Run]) -> Run:
     groups = {group: members for run in ordered for group, members in run.groups.items()}
     older = [record for run in ordered for task, record in run.tasks.items() if record is not tasks[task]]
     return replace(ordered[-1], tasks=tasks, groups=groups, older=tuple(older))
+
+
+def _with_families(tasks: dict[str, TaskResults]) -> dict[str, TaskResults]:
+    """Tasks with the family and language that their names say together, where nothing else says it."""
+    silent = [task for task, record in tasks.items() if not {"family", "language"} & record.metadata.values.keys()]
+    named = dict(tasks)
+    for task, (family, language) in legacy_names.families_of(silent).items():
+        metadata = tasks[task].metadata
+        values = {**metadata.values, "family": family, "language": language}
+        named[task] = replace(tasks[task], metadata=replace(metadata, values=values))
+    return named
 
 
 def _superseded(run: Run, evaluations: list[Run]) -> list[str]:

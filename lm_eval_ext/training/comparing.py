@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lm_eval_ext.data import instruct, sources
+from lm_eval_ext.data.rows import ordered
 from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.models import embedded
@@ -129,7 +130,7 @@ def _differences(values: dict[str, dict[tuple[str, str, str], float]], run: str,
         drawn = cluster_bootstrap(after - before, [key[2] for key in keys], languages)
         # English has no retrieval and no preference of its own, and its response loss is told apart.
         others = [code for code in drawn.strata if code != "en"]
-        for name, strata in [*((code, [code]) for code in LANGUAGES if code in drawn.strata), (AVERAGE, others)]:
+        for name, strata in [*((code, [code]) for code in ordered(drawn.strata)), (AVERAGE, others)]:
             interval = drawn.interval(strata)
             value, then = (float(np.mean([side[languages == c].mean() for c in strata])) for side in (after, before))
             ends = (interval.value, interval.low, interval.high)
