@@ -181,6 +181,7 @@ def find_run(runs: Collection[Run], name: str) -> Run:
 
 
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|.*\\")
+_NO_PATH = re.compile(r"[{}\[\]'\",@=]")
 _URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://")
 
 
@@ -190,7 +191,8 @@ def short_model(model: str) -> str:
         return model
     if _WINDOWS_PATH.match(model):
         return PureWindowsPath(model).name or model
-    is_path = model.startswith(("/", ".", "~", "file:")) or model.count("/") > 1
+    # A hub name has one slash at most; a plan (`en@2:2/all+loc@3:2/last`) or a dictionary is no path.
+    is_path = model.startswith(("/", ".", "~", "file:")) or (model.count("/") > 1 and not _NO_PATH.search(model))
     return PurePosixPath(model).name or model if is_path else model
 
 

@@ -144,6 +144,8 @@ def test_what_cannot_be_read_is_named_or_passed_over(tmp_path, how):
         ("file:///home/mrsmith/gemma", "gemma"),
         ("google/gemma-3-270m", "google/gemma-3-270m"),
         ("https://example.org/v1", "https://example.org/v1"),
+        ("en@2:2/all+loc@3:2/last", "en@2:2/all+loc@3:2/last"),
+        ("{'a': 'x/y', 'b': 'z/w'}", "{'a': 'x/y', 'b': 'z/w'}"),
     ],
 )
 def test_a_path_as_a_models_name(model, short):
