@@ -25,8 +25,8 @@ _TOKENS = re.compile(
 )
 _NO_VALUES = {"", "true", "false", "none", "null", LEFT_OUT}
 
-_USER_IN_URL = re.compile(r"(?<=://)[^\s/?#]*@")
-_USER_AT_HOST = re.compile(r"(?<![\w/@])[\w.+-]+:[^\s/@,:+%]+@(?=[A-Za-z][\w-]*(?:[.:]|$))")
+_USER_IN_URL = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/@:]+:[^\s@]*)@")
+_USER_AT_HOST = re.compile(r"(?<![\w/@])[\w.+-]+:[^\s/@,]+@(?=[A-Za-z][\w-]*(?:\.[A-Za-z]|:\d)|localhost)")
 _ASSIGNED = re.compile(
     r"""(?P<name>[A-Za-z][\w.-]*)(?P<equals>["']?\s*[:=]\s*)(?P<value>"[^"]*"|'[^']*'|\{[^}]*\}?|[^\s,&;"'}\])]+)"""
 )
@@ -100,8 +100,15 @@ def parse_args(model_args: Any) -> dict[str, Any]:
             parts.append("")
         else:
             parts[-1] += character
-    pairs = (part.partition("=") for part in parts)
-    return {key.strip(): value.strip() for key, _, value in pairs if key.strip()}
+    arguments: dict[str, Any] = {}
+    last = ""
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals and is_secret(last):  # the rest of a credential that has a comma
+            arguments[last] += f",{part}"
+        elif last := key.strip():
+            arguments[last] = value.strip()
+    return arguments
 
 
 def redact_args(model_args: Any) -> dict[str, Any]:

