@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import backends, harness
 from lm_eval_ext.errors import ResultsError, UserError
+from lm_eval_ext.redaction import redact
 from lm_eval_ext.steering.plan import DEFAULT_POSITION
 from lm_eval_ext.steering.vectors import VectorSet
 
@@ -94,7 +95,7 @@ def evaluate(
             f"the model type {model_type!r} cannot be steered; valid with vectors and a plan: {', '.join(harness.MODELS)}"
         )
     tracker = EvaluationTracker(output_path=None if output is None else str(output))
-    told = {key: _told(value) for key, value in arguments.items()}
+    told = redact({key: _told(value) for key, value in arguments.items()})
     with _model(model_type, arguments, batch_size, device) as model:
         results: dict[str, Any] = simple_evaluate(
             model=model,

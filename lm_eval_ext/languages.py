@@ -86,7 +86,14 @@ _THREE_LETTERS = {
     "th": "tha", "tl": "tgl", "tr": "tur", "uk": "ukr", "ur": "urd", "uz": "uzb uzn", "vi": "vie", "wo": "wol",
     "xh": "xho", "yo": "yor", "zh": "zho cmn", "zu": "zul",
 }  # fmt: skip
+#: Languages that have no code of two letters.
+_WITHOUT_TWO_LETTERS = frozenset({"ary", "arz", "ceb", "ckb", "fil", "haw", "hmn", "ilo", "war", "yue"})
 _ALIASES = {alias: code for code, aliases in _THREE_LETTERS.items() for alias in aliases.split()}
+
+
+def is_code(token: str) -> bool:
+    """Whether a part of a name is the code of a language, of two or three letters."""
+    return token in _THREE_LETTERS or token in _ALIASES or token in _WITHOUT_TWO_LETTERS
 
 
 def normalise(code: str) -> str:

@@ -29,23 +29,20 @@ def breakdown(
       lm-eval-ext breakdown results/ --task blend_decon_cloze --by topic --metric english_bias
     """
     from lm_eval_ext.results.breakdown import shares
+    from lm_eval_ext.spreadsheets import rows_to_csv
 
+    notes: list[str] = []
     rows = [
         [share.run, *share.values, str(share.n), *(f"{100 * x:.1f}" for x in (share.score, share.low, share.high))]
-        for share in shares(results, task, by, metric)
+        for share in shares(results, task, by, metric, notes)
     ]
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     titles = ["run", *by, "n", f"{metric} %", "low", "high"]
     if csv:
-        _print_csv([titles, *rows])
+        typer.echo(rows_to_csv([titles, *rows]), nl=False)
     else:
         _print_table(titles, rows)
-
-
-def _print_csv(rows: list[list[str]]) -> None:
-    import csv
-    import sys
-
-    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
 
 
 def _print_table(titles: list[str], rows: list[list[str]]) -> None:

@@ -106,7 +106,7 @@ def check(
     the rules cannot be judged.
     """
     from lm_eval_ext.gate import judge, measure, outputs, read_gate
-    from lm_eval_ext.gate.measuring import Side, dtype_notes
+    from lm_eval_ext.gate.measuring import Side, dtype_notes, left_out_notes
     from lm_eval_ext.io import write_file
 
     with _annotated(annotate):
@@ -122,9 +122,11 @@ def check(
             if path is not None:
                 write_file(path, text)
         if summary is not None:
-            _append(summary, outputs.to_markdown(result, *sides))
+            written = summary.stat().st_size if summary.is_file() else 0
+            _append(summary, outputs.to_markdown(result, *sides, written=written))
     notes = output(160, stderr=True)
-    for note in (*(note for side in sides for note in side.notes), *dtype_notes(*sides)):
+    told = (*(note for side in sides for note in side.notes), *dtype_notes(*sides), *left_out_notes(gate_rules, *sides))
+    for note in told:
         notes.print(f"note: {note}", style="yellow")
     console = output(160)
     console.print(outputs.table(result))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -11,6 +13,8 @@ from lm_eval_ext.configs import Table, Text
 from lm_eval_ext.data.prompts import PROMPTS
 
 ALPHABET = "ABCDEFGHIJ"
+#: Soft hyphen, zero-width space and no-break space, word joiner, marks of direction.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 #: Other names of the two countries of `english_bias`, which would not be counted.
 _ENGLISH = {"usa": "US", "u.s.": "US", "united states": "US", "united kingdom": "UK", "u.k.": "UK", "gb": "UK"}
 _ENGLISH |= {"america": "US", "united states of america": "US", "great britain": "UK", "britain": "UK", "england": "UK"}
@@ -32,7 +36,24 @@ def _country(name: str) -> str:
 def _different(options: list[str]) -> list[str]:
     if len(set(options)) < len(options):
         raise ValueError
+    looks: dict[str, int] = {}
+    for number, option in enumerate(options):
+        if not look(option):
+            raise ValueError(f"option {number} shows nothing: {option!a}")
+        if (first := looks.setdefault(look(option), number)) != number:
+            raise ValueError(
+                f"options {first} and {number} look the same, {option!r}, and differ only in their Unicode form "
+                f"({options[first]!a} and {option!a})"
+            )
     return options
+
+
+def look(text: str) -> str:
+    """What a reader sees of a text: composed (NFC), without characters that show nothing, white space folded.
+
+    Joiners (U+200C, U+200D) stay: they change how words of some scripts are written.
+    """
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
 
 
 _Country = Annotated[Text, AfterValidator(_country)]
@@ -80,7 +101,7 @@ class Question(Table):
         if isinstance(answer, int) and not isinstance(answer, bool):
             matches = {answer} & set(range(len(self.options)))
         elif isinstance(answer, str):
-            matches = {n for n, option in enumerate(self.options) if option == answer.strip()}
+            matches = {n for n, option in enumerate(self.options) if look(option) == look(answer)}
             matches |= {n for n, letter in enumerate(self.letters) if letter == answer}
         if len(matches) != 1:
             what = "may mean two options" if matches else "is none of the options"

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext import json_text
 from lm_eval_ext.data.derived import DERIVED, Derived
 from lm_eval_ext.errors import DataError
 from lm_eval_ext.fingerprints import hash_file
@@ -171,12 +172,14 @@ def hub_dataset(repo: str, config: str, revision: str, split: str, mirror_name: 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json_text.parse(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where} is not JSON ({error.msg}, line {error.lineno} column {error.colno}): "
             "it may be truncated; copy or fetch it again"
         ) from None
+    except ValueError as error:
+        raise DataError(f"{where} cannot be read{json_text.why(error)}") from None
 
 
 def _content(file: Path, unpack: bool = True) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, dtype_differences, read_axis
-from lm_eval_ext.results.run import find_run, list_runs, short_model
+from lm_eval_ext.results.run import find_run, list_runs, short_model, some
 from lm_eval_ext.results.runs import load
 from lm_eval_ext.stats import (
     ClusterBootstrap,
@@ -108,6 +109,27 @@ def dtype_notes(baseline: Side, candidate: Side) -> list[str]:
     return dtype_differences((baseline.run, candidate.run), shared)
 
 
+def left_out_notes(gate: Gate, *sides: Side) -> list[str]:
+    """Tasks whose names look like a rule's family in one more language, of which nothing says the language."""
+    notes = []
+    for name in dict.fromkeys(rule.axis for rule in gate.rules):
+        judged = set(find_axis(name, [side.run for side in sides]).tasks)
+        base = name.removesuffix("_cloze")
+        alike = re.compile(rf"{re.escape(base)}[_-][A-Za-z]{{2,3}}([_-][A-Za-z]{{2,4}})?{re.escape(name[len(base) :])}")
+        others = {
+            task
+            for side in sides
+            for task, record in side.run.tasks.items()
+            if task not in judged and record.language is None and alike.fullmatch(task)
+        }
+        if others and name not in judged:
+            notes.append(
+                f"{name}: not judged, as nothing says that they belong to it: {some(sorted(others), 50)}; a task says so "
+                "with family and language in its metadata, or in an axis file (`lm-eval-ext axes --help`)"
+            )
+    return notes
+
+
 def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) -> None:
     if baseline.path.resolve() == candidate.path.resolve():
         raise GateError(f"baseline and candidate are both {baseline.path}; a run cannot be held against itself")
@@ -140,7 +162,7 @@ def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> li
     before, after = (frame[frame["language"].isin(codes)] for frame in (before, after))
     for kind, text in differences((baseline.run, candidate.run), axis, (before, after), codes):
         if kind != "dtype" and (kind != "prompts" or gate.same_prompts):
-            raise GateError(f"not comparable: {text}")
+            raise GateError(f"not comparable: {text}{_prompts_hint(baseline, candidate) if kind == 'prompts' else ''}")
     for side, frame in ((baseline, before), (candidate, after)):
         if not frame["value"].between(0, 1).all():
             raise GateError(
@@ -162,6 +184,17 @@ def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> li
         measure_pair(rule, language, averaged if language == AVERAGE else (language,), pair, gate, is_lower=is_lower)
         for language in languages
     ]
+
+
+def _prompts_hint(*sides: Side) -> str:
+    """What may have changed the prompts, and how to go on."""
+    templates = [side.run.details.get("chat_template_sha") for side in sides]
+    cause = ""
+    if templates[0] != templates[1]:
+        cause = "their chat templates differ; "
+    elif templates[0]:
+        cause = "both have the same chat template, and one that writes the date gives other prompts every day; "
+    return f"; {cause}where this is meant, write `prompts: any` in the gate's file"
 
 
 def _languages(

@@ -31,6 +31,9 @@ _COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": 
 #: What XML 1.0 cannot hold, escaped or not.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _FETCHED = re.compile(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", re.DOTALL)
+#: GitHub's limits: of each kind of annotation a step, and of a step's summary, where other steps' text is not counted.
+_MAX_ANNOTATIONS = 10
+_MAX_SUMMARY = 1_000_000  # bytes; 1 MiB is refused whole
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~@])")
 
 
@@ -132,8 +135,15 @@ def to_junit(result: GateResult) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
-def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
-    """For the step summary of GitHub Actions, or a comment."""
+def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written: int = 0) -> str:
+    """For the step summary of GitHub Actions, or a comment.
+
+    GitHub takes no summary above 1 MiB: checks that do not fit are counted instead.
+
+    Args:
+        result, baseline, candidate: what was judged.
+        written: bytes that the summary has already.
+    """
     lines = [
         f"## {GLYPHS[result.verdict]} Gate: {result.verdict}",
         "",
@@ -143,7 +153,11 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
         "| | axis | language | baseline | candidate | rule | result |",
         "|---|---|---|---:|---:|---|---|",
     ]
-    for check in worst_first(result):
+    notes = [f"> {_markdown(note)}\n" for note in dtype_notes(baseline, candidate)]
+    end = ["", *notes, f"<sub>{LEGEND}</sub>", ""]
+    size = sum(len(line.encode()) + 1 for line in (*lines, *end)) + 200
+    ordered = worst_first(result)
+    for number, check in enumerate(ordered):
         measured = check.measured
         cells = (
             f"{GLYPHS[check.verdict]} {check.verdict}",
@@ -154,19 +168,32 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
             _markdown(measured.rule.text),
             _markdown(check.detail),
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    notes = [f"> {_markdown(note)}\n" for note in dtype_notes(baseline, candidate)]
-    return "\n".join([*lines, "", *notes, f"<sub>{LEGEND}</sub>", ""])
+        line = "| " + " | ".join(cells) + " |"
+        size += len(line.encode()) + 1
+        if size > _MAX_SUMMARY - written:
+            left = f"{len(ordered) - number} of {len(ordered)} checks are left out here, the worst stand above"
+            end = ["", f"**{left}; all stand in the step's log.**", *end]
+            break
+        lines.append(line)
+    return "\n".join([*lines, *end])
 
 
 def github_annotations(result: GateResult) -> list[str]:
-    """GitHub workflow commands: an error per failed check, a warning per inconclusive one."""
+    """GitHub workflow commands: an error per failed check, a warning per inconclusive one.
+
+    GitHub shows the first ten errors and the first ten warnings of a step: where there are more, the first says how many.
+    """
     level: dict[Verdict, str] = {"fail": "error", "inconclusive": "warning"}
-    return [
-        f"::{level[check.verdict]} title={_property(f'gate: {check.name}')}::{_command(check.detail)}"
-        for check in worst_first(result)
-        if check.verdict != "pass"
-    ]
+    lines = []
+    for verdict, command in level.items():
+        checks = [check for check in result.checks if check.verdict == verdict]
+        shown = checks
+        if len(checks) > _MAX_ANNOTATIONS:
+            shown = checks[: _MAX_ANNOTATIONS - 1]
+            text = f"{result.detail}; {len(shown)} of {len(checks)} are annotated, all stand in the step's log"
+            lines.append(f"::{command} title={_property(f'gate: {len(checks)} checks {verdict}')}::{_command(text)}")
+        lines += [f"::{command} title={_property(f'gate: {check.name}')}::{_command(check.detail)}" for check in shown]
+    return lines
 
 
 def misuse_annotation(message: str) -> str:

@@ -17,6 +17,7 @@ from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
 from lm_eval_ext.models.precision import name_of
 from lm_eval_ext.results.run import short_model
+from lm_eval_ext.spreadsheets import frame_to_csv
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.extraction import parse_layers, parse_pooling
 from lm_eval_ext.steering.vectors import VectorSet
@@ -81,7 +82,7 @@ class GeometryResult:
         folder = Path(folder)
         for name, frame in self.frames.items():
             if len(frame):
-                write_file(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+                write_file(folder / f"{name}.csv", frame_to_csv(frame, "%.6g"))
         write_file(folder / "geometry.html", page.page(self.charts, self.frames, self.description))
         write_charts(self.charts, folder, image_formats)
         return folder / "geometry.html"

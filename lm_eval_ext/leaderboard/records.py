@@ -7,10 +7,13 @@ takes data sets that it lists as benchmarks, so only tasks on a hub data set hav
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
 import uuid
+from collections import Counter
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +52,13 @@ def every_eval_ever(
         relationship: one of `RELATIONSHIPS`.
     """
     now = str(int(time.time()))
+    names = model_names(board)
     for name, run in board.runs.items():
         rows = board.scores[board.scores["run"] == name].to_dict("records")
         if not rows:
             continue
-        when = str(int(run.config["date"])) if run.config.get("date") else None
-        identity = f"{COLLECTION}/{short_model(run.model)}/{name}/{run.date}"
+        when = _timestamp(run.config.get("date"))
+        identity = f"{COLLECTION}/{names[run.model]}/{name}/{run.date}"
         record: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "evaluation_id": identity,
@@ -70,12 +74,14 @@ def every_eval_ever(
                 "version": str(run.config.get("lm_eval_version") or "unknown"),
                 "additional_details": {"lm_eval_ext": __version__},
             },
-            "model_info": _model(run),
+            "model_info": _model(run, names[run.model]),
             "evaluation_results": [_result(board, run, row, when) for row in rows],
         }
         if when:
             record["evaluation_timestamp"] = when
-        path = PurePosixPath(COLLECTION, *_model_path(run), f"{uuid.uuid5(uuid.NAMESPACE_URL, identity)}.json")
+        path = PurePosixPath(
+            COLLECTION, *_model_path(names[run.model]), f"{uuid.uuid5(uuid.NAMESPACE_URL, identity)}.json"
+        )
         yield path, record
 
 
@@ -84,6 +90,7 @@ def hub_results(board: Board) -> Iterator[tuple[PurePosixPath, str]]:
 
     A steered run is not the model as its repository has it: its file is one of its own and its notes say the plan.
     """
+    names, written = model_names(board), set[PurePosixPath]()
     for name, run in board.runs.items():
         rows = board.scores[board.scores["run"] == name].to_dict("records")
         with_languages = {row["family"] for row in rows if row["language"] != AVERAGE}
@@ -95,7 +102,11 @@ def hub_results(board: Board) -> Iterator[tuple[PurePosixPath, str]]:
                 files.setdefault(row["family"], []).append(_entry(board, run, row, dataset))
         for family, entries in files.items():
             suffix = f"-{_safe(name)}" if run.plan else ""
-            path = PurePosixPath(*_model_path(run), ".eval_results", f"{_safe(family)}{suffix}.yaml")
+            folder = PurePosixPath(*_model_path(names[run.model]), ".eval_results")
+            path = folder / f"{_safe(family)}{suffix}.yaml"
+            if path in written:  # another run of the same model
+                path = folder / f"{_safe(family)}-{_safe(name)}-{_short_hash(name)}.yaml"
+            written.add(path)
             yield path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
 
 
@@ -115,8 +126,34 @@ def write_records(board: Board, folder: Path, *, organization: str, relationship
     return written
 
 
-def _model(run: Run) -> dict[str, Any]:
-    model = short_model(run.model)
+def model_names(board: Board) -> dict[str, str]:
+    """What each model is called in the records: its name without folders, with a hash where another has the same.
+
+    Two checkpoints of two trainings are both called `checkpoint-1000`.
+    """
+    models = dict.fromkeys(run.model for run in board.runs.values())
+    sharing = Counter(_model_path(short_model(model)) for model in models)
+    return {
+        model: f"{short}-{_short_hash(model)}" if sharing[_model_path(short)] > 1 else short
+        for model, short in ((model, short_model(model)) for model in models)
+    }
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _timestamp(date: Any) -> str | None:
+    """The seconds since 1970 of a date: a number, or ISO 8601 as other releases of the harness write it."""
+    try:
+        if isinstance(date, str) and not date.replace(".", "", 1).isdigit():
+            return str(int(datetime.fromisoformat(date).timestamp()))
+        return str(int(float(date))) if date else None
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def _model(run: Run, model: str) -> dict[str, Any]:
     details = {"plan": run.plan or "unsteered", **{key: short_model(value) for key, value in run.details.items()}}
     info: dict[str, Any] = {"name": model, "id": model, "additional_details": details}
     if "/" in model:
@@ -230,9 +267,9 @@ def _higher_is_better(run: Run, family: str, metric: str) -> bool:
     return next((bool(known[metric]) for known in said if metric in known), True)
 
 
-def _model_path(run: Run) -> tuple[str, str]:
+def _model_path(model: str) -> tuple[str, str]:
     """Developer and name of a model as folders."""
-    developer, _, name = short_model(run.model).rpartition("/")
+    developer, _, name = model.rpartition("/")
     return _safe(developer) or "unknown", _safe(name) or "unknown"
 
 

@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.languages import AVERAGE
+from lm_eval_ext.spreadsheets import frame_to_csv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
 def to_csv(board: Board) -> str:
     """Every score in every language."""
-    text: str = board.scores.to_csv(index=False, float_format="%.6f")
-    return text
+    return frame_to_csv(board.scores, "%.6f")
 
 
 def to_markdown(board: Board) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_eval_ext.plane.wording import GLYPHS, interval, is_missing, verdict
+from lm_eval_ext.spreadsheets import frame_to_csv
 from lm_eval_ext.stats import MIN_CHANGED
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def to_csv(plane: Plane) -> str:
     names = ["run", "model", "plan", "against", "language"]
     ordered = [f"{score}_{column}" for score in ("x", "y") for column in ("task", "score", "verdict")]
     figures = [column for column in frame if column not in {*names, *ordered, "level"}]
-    text: str = frame[[*names, *ordered, *figures, "level"]].to_csv(index=False, float_format="%.6f")
-    return text
+    return frame_to_csv(frame[[*names, *ordered, *figures, "level"]], "%.6f")
 
 
 def describe(plane: Plane) -> list[str]:

@@ -56,11 +56,9 @@ def commands(plane: Plane, arguments: Sequence[str]) -> list[str]:
 
 
 def evaluation(run: Run) -> str:
-    """The harness's command of one run's newest evaluation."""
+    """The harness's command of one run's newest evaluation; credentials are left out of its arguments."""
     config = run.config
     arguments: dict[str, Any] = config.get("model_args") or {}
-    if not isinstance(arguments, dict):
-        arguments = dict(part.split("=", 1) for part in str(arguments).split(",") if "=" in part)
     given = ",".join(f"{key}={short_model(str(value))}" for key, value in arguments.items() if value is not None)
     words = ["lm_eval", "--model", str(config.get("model") or "hf")]
     words += ["--model_args", given] if given else []

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lm_eval_ext import json_text
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -84,7 +86,7 @@ def read_columns(path: Path, task: str, question_ids: Sequence[str]) -> pd.DataF
 def _first(content: bytes) -> dict[str, Any] | None:
     """The first sample, if it is one."""
     try:
-        sample = json.loads(content[: content.find(b"\n") + 1 or None])
+        sample = json_text.parse(content[: content.find(b"\n") + 1 or None])
     except ValueError:
         return None
     if not isinstance(sample, dict) or not isinstance(sample.get("metrics"), list):
@@ -178,6 +180,8 @@ def _parse(content: bytes, first: dict[str, Any], question_ids: Sequence[str]) -
     if len(listed.values) != len(metrics) * len(table) or listed.values.to_pylist() != metrics * len(table):
         return None
     if any(table[column].null_count for column in ("doc_id", *_TEXTS, *metrics)):
+        return None
+    if not all(np.isfinite(table[metric].to_numpy()).all() for metric in metrics):
         return None
     inner_columns = dict(zip(inside, table["doc"].combine_chunks().flatten(), strict=True))
     for key, values in inner_columns.items():

@@ -7,8 +7,12 @@ what it is in its YAML.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import LANGUAGES, is_code, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _CLOZE = "_cloze"
 
@@ -47,6 +51,28 @@ def language(task: str) -> str | None:
     """The only language code in a task's name."""
     codes = [token for token in re.split(r"[_\-]", task) if token in LANGUAGES]
     return codes[0] if len(codes) == 1 else None
+
+
+def families_of(tasks: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Family and language of tasks whose names end in the code of a language that is none of the seven.
+
+    A code of two letters may be a word (`no`, `is`, `it`), so that it counts only where tasks of one name have at least
+    three codes, and no task has the name alone.
+    """
+    names = set(tasks)
+    codes: dict[str, dict[str, str]] = {}
+    for task in names:
+        base, suffix = _without_form(task)
+        stem, _, code = base.rpartition("_")
+        if stem and is_code(code) and f"{stem}_{code}" not in _AXES and stem + suffix not in names:
+            codes.setdefault(stem + suffix, {})[task] = normalise(code)
+    return {
+        task: (family, code)
+        for family, of_family in codes.items()
+        if len(of_family) >= 3
+        for task, code in of_family.items()
+        if language(task) is None
+    }
 
 
 def axis(family: str) -> str | None:

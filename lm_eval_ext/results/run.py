@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data.task_metadata import EXPLICIT_CONTEXT, TaskMetadata
@@ -35,6 +35,7 @@ class TaskResults:
         higher_is_better: by metric; only metrics of which the task says it.
         source: the data set, with its configuration and revision, or the task's file where it is made by code.
         dtype: in which the model ran; "" where the results file does not say.
+        scores: the harness's own aggregates, by `metric,filter`.
         hash: the harness's hash over documents, prompts and targets; "" where samples were not logged.
         metadata: what the task's YAML says of it, or an axis file.
         documents_language: of all documents, whatever they say, where an axis file says it.
@@ -51,6 +52,7 @@ class TaskResults:
     source: str = ""
     hash: str = ""
     dtype: str = ""
+    scores: dict[str, float] = field(default_factory=dict, repr=False)
     metadata: TaskMetadata = field(default_factory=lambda: TaskMetadata(""), repr=False)
     documents_language: str | None = None
 
@@ -178,16 +180,20 @@ def find_run(runs: Collection[Run], name: str) -> Run:
     )
 
 
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|.*\\")
+_NO_PATH = re.compile(r"[{}\[\]'\",@=]")
+_URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://")
+
+
 def short_model(model: str) -> str:
-    """A model's name without the folders of a local path; hub names stay whole."""
-    return Path(model).name if model.startswith(("/", ".", "~")) else model
-
-
-def damage(error: ValueError, line: int | None = None) -> str:
-    """Where and how JSON is damaged, to follow a file's name in a message."""
-    if isinstance(error, json.JSONDecodeError):
-        return f", line {line or error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
-    return f"{f', line {line}' if line else ''}: not text in UTF-8"
+    """A model's name without the folders of a local path, of whatever system; hub names and URLs stay whole."""
+    if _URL.match(model):
+        return model
+    if _WINDOWS_PATH.match(model):
+        return PureWindowsPath(model).name or model
+    # A hub name has one slash at most; a plan (`en@2:2/all+loc@3:2/last`) or a dictionary is no path.
+    is_path = model.startswith(("/", ".", "~", "file:")) or (model.count("/") > 1 and not _NO_PATH.search(model))
+    return PurePosixPath(model).name or model if is_path else model
 
 
 def some(names: Iterable[str], n_shown: int = 3) -> str:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext import json_text
 from lm_eval_ext.data import axes
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.results.run import COMMITTED, Run, TaskResults, damage, find_run, short_model, some
+from lm_eval_ext.redaction import LEFT_OUT, names_left_out, redact, redact_args, redact_text
+from lm_eval_ext.results import legacy_names
+from lm_eval_ext.results.run import COMMITTED, Run, TaskResults, find_run, short_model, some
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -27,6 +30,9 @@ _RESULTS_FILE = re.compile(rf"(?P<stem>.+)_(?P<date>{_DATE})\.json")
 
 #: What a results file says of when and by what it was written.
 _VERSIONS = ("date", "lm_eval_version", "transformers_version", "git_hash", "chat_template_sha", "max_length")
+
+#: How the harness makes a folder's name of a model's.
+_SANITIZED = re.compile(r"[\"<>:/|\\?*\[\]]+")
 
 #: Model arguments that say how, not what, was evaluated.
 _EXECUTION_ARGS = frozenset({"batch_size", "max_batch_size", "device", "device_map", "parallelize"})
@@ -150,7 +156,7 @@ def load(root: Path | str) -> Runs:
         if content is not None:
             try:
                 evaluation = _evaluation(root, path, match["date"], content)
-            except (AttributeError, TypeError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise ResultsError(f"{path} is not a results file of the harness: {error}") from None
             evaluations.setdefault(_identity(evaluation), []).append(evaluation)
     if not evaluations:
@@ -161,15 +167,22 @@ def load(root: Path | str) -> Runs:
     runs = _name_runs([_newest(same) for same in evaluations.values()])
     for run, same in zip(runs, evaluations.values(), strict=True):
         notes += _superseded(run, same)
+        if left_out := names_left_out(run.config["model_args"]):
+            notes.append(f"run {run.name!r}: credentials are left out of its model arguments: {', '.join(left_out)}")
+    runs = [replace(run, tasks=_with_families(run.tasks)) for run in runs]
     return Runs(root, tuple(sorted(runs, key=lambda run: run.name)), tuple(notes))
 
 
 def _read_results(path: Path, *, must: bool) -> dict[str, Any] | None:
     """The content of a results file; None for other JSON, if it need not be one."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json_text.parse(path.read_bytes())
     except ValueError as error:
-        raise ResultsError(f"{path}{damage(error)}; delete the file or evaluate again") from None
+        raise ResultsError(f"{path}{json_text.why(error)}; delete the file or evaluate again") from None
+    except OSError as error:  # a link to nothing, a folder, a file of somebody else
+        if not must:
+            return None
+        raise ResultsError(f"cannot read {path}: {error.strerror or error}; delete it or evaluate again") from None
     if isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("results", "configs")):
         return content
     if must:
@@ -179,21 +192,22 @@ def _read_results(path: Path, *, must: bool) -> dict[str, Any] | None:
 
 def _evaluation(root: Path, path: Path, date: str, content: dict[str, Any]) -> Run:
     """One results file as a run that has no name yet."""
-    config = content.get("config") or {}
-    arguments = _parse_args(config.get("model_args"))
+    config = redact(content.get("config") or {})
+    arguments = config["model_args"] = redact_args((content.get("config") or {}).get("model_args"))
     steering = config.get("steering") or {}
     model_type = str(config.get("model") or "")
-    model_name = str(content.get("model_name") or "")
+    model_name = redact_text(str(content.get("model_name") or ""))
     # Where no argument names the model, the harness invents a new name at every run.
     if model_name not in map(str, arguments.values()):
         model_name = str(steering.get("pretrained") or model_type)
     place = path.parent.relative_to(root)
-    if place.name == content.get("model_name_sanitized"):
+    if place.name in (content.get("model_name_sanitized"), _SANITIZED.sub("__", model_name)):
         place = place.parent
-    vectors = steering.get("vectors") or {}
+    vectors = steering.get("vectors")
+    vectors = vectors if isinstance(vectors, dict) else {}
     details = {
         "type": model_type,
-        **{key: value for key, value in arguments.items() if key not in _EXECUTION_ARGS},
+        **{key: _short_paths(value) for key, value in arguments.items() if key not in _EXECUTION_ARGS},
         "positions": steering.get("positions"),
         "vectors_sha256": str(vectors["sha256"])[:12] if "sha256" in vectors else None,
         "chat_template_sha": content.get("chat_template_sha"),
@@ -226,48 +240,73 @@ def _task_results(task: str, path: Path, date: str, content: dict[str, Any]) -> 
     config = content.get("config") or {}
     said = content["configs"][task].get("metadata") or {}
     own = said if isinstance(said, dict) else {}
+    counted, higher = _by_task(content, "n-samples", task), _by_task(content, "higher_is_better", task)
+    n_documents = counted.get("effective") if isinstance(counted, dict) else counted
+    scores = _by_task(content, "results", task)
     return TaskResults(
         task=task,
         results=path,
         samples=samples if samples.is_file() else None,
         date=date,
-        version=str((content.get("versions") or {}).get(task)),
-        n_documents=((content.get("n-samples") or {}).get(task) or {}).get("effective"),
+        version=str(_by_task(content, "versions", task)),
+        n_documents=n_documents if isinstance(n_documents, int) else None,
         settings={
-            "limit": config.get("limit"),
-            "few-shot examples": (content.get("n-shot") or {}).get(task),
-            "few-shot seed": config.get("fewshot_seed"),
-            "random seed": config.get("random_seed"),
+            "limit": _plain(config.get("limit")),
+            "few-shot examples": _plain(_by_task(content, "n-shot", task)),
+            "few-shot seed": _plain(config.get("fewshot_seed")),
+            "random seed": _plain(config.get("random_seed")),
         },
-        higher_is_better=(content.get("higher_is_better") or {}).get(task) or {},
+        higher_is_better=higher if isinstance(higher, dict) else {},
         source=_source(content["configs"][task]),
-        hash=str((content.get("task_hashes") or {}).get(task) or ""),
+        hash=str(_by_task(content, "task_hashes", task) or ""),
+        scores={
+            key: value
+            for key, value in (scores.items() if isinstance(scores, dict) else ())
+            if isinstance(value, float | int) and json_text.is_finite(value)
+        },
         dtype=str(config.get("model_dtype") or "").removeprefix("torch."),
         metadata=axes.metadata(task, own),
         documents_language=axes.document_language(task, own),
     )
 
 
+def _by_task(content: dict[str, Any], key: str, task: str) -> Any:
+    """What a results file says of a task; some releases of the harness say one thing of all tasks."""
+    of_all = content.get(key)
+    return of_all.get(task) if isinstance(of_all, dict) else of_all
+
+
+def _plain(value: Any) -> Any:
+    """A setting as one value: a dictionary (by filter or by subtask) as the value that it holds, or as text."""
+    if isinstance(value, dict) and len({json.dumps(entry, sort_keys=True) for entry in value.values()}) == 1:
+        return _plain(next(iter(value.values())))
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+
+
+def _short_paths(value: Any, *, nested: bool = False) -> Any:
+    """A model argument; paths inside it are reduced to their last part, as those of whole arguments are where shown."""
+    if isinstance(value, dict):
+        return {key: _short_paths(entry, nested=True) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_short_paths(entry, nested=True) for entry in value]
+    return short_model(value) if nested and isinstance(value, str) else value
+
+
 def _source(task: dict[str, Any]) -> str:
     """Where the documents of a task come from."""
     if path := task.get("dataset_path"):
         parts = (short_model(str(path)), task.get("dataset_name"))
-        revision = (task.get("dataset_kwargs") or {}).get("revision")
+        given = task.get("dataset_kwargs")
+        revision = given.get("revision") if isinstance(given, dict) else None
         return "/".join(str(part) for part in parts if part) + (f"@{revision}" if revision else "")
-    file = (task.get("metadata") or {}).get("config_source")
-    return Path(str(file)).name if file else ""
-
-
-def _parse_args(model_args: Any) -> dict[str, Any]:
-    """Model arguments, which the harness saves as it was given them: a dictionary or `key=value,key=value`."""
-    if isinstance(model_args, dict):
-        return model_args
-    pairs = (part.partition("=") for part in str(model_args or "").split(","))
-    return {key.strip(): value.strip() for key, _, value in pairs if key.strip()}
+    metadata = task.get("metadata")
+    file = metadata.get("config_source") if isinstance(metadata, dict) else None
+    return short_model(f"./{file}") if file else ""
 
 
 def _identity(run: Run) -> str:
-    return json.dumps([run.folder, run.model, run.plan, run.details], sort_keys=True)
+    told = {key: value for key, value in run.details.items() if value != LEFT_OUT}
+    return json.dumps([run.folder, run.model, run.plan, told], sort_keys=True)
 
 
 def _newest(evaluations: list[Run]) -> Run:
@@ -277,6 +316,17 @@ def _newest(evaluations: list[Run]) -> Run:
     groups = {group: members for run in ordered for group, members in run.groups.items()}
     older = [record for run in ordered for task, record in run.tasks.items() if record is not tasks[task]]
     return replace(ordered[-1], tasks=tasks, groups=groups, older=tuple(older))
+
+
+def _with_families(tasks: dict[str, TaskResults]) -> dict[str, TaskResults]:
+    """Tasks with the family and language that their names say together, where nothing else says it."""
+    silent = [task for task, record in tasks.items() if not {"family", "language"} & record.metadata.values.keys()]
+    named = dict(tasks)
+    for task, (family, language) in legacy_names.families_of(silent).items():
+        metadata = tasks[task].metadata
+        values = {**metadata.values, "family": family, "language": language}
+        named[task] = replace(tasks[task], metadata=replace(metadata, values=values))
+    return named
 
 
 def _superseded(run: Run, evaluations: list[Run]) -> list[str]:

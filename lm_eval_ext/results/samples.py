@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from lm_eval_ext import json_text
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.results.columns import read_columns
-from lm_eval_ext.results.run import Run, TaskResults, damage, list_runs
+from lm_eval_ext.results.run import Run, TaskResults, list_runs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -85,12 +85,26 @@ def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.Da
         )
     large = record.samples.stat().st_size >= _LARGE
     frame, n_documents = (_as_columns(run, record, columns) if large else None) or _line_by_line(run, record, columns)
-    if n_documents < (record.n_documents or 1):
+    if n_documents < (record.n_documents or 1) and not _were_chosen(run, record):
         raise ResultsError(
             f"{record.samples} holds {n_documents} documents, {record.results.name} says {record.n_documents}: "
             "the file was cut off; run lm_eval again with --log_samples"
         )
     return frame
+
+
+def _were_chosen(run: Run, record: TaskResults) -> bool:
+    """Whether these documents are all that were asked (`lm_eval --samples`), although the results file counts the others.
+
+    Older releases of the harness count all documents of the task. The scores in the results file must be the means of
+    these documents, and the documents not the first ones, which a file that was cut off would hold.
+    """
+    frame, n_documents = _line_by_line(run, record, ["doc_id", "filter", "metric", "value"])
+    if record.settings["limit"] is not None or frame.empty or int(frame["doc_id"].max()) < n_documents:
+        return False
+    means = frame.groupby(["metric", "filter"])["value"].mean()
+    told = {key: record.scores[",".join(key)] for key in means.index if ",".join(key) in record.scores}
+    return bool(told) and all(abs(means[key] - value) < 1e-6 for key, value in told.items())
 
 
 def _as_columns(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
@@ -135,7 +149,7 @@ def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple
             doc_hash = str(sample["doc_hash"])
             question = question_id(document, record.metadata) or doc_hash
             scores = [(metric, sample[metric]) for metric in sample["metrics"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ResultsError(
                 f"{record.samples}, line {line}: not a sample of the harness ({type(error).__name__}: {error}); "
                 "run lm_eval 0.4.13 or newer with --log_samples"
@@ -143,6 +157,12 @@ def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple
         if key in seen:
             raise ResultsError(f"{record.samples}, line {line}: document {key[0]} stands here twice; evaluate again")
         seen.add(key)
+        for metric, value in scores:
+            if isinstance(value, (int, float)) and not json_text.is_finite(value):
+                raise ResultsError(
+                    f"{record.samples}, line {line}: {metric} of {record.task} is {_shown(value)}, not a finite number; "
+                    "where the model's log-likelihoods are NaN, evaluate in bfloat16 or float32"
+                )
         identity = (record.version, language, question, key[0], doc_hash, str(sample.get("prompt_hash", "")), key[1])
         rows += [
             (run.name, run.model, run.plan, record.task, *identity, metric, value)
@@ -181,11 +201,16 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield number, json.loads(line)
+                sample = json_text.parse(line)
             except ValueError as error:
                 raise ResultsError(
-                    f"{path}{damage(error, number)}; damaged or cut off: run lm_eval again with --log_samples"
+                    f"{path}{json_text.why(error, number)}; damaged or cut off: run lm_eval again with --log_samples"
                 ) from None
+            yield number, sample
+
+
+def _shown(value: float) -> str:
+    return "a number beyond a float" if isinstance(value, int) else str(value)
 
 
 _HASH = re.compile(rb'"doc_hash": *"([^"\\]*)"')
@@ -207,7 +232,7 @@ def read_documents(run: Run, task: str, wanted: Container[str]) -> Iterator[dict
             if match and match[1].decode("ascii", "replace") not in wanted:
                 continue
             try:
-                sample = json.loads(line)
+                sample = json_text.parse(line)
                 if str(sample["doc_hash"]) in wanted:
                     yield sample
             except (ValueError, KeyError, TypeError) as error:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext import json_text
 from lm_eval_ext.errors import VectorFileError
 from lm_eval_ext.fingerprints import hash_bytes, hash_file
 from lm_eval_ext.io import write_file
@@ -381,9 +382,9 @@ def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
             "Make one with lm-eval-ext extract"
         )
     try:
-        metadata = json.loads(raw[FORMAT])
+        metadata = json_text.parse(raw[FORMAT])
         version = metadata["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise VectorFileError(f"vector file {path} has damaged metadata ({error!r})") from None
     if version not in range(1, FORMAT_VERSION + 1) or isinstance(version, bool):
         raise VectorFileError(

@@ -23,6 +23,7 @@ from lm_eval_ext.errors import DataError, StudyError
 from lm_eval_ext.fingerprints import hash_text, hash_tree
 from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
+from lm_eval_ext.redaction import redact_text
 from lm_eval_ext.study.source_files import SourceFiles
 from lm_eval_ext.version import __version__
 
@@ -159,7 +160,7 @@ class Runner:
         if not resumed:
             stage.clear()
         self.state.record(stage.name, {"made_from": inputs})
-        self.say(f"  lm-eval-ext {' '.join(arguments)}")
+        self.say(f"  lm-eval-ext {redact_text(' '.join(arguments))}")
         started = time.monotonic()
         status = launch(arguments, lock)
         if status in (130, -2):
@@ -213,7 +214,7 @@ class Runner:
             "version": __version__,
             "built in": self._built_in,
             # The plan that a stage waits for is a file that it reads.
-            "arguments": [self._relative(argument) for argument in stage.arguments],
+            "arguments": [redact_text(self._relative(argument)) for argument in stage.arguments],
             "reads": {self._path(path): hash_tree(path) for path in (*earlier, *stage.reads)},
             "code": self._source_files.hashes(self.modules[stage.arguments[0]]),
         }

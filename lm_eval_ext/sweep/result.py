@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.io import write_file
+from lm_eval_ext.redaction import redact_text
+from lm_eval_ext.spreadsheets import frame_to_csv
 from lm_eval_ext.sweep import page
 from lm_eval_ext.sweep.choice import Axes, choose
 from lm_eval_ext.sweep.figures import charts
@@ -93,7 +95,7 @@ class SweepResult:
 
         out = self.settings.out
         write_file(out / "items.parquet", self.items.to_parquet(index=False, compression="zstd"))
-        write_file(out / "summary.csv", self.summary.to_csv(index=False, float_format="%.5f"))
+        write_file(out / "summary.csv", frame_to_csv(self.summary, "%.5f"))
         write_file(out / "sweep.html", page.page(self.summary, self._description()))
         write_charts(charts(self.summary), out / "figures", ("csv",))
         write_file(out / "sweep.json", json.dumps(self._record(), indent=1) + "\n")
@@ -124,7 +126,7 @@ class SweepResult:
         }
         return {
             "created_by": f"lm_eval_ext {__version__}",
-            "settings": asked,
+            "settings": {**asked, "model_args": redact_text(self.settings.model_args)},
             "conditions": len(self.conditions),
             "questions": len(self.questions.questions),
             "vectors_sha256": self.vectors.digest,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from lm_eval_ext.data import instruct, sources
+from lm_eval_ext.data.rows import ordered
 from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.languages import AVERAGE, LANGUAGES
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
+from lm_eval_ext.spreadsheets import rows_to_csv
 from lm_eval_ext.stats import cluster_bootstrap
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.extraction import parse_layers
@@ -118,11 +118,7 @@ def compare(
 
 def table(lines: Sequence[Difference]) -> str:
     """The differences as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(Difference._fields)
-    writer.writerows([*line[:5], *(f"{value:.5f}" for value in line[5:])] for line in lines)
-    return out.getvalue()
+    return rows_to_csv([Difference._fields, *([*line[:5], *(f"{value:.5f}" for value in line[5:])] for line in lines)])
 
 
 def _differences(values: dict[str, dict[tuple[str, str, str], float]], run: str, baseline: str) -> list[Difference]:
@@ -134,7 +130,7 @@ def _differences(values: dict[str, dict[tuple[str, str, str], float]], run: str,
         drawn = cluster_bootstrap(after - before, [key[2] for key in keys], languages)
         # English has no retrieval and no preference of its own, and its response loss is told apart.
         others = [code for code in drawn.strata if code != "en"]
-        for name, strata in [*((code, [code]) for code in LANGUAGES if code in drawn.strata), (AVERAGE, others)]:
+        for name, strata in [*((code, [code]) for code in ordered(drawn.strata)), (AVERAGE, others)]:
             interval = drawn.interval(strata)
             value, then = (float(np.mean([side[languages == c].mean() for c in strata])) for side in (after, before))
             ends = (interval.value, interval.low, interval.high)

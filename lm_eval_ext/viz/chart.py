@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.io import write_file
+from lm_eval_ext.spreadsheets import frame_to_csv
 from lm_eval_ext.viz import theme
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class Chart:
 
     def csv(self) -> str:
         """What is drawn."""
-        text: str = self.data.to_csv(index=False, float_format="%.6f")
-        return text
+        return frame_to_csv(self.data, "%.6f")
 
     def image(self, form: str, *, dark: bool = False) -> bytes:
         """A static image, without menus (those show the first view).

@@ -360,7 +360,6 @@ IRREGULAR = {
     "an id further down": lambda lines: [lines[0], {**lines[1], "doc": {**lines[1]["doc"], "question_id": "z"}}],
     "true for 1": lambda lines: [{**line, "acc": bool(line["acc"])} for line in lines],
     "a document that is text": lambda lines: [{**line, "doc": "text"} for line in lines],
-    "NaN": lambda lines: [{**line, "acc": float("nan")} for line in lines],
     "no language further down": lambda lines: [lines[0], {**lines[1], "doc": {"id": "q1"}}],
 }
 
