@@ -101,18 +101,20 @@ def check(
     """Judge a candidate: what `lm-eval-ext gate GATE.YAML ...` does.
 
     Both runs must have been evaluated with --log_samples, on the same items.
-    The table shows every rule and language; the exit status is 0 if all pass, 1
-    if one fails, 2 if none fails but some are inconclusive, 3 if the runs or
-    the rules cannot be judged.
+    The table shows every rule and language; below it stands one test over all
+    items together, which counts where the file says `pooled: {decides: true}`.
+    The exit status is 0 if all pass, 1 if one fails, 2 if none fails but some
+    are inconclusive, 3 if the runs or the rules cannot be judged.
     """
-    from lm_eval_ext.gate import judge, measure, outputs, read_gate
-    from lm_eval_ext.gate.measuring import Side, dtype_notes
+    from lm_eval_ext.gate import judge, outputs, pool, read_gate
+    from lm_eval_ext.gate.measuring import Side, dtype_notes, measure_rules, pair_rules
     from lm_eval_ext.io import write_file
 
     with _annotated(annotate):
         gate_rules = read_gate(rules)
         sides = Side.read("baseline", baseline, baseline_run), Side.read("candidate", candidate, candidate_run)
-        result = judge(measure(gate_rules, *sides, any_order=any_order))
+        paired = pair_rules(gate_rules, *sides, any_order=any_order)
+        result = judge(measure_rules(gate_rules, paired), pool(gate_rules, paired))
         files = (
             (json, outputs.to_json(result, *sides)),
             (junit, outputs.to_junit(result)),
@@ -128,6 +130,8 @@ def check(
         notes.print(f"note: {note}", style="yellow")
     console = output(160)
     console.print(outputs.table(result))
+    for line in outputs.pooled_lines(result):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(result.detail, soft_wrap=True)
     if annotate:
         for line in outputs.github_annotations(result):

@@ -3,6 +3,7 @@
     alpha: 0.05            # how often an unchanged model may fail, over all rules together
     power: 0.8             # how surely a loss of the margin must be seen
     baseline: {model: google/gemma-3-12b-it, plan: ""}     # optional: any other baseline is refused
+    pooled: {decides: true, margin: 0.005}                 # optional: the test over all items together counts too
     rules:
       - axis: blend_decon  # task, group or family, as in `lm-eval-ext plane --y`
         metric: acc
@@ -24,7 +25,7 @@ from pydantic import Field, model_validator
 
 from lm_eval_ext.configs import Names, Table, Text, read_config
 from lm_eval_ext.errors import GateError
-from lm_eval_ext.gate.rules import ALPHA, CHANCE_MARGIN, MARGIN, Gate, Kind, Rule
+from lm_eval_ext.gate.rules import ALPHA, CHANCE_MARGIN, MARGIN, Gate, Kind, Pooled, Rule
 from lm_eval_ext.languages import AVERAGE, normalise
 from lm_eval_ext.stats.bootstrap import RESAMPLES
 from lm_eval_ext.stats.power import POWER
@@ -90,6 +91,25 @@ class _Baseline(Table):
     plan: str | None = Field(default="", description="a plan, or nothing for an unsteered model")
 
 
+class _Pooled(Table):
+    """The pooled test; what is left out is the gate's."""
+
+    decides: bool = Field(default=False, description="true or false")
+    margin: _Share = 0.0
+    alpha: _Alpha = ALPHA
+    power: _Share = POWER
+
+    def pooled(self, gate: _Gate) -> Pooled:
+        """The test, with the gate's values for what it leaves open."""
+        given = self.model_fields_set
+        return Pooled(
+            decides=self.decides,
+            margin=self.margin,
+            alpha=self.alpha if "alpha" in given else gate.alpha,
+            power=self.power if "power" in given else gate.power,
+        )
+
+
 class _Gate(Table):
     alpha: _Alpha = ALPHA
     power: _Share = POWER
@@ -97,15 +117,15 @@ class _Gate(Table):
     seed: int = Field(default=0, ge=0, description="a whole number, at least 0")
     baseline: _Baseline = _Baseline()
     prompts: Literal["same", "any"] = Field(default="same", description="same or any")
+    pooled: _Pooled = _Pooled()
     rules: list[_Rule] = Field(min_length=1, description="a list of at least one rule")
 
     @model_validator(mode="after")
     def _can_be_powerful(self) -> _Gate:
-        for number, rule in enumerate((rule.rule(self) for rule in self.rules), start=1):
-            if rule.power <= rule.alpha:
-                raise ValueError(
-                    f"rule {number}: power is {rule.power:g}; needed: a share above alpha ({rule.alpha:g})"
-                )
+        tests: dict[str, Rule | Pooled] = {f"rule {n}": rule.rule(self) for n, rule in enumerate(self.rules, start=1)}
+        for name, test in (tests | {"pooled": self.pooled.pooled(self)}).items():
+            if test.power <= test.alpha:
+                raise ValueError(f"{name}: power is {test.power:g}; needed: a share above alpha ({test.alpha:g})")
         return self
 
 
@@ -123,4 +143,5 @@ def read_gate(path: Path | str) -> Gate:
         same_prompts=file.prompts == "same",
         resamples=file.resamples,
         seed=file.seed,
+        pooled=file.pooled.pooled(file),
     )

@@ -86,6 +86,27 @@ class Side:
         return self._frames[axis]
 
 
+@dataclass(frozen=True)
+class RulePair:
+    """A rule with the scores of both runs that it speaks of.
+
+    Attributes:
+        rule: the rule.
+        axis: what it speaks of, with its filter.
+        pair: scores of which more is better, on the documents of the rule's languages.
+        languages: codes and `average`, each of which the rule holds for.
+        averaged: the languages of the average.
+        is_lower: whether the scores are 1 - score, so that more is better.
+    """
+
+    rule: Rule
+    axis: Axis
+    pair: Paired
+    languages: tuple[str, ...]
+    averaged: tuple[str, ...]
+    is_lower: bool
+
+
 def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = False) -> list[Measured]:
     """Compare two runs by every rule.
 
@@ -98,8 +119,29 @@ def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = Fa
         GateError: the runs are swapped, or not on the same tasks, versions, languages, items or prompts.
         ResultsError: missing or damaged samples, or an unknown axis or metric.
     """
+    return measure_rules(gate, pair_rules(gate, baseline, candidate, any_order=any_order))
+
+
+def pair_rules(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = False) -> list[RulePair]:
+    """The scores that each rule speaks of, with the arguments and the errors of `measure`."""
     _check_sides(gate, baseline.run, candidate.run, any_order=any_order)
-    return [measured for rule in gate.rules for measured in _measure_rule(rule, gate, baseline, candidate)]
+    return [_pair_rule(rule, gate, baseline, candidate) for rule in gate.rules]
+
+
+def measure_rules(gate: Gate, paired: Sequence[RulePair]) -> list[Measured]:
+    """Each rule in each of its languages."""
+    return [
+        measure_pair(
+            one.rule,
+            language,
+            one.averaged if language == AVERAGE else (language,),
+            one.pair,
+            gate,
+            is_lower=one.is_lower,
+        )
+        for one in paired
+        for language in one.languages
+    ]
 
 
 def dtype_notes(baseline: Side, candidate: Side) -> list[str]:
@@ -131,7 +173,7 @@ def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) 
         )
 
 
-def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> list[Measured]:
+def _pair_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> RulePair:
     axis = find_axis(rule.axis, (baseline.run, candidate.run), rule.metric)
     axis, before = baseline.scores(axis)
     _, after = candidate.scores(axis)
@@ -158,10 +200,7 @@ def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> li
     pair = Paired.of(before, after, "value", resamples=gate.resamples, seed=[gate.seed])
     if pair is None:
         raise GateError(f"{rule.axis}: no document has a score in both runs")
-    return [
-        measure_pair(rule, language, averaged if language == AVERAGE else (language,), pair, gate, is_lower=is_lower)
-        for language in languages
-    ]
+    return RulePair(rule, axis, pair, languages, averaged, is_lower)
 
 
 def _languages(

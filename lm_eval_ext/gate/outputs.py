@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -66,10 +67,20 @@ LEGEND = (
 )
 
 
+def pooled_lines(result: GateResult) -> list[str]:
+    """The pooled test: what it can show, then what it shows."""
+    if result.pooled is None:
+        return []
+    name = "all items together" if result.pooled.asked.decides else "all items together (reported only)"
+    return [f"{name}: {result.pooled.sensitivity}", f"{name}: {result.pooled.detail}"]
+
+
 def to_svg(result: GateResult) -> str:
     """The terminal as a picture, without fonts from elsewhere."""
     console = Console(record=True, width=150, file=io.StringIO())
     console.print(table(result))
+    for line in pooled_lines(result):
+        console.print(line, markup=False, highlight=False)
     console.print(result.detail, markup=False, highlight=False)
     return _xml(_FETCHED.sub("", console.export_svg(title="lm-eval-ext gate")))
 
@@ -85,9 +96,22 @@ def to_json(result: GateResult, baseline: Side, candidate: Side) -> str:
             side.role: {"run": side.run.name, "model": side.run.model, "plan": side.run.plan, "date": side.run.date}
             for side in (baseline, candidate)
         },
+        "pooled": _pooled_record(result),
         "checks": [_record(check) for check in result.checks],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _pooled_record(result: GateResult) -> dict[str, Any] | None:
+    if (pooled := result.pooled) is None:
+        return None
+    return {
+        "verdict": pooled.verdict,
+        **asdict(pooled.asked),
+        "smallest": pooled.smallest if math.isfinite(pooled.smallest) else None,
+        "detail": pooled.detail,
+        "tests": [asdict(test) for test in (pooled.suite, *pooled.parts)],
+    }
 
 
 def _record(check: Check) -> dict[str, Any]:
@@ -139,6 +163,7 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
         "",
         f"Candidate **{_markdown(candidate.run.name)}** against **{_markdown(baseline.run.name)}**: "
         f"{_markdown(result.detail)}.",
+        *(f"\n{_markdown(line)}." for line in pooled_lines(result)),
         "",
         "| | axis | language | baseline | candidate | rule | result |",
         "|---|---|---|---:|---:|---|---|",
@@ -162,7 +187,13 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
 def github_annotations(result: GateResult) -> list[str]:
     """GitHub workflow commands: an error per failed check, a warning per inconclusive one."""
     level: dict[Verdict, str] = {"fail": "error", "inconclusive": "warning"}
-    return [
+    pooled = result.pooled
+    of_suite = (
+        [f"::{level[pooled.verdict]} title=gate%3A all items together::{_command(pooled.detail)}"]
+        if pooled is not None and pooled.asked.decides and pooled.verdict != "pass"
+        else []
+    )
+    return of_suite + [
         f"::{level[check.verdict]} title={_property(f'gate: {check.name}')}::{_command(check.detail)}"
         for check in worst_first(result)
         if check.verdict != "pass"

@@ -53,6 +53,22 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """The one test over everything that the rules speak of.
+
+    Attributes:
+        decides: whether its verdict counts; else it is only reported.
+        margin: the loss that the suite must be able to see, with `power`; 0 where none is asked.
+        alpha, power: of the test.
+    """
+
+    decides: bool = False
+    margin: float = 0.0
+    alpha: float = ALPHA
+    power: float = POWER
+
+
+@dataclass(frozen=True)
 class Gate:
     """All rules.
 
@@ -61,6 +77,7 @@ class Gate:
         baseline: what the baseline must be, by `model` and `plan`; empty where it may be anything.
         same_prompts: whether other prompts than the baseline's are refused.
         resamples, seed: of the bootstrap.
+        pooled: the test over all of them together.
     """
 
     rules: tuple[Rule, ...]
@@ -68,3 +85,4 @@ class Gate:
     same_prompts: bool = True
     resamples: int = RESAMPLES
     seed: int = 0
+    pooled: Pooled = Pooled()

@@ -8,6 +8,9 @@
 - inconclusive: there are too few items to see the margin (checked first), or neither a loss nor its absence is shown.
   With too few items only a change as large as these items can show is judged.
 
+The pooled test (see `pooled`) counts only where the gate says that it decides: it fails where a loss is shown, and is
+inconclusive where the items cannot show the loss that they are asked to.
+
 A floor and the level of chance are held against exact binomial bounds, which few items make wide by themselves.
 """
 
@@ -22,7 +25,7 @@ from lm_eval_ext.stats.significance import holm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lm_eval_ext.gate.rules import Rule
+    from lm_eval_ext.gate.rules import Pooled, Rule
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -80,15 +83,85 @@ class Check:
 
 
 @dataclass(frozen=True)
+class PooledTest:
+    """The test for a loss on all items, or on those of an axis or of one of its languages.
+
+    Attributes:
+        name: "all", an axis, or an axis and a language.
+        n, questions: documents and clusters of them.
+        gains, losses: documents whose score got better and worse.
+        change: mean over the documents, positive is better.
+        p: of a loss, one-sided, corrected for the number of parts.
+    """
+
+    name: str
+    n: int
+    questions: int
+    gains: int
+    losses: int
+    change: float
+    p: float
+
+
+@dataclass(frozen=True)
+class PooledResult:
+    """The pooled verdict.
+
+    Attributes:
+        asked: what the gate asks of it.
+        suite: the test over all items.
+        parts: those of the axes and their languages.
+        smallest: the smallest loss that all items can show.
+    """
+
+    asked: Pooled
+    suite: PooledTest
+    parts: tuple[PooledTest, ...]
+    smallest: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it says, whether or not it decides."""
+        if self.suite.p <= self.asked.alpha:
+            return "fail"
+        return "inconclusive" if self.asked.margin and self.smallest > self.asked.margin else "pass"
+
+    @property
+    def sensitivity(self) -> str:
+        """What the items can show, to be read before the verdict."""
+        suite = self.suite
+        least = f"a loss of {100 * self.smallest:.2f} points" if math.isfinite(self.smallest) else "no loss at all"
+        return (
+            f"{suite.n} items of {suite.questions} questions, {100 * (suite.gains + suite.losses) / suite.n:.1f}% changed, "
+            f"can show {least} with {100 * self.asked.power:g}% power"
+        )
+
+    @property
+    def detail(self) -> str:
+        """The verdict in a sentence."""
+        suite = self.suite
+        text = f"{points(suite.change, 2)} points ({suite.gains} gained, {suite.losses} lost)"
+        if self.verdict == "fail":
+            lost = [f"{part.name} (p {_p(part.p)})" for part in self.parts if part.p <= self.asked.alpha]
+            where = f", in {', '.join(lost)}" if lost else ", in no single part"
+            return f"{text}: a loss is shown (p {_p(suite.p)}){where}"
+        short = f", but {100 * self.asked.margin:g} points cannot be seen" if self.verdict == "inconclusive" else ""
+        return f"{text}: no loss is shown (p {_p(suite.p)}){short}"
+
+
+@dataclass(frozen=True)
 class GateResult:
-    """All verdicts."""
+    """All verdicts, and the pooled one where it was tested."""
 
     checks: tuple[Check, ...]
+    pooled: PooledResult | None = None
 
     @property
     def verdict(self) -> Verdict:
         """The worst one."""
         verdicts = {check.verdict for check in self.checks}
+        if self.pooled is not None and self.pooled.asked.decides:
+            verdicts.add(self.pooled.verdict)
         return next(verdict for verdict in STATUS if verdict in verdicts)
 
     @property
@@ -104,11 +177,16 @@ class GateResult:
     def detail(self) -> str:
         """The verdict in a sentence."""
         counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in STATUS if self.count(verdict))
-        return f"{self.verdict}: {counts}, of {len(self.checks)} checks"
+        decided = f"; pooled: {self.pooled.verdict}" if self.pooled is not None and self.pooled.asked.decides else ""
+        return f"{self.verdict}: {counts}, of {len(self.checks)} checks{decided}"
 
 
-def judge(measured: Sequence[Measured]) -> GateResult:
+def judge(measured: Sequence[Measured], pooled: PooledResult | None = None) -> GateResult:
     """Verdicts on everything that was measured, corrected for its number.
+
+    Args:
+        measured: rules in languages.
+        pooled: the test over all of them, where it was made.
 
     Raises:
         ValueError: nothing was measured.
@@ -116,13 +194,14 @@ def judge(measured: Sequence[Measured]) -> GateResult:
     if not measured:
         raise ValueError("a gate needs at least one measurement")
     corrected = holm([measurement.p for measurement in measured]).tolist()
-    return GateResult(tuple(Check(one, *_decide(one, p), p) for one, p in zip(measured, corrected, strict=True)))
+    checks = tuple(Check(one, *_decide(one, p), p) for one, p in zip(measured, corrected, strict=True))
+    return GateResult(checks, pooled)
 
 
-def points(share: float) -> str:
+def points(share: float, digits: int = 1) -> str:
     """A change in percentage points, with its sign."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+    text = f"{100 * share:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
