@@ -106,15 +106,19 @@ def check(
     The exit status is 0 if all pass, 1 if one fails, 2 if none fails but some
     are inconclusive, 3 if the runs or the rules cannot be judged.
     """
+    from datetime import date
+
     from lm_eval_ext.gate import judge, outputs, pool, read_gate
     from lm_eval_ext.gate.measuring import Side, dtype_notes, measure_rules, pair_rules
+    from lm_eval_ext.gate.verdicts import waive
     from lm_eval_ext.io import write_file
 
     with _annotated(annotate):
         gate_rules = read_gate(rules)
         sides = Side.read("baseline", baseline, baseline_run), Side.read("candidate", candidate, candidate_run)
         paired = pair_rules(gate_rules, *sides, any_order=any_order)
-        result = judge(measure_rules(gate_rules, paired), pool(gate_rules, paired))
+        judged = judge(measure_rules(gate_rules, paired), pool(gate_rules, paired))
+        result = waive(judged, gate_rules.waivers, date.today())
         files = (
             (json, outputs.to_json(result, *sides)),
             (junit, outputs.to_junit(result)),
@@ -126,7 +130,7 @@ def check(
         if summary is not None:
             _append(summary, outputs.to_markdown(result, *sides))
     notes = output(160, stderr=True)
-    for note in (*(note for side in sides for note in side.notes), *dtype_notes(*sides)):
+    for note in (*(note for side in sides for note in side.notes), *dtype_notes(*sides), *result.notes):
         notes.print(f"note: {note}", style="yellow")
     console = output(160)
     console.print(outputs.table(result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,12 @@ from scipy import stats as laws
 from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import AVERAGE, KNOWN
+from lm_eval_ext.results import where
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, dtype_differences, read_axis
-from lm_eval_ext.results.run import find_run, list_runs, short_model
+from lm_eval_ext.results.run import find_run, list_runs, short_model, some
 from lm_eval_ext.results.runs import load
+from lm_eval_ext.results.samples import document_columns
 from lm_eval_ext.stats import (
     ClusterBootstrap,
     cluster_bootstrap,
@@ -129,9 +132,11 @@ def pair_rules(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool =
 
 
 def measure_rules(gate: Gate, paired: Sequence[RulePair]) -> list[Measured]:
-    """Each rule in each of its languages."""
+    """Each rule in each of its languages; items that must pass all together."""
     return [
-        measure_pair(
+        _measure_items(one)
+        if one.rule.kind == "must-pass"
+        else measure_pair(
             one.rule,
             language,
             one.averaged if language == AVERAGE else (language,),
@@ -179,6 +184,8 @@ def _pair_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> RuleP
     _, after = candidate.scores(axis)
     languages, averaged = _languages(rule, baseline, candidate, before, after)
     codes = {*languages, *averaged} - {AVERAGE}
+    if rule.kind == "must-pass":
+        languages, averaged = (NO_LANGUAGE,), ()
     before, after = (frame[frame["language"].isin(codes)] for frame in (before, after))
     for kind, text in differences((baseline.run, candidate.run), axis, (before, after), codes):
         if kind != "dtype" and (kind != "prompts" or gate.same_prompts):
@@ -197,10 +204,67 @@ def _pair_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> RuleP
                 "write a margin, or better: higher"
             )
         before, after = (frame.assign(value=1 - frame["value"]) for frame in (before, after))
+    if rule.kind == "must-pass":
+        after = _named_items(rule, axis, candidate.run, after)
     pair = Paired.of(before, after, "value", resamples=gate.resamples, seed=[gate.seed])
     if pair is None:
         raise GateError(f"{rule.axis}: no document has a score in both runs")
     return RulePair(rule, axis, pair, languages, averaged, is_lower)
+
+
+def _named_items(rule: Rule, axis: Axis, run: Run, frame: pd.DataFrame) -> pd.DataFrame:
+    """The documents that must pass."""
+    if rule.ids:
+        ids = frame["question"].str.partition("/")[2]
+        if unknown := sorted(set(rule.ids) - set(ids)):
+            close = get_close_matches(unknown[0], ids.unique(), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"its ids are like {some(ids.unique())}"
+            raise GateError(
+                f"must_pass: {rule.axis} of the candidate {run.name!r} has no question {', '.join(unknown)}; {hint}"
+            )
+        named: pd.DataFrame = frame[ids.isin(rule.ids)]
+        return named
+    conditions = where.parse(rule.where)
+    where.check(conditions, run, axis.tasks)
+    columns = {condition.column for condition in conditions}
+    meant = {
+        key
+        for task in axis.tasks
+        if (record := run.tasks.get(task)) is not None and record.samples is not None
+        for key, document in document_columns(record.samples)
+        if columns <= document.keys() and all(condition.keeps(document) for condition in conditions)
+    }
+    chosen: pd.DataFrame = frame[frame["doc_hash"].isin(meant)]
+    if chosen.empty:
+        raise GateError(
+            f"must_pass: no item of {rule.axis} in the candidate {run.name!r} has {' and '.join(rule.where)}"
+        )
+    return chosen
+
+
+def _measure_items(one: RulePair) -> Measured:
+    """Items that must pass: which of them the candidate does not answer right."""
+    rows = one.pair.frame
+    wrong = rows[rows["after"] < 1]
+    return Measured(
+        rule=one.rule,
+        language=NO_LANGUAGE,
+        baseline=float(rows["before"].mean()),
+        candidate=float(rows["after"].mean()),
+        n=len(rows),
+        questions=int(rows["question"].nunique()),
+        gains=int((rows["change"] > 0).sum()),
+        losses=int((rows["change"] < 0).sum()),
+        change=float(rows["change"].mean()),
+        low=float("nan"),
+        high=float("nan"),
+        p=float("nan"),
+        smallest=float("inf"),
+        items=tuple(
+            f"{task} {question.partition('/')[2]}"
+            for task, question in zip(wrong["task"], wrong["question"], strict=True)
+        ),
+    )
 
 
 def _languages(
@@ -263,7 +327,7 @@ def measure_pair(
         p=float("nan"),
         smallest=float("inf"),
     )
-    if rule.kind == "unchanged":
+    if rule.kind in ("unchanged", "max-gain"):
         return measured
     if rule.kind == "non-inferiority":
         rows = pair.frame[pair.frame["language"].isin(pair.strata(strata))]

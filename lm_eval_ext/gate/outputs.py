@@ -37,7 +37,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|~@])")
 
 def worst_first(result: GateResult) -> list[Check]:
     """The checks, failures at the top."""
-    return sorted(result.checks, key=lambda check: list(STATUS).index(check.verdict))
+    return sorted(result.checks, key=lambda check: (not check.decides, list(STATUS).index(check.verdict)))
 
 
 def table(result: GateResult) -> Table:
@@ -48,15 +48,15 @@ def table(result: GateResult) -> Table:
         shown.add_column(Text(title), justify="right" if is_number else "left", overflow="fold")
     for check in worst_first(result):
         measured = check.measured
-        style = _COLOURS[check.verdict]
+        style = _COLOURS[check.verdict if check.decides else "inconclusive"]
         shown.add_row(
-            Text(f"{GLYPHS[check.verdict]} {check.verdict}", style=style),
+            Text(f"{GLYPHS[check.verdict]} {check.label}", style=style),
             Text(f"{measured.rule.axis} {measured.rule.metric}"),
             Text(measured.language),
             Text(f"{measured.baseline:.1%}"),
             Text(f"{measured.candidate:.1%}"),
             Text(measured.rule.text),
-            Text(check.detail),
+            Text(_detail(check)),
         )
     return shown
 
@@ -65,6 +65,13 @@ LEGEND = (
     "changes in percentage points, positive is better, with one-sided bounds at the rule's alpha; p values by sign flips "
     "(in one language the exact McNemar test), corrected over all checks (Holm)"
 )
+
+
+def _detail(check: Check) -> str:
+    """Why, and until when a broken rule is waived."""
+    if check.decides or check.waiver is None:
+        return check.detail
+    return f"{check.detail}; waived until {check.waiver.until}: {check.waiver.reason}"
 
 
 def pooled_lines(result: GateResult) -> list[str]:
@@ -128,6 +135,9 @@ def _record(check: Check) -> dict[str, Any]:
         "p": measured.p,
         "p_holm": check.p,
         "detail": check.detail,
+        "items": list(measured.items),
+        "severity": rule.severity,
+        "waived": {"until": str(check.waiver.until), "reason": check.waiver.reason} if check.waiver else None,
     }
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
@@ -146,12 +156,14 @@ def to_junit(result: GateResult) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", {**of_axis, "name": _xml(f"{check.measured.language}: {rule.text}")}
         )
-        if check.verdict != "pass":
+        if check.verdict != "pass" and check.decides:
             tag = "failure" if check.verdict == "fail" else "error"
             problem = ElementTree.SubElement(case, tag, {"type": check.verdict, "message": _xml(check.detail)})
             problem.text = _xml(f"{check.name}: {check.detail}")
         else:
-            ElementTree.SubElement(case, "system-out").text = _xml(check.detail)
+            ElementTree.SubElement(case, "system-out").text = _xml(
+                f"{'' if check.decides else f'{check.label}: '}{_detail(check)}"
+            )
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
@@ -171,13 +183,13 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side) -> str:
     for check in worst_first(result):
         measured = check.measured
         cells = (
-            f"{GLYPHS[check.verdict]} {check.verdict}",
+            f"{GLYPHS[check.verdict]} {check.label}",
             _markdown(f"{measured.rule.axis} {measured.rule.metric}"),
             _markdown(measured.language),
             f"{measured.baseline:.1%}",
             f"{measured.candidate:.1%}",
             _markdown(measured.rule.text),
-            _markdown(check.detail),
+            _markdown(_detail(check)),
         )
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"> {_markdown(note)}\n" for note in dtype_notes(baseline, candidate)]
@@ -194,7 +206,8 @@ def github_annotations(result: GateResult) -> list[str]:
         else []
     )
     return of_suite + [
-        f"::{level[check.verdict]} title={_property(f'gate: {check.name}')}::{_command(check.detail)}"
+        f"::{level[check.verdict] if check.decides else 'warning'} title={_property(f'gate: {check.name}')}"
+        f"::{_command(_detail(check))}"
         for check in worst_first(result)
         if check.verdict != "pass"
     ]

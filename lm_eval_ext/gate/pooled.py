@@ -31,6 +31,8 @@ def pool(gate: Gate, paired: Iterable[RulePair]) -> PooledResult:
     metrics: dict[str, str] = {}
     frames = []
     for one in paired:
+        if one.rule.kind == "must-pass":  # a choice of items, not what the suite measures
+            continue
         rows = one.pair.frame
         for task in rows["task"].unique():
             metrics.setdefault(task, one.axis.score)

@@ -8,6 +8,9 @@
 - inconclusive: there are too few items to see the margin (checked first), or neither a loss nor its absence is shown.
   With too few items only a change as large as these items can show is judged.
 
+Items that must pass fail with any wrong answer. A gain beyond its limit fails, as a warning, where the items show a gain.
+Rules of severity "warning" and rules that are waived are reported and do not decide.
+
 The pooled test (see `pooled`) counts only where the gate says that it decides: it fails where a loss is shown, and is
 inconclusive where the items cannot show the loss that they are asked to.
 
@@ -17,15 +20,17 @@ A floor and the level of chance are held against exact binomial bounds, which fe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from lm_eval_ext.errors import GateError
 from lm_eval_ext.stats.significance import holm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from datetime import date
 
-    from lm_eval_ext.gate.rules import Pooled, Rule
+    from lm_eval_ext.gate.rules import Pooled, Rule, Waiver
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -50,6 +55,7 @@ class Measured:
         low, high: its one-sided bounds, each at the rule's alpha.
         p: of a loss; NaN where none is tested.
         smallest: the smallest loss that these items can show.
+        items: those that must pass and are wrong.
     """
 
     rule: Rule
@@ -65,16 +71,28 @@ class Measured:
     high: float
     p: float
     smallest: float
+    items: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict and why."""
+    """One verdict and why; `waiver` is what keeps a broken rule from deciding."""
 
     measured: Measured
     verdict: Verdict
     detail: str
     p: float
+    waiver: Waiver | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether the verdict of the gate depends on this one."""
+        return self.verdict == "pass" or (self.measured.rule.severity == "error" and self.waiver is None)
+
+    @property
+    def label(self) -> str:
+        """The verdict, and why it does not decide: `fail (waived)`."""
+        return self.verdict if self.decides else f"{self.verdict} ({'waived' if self.waiver else 'warning'})"
 
     @property
     def name(self) -> str:
@@ -159,7 +177,7 @@ class GateResult:
     @property
     def verdict(self) -> Verdict:
         """The worst one."""
-        verdicts = {check.verdict for check in self.checks}
+        verdicts = {check.verdict for check in self.checks if check.decides} or {"pass"}
         if self.pooled is not None and self.pooled.asked.decides:
             verdicts.add(self.pooled.verdict)
         return next(verdict for verdict in STATUS if verdict in verdicts)
@@ -170,15 +188,30 @@ class GateResult:
         return self.verdict == "pass"
 
     def count(self, verdict: Verdict) -> int:
-        """Checks with this verdict."""
-        return sum(check.verdict == verdict for check in self.checks)
+        """Checks with this verdict that decide."""
+        return sum(check.verdict == verdict for check in self.checks if check.decides)
+
+    @property
+    def notes(self) -> list[str]:
+        """Waivers that nothing needs any more."""
+        waived: dict[Waiver, list[str]] = {}
+        for check in self.checks:
+            if check.waiver is not None:
+                waived.setdefault(check.waiver, []).append(check.verdict)
+        return [
+            f"the waiver of {waiver.axis} ({waiver.reason}) is not needed: all its checks pass"
+            for waiver, verdicts in waived.items()
+            if set(verdicts) == {"pass"}
+        ]
 
     @property
     def detail(self) -> str:
         """The verdict in a sentence."""
         counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in STATUS if self.count(verdict))
+        labels = [check.label for check in self.checks if not check.decides]
+        aside = "".join(f", {labels.count(label)} {label}" for label in dict.fromkeys(labels))
         decided = f"; pooled: {self.pooled.verdict}" if self.pooled is not None and self.pooled.asked.decides else ""
-        return f"{self.verdict}: {counts}, of {len(self.checks)} checks{decided}"
+        return f"{self.verdict}: {(counts + aside).removeprefix(', ')}, of {len(self.checks)} checks{decided}"
 
 
 def judge(measured: Sequence[Measured], pooled: PooledResult | None = None) -> GateResult:
@@ -198,6 +231,34 @@ def judge(measured: Sequence[Measured], pooled: PooledResult | None = None) -> G
     return GateResult(checks, pooled)
 
 
+def waive(result: GateResult, waivers: Iterable[Waiver], today: date) -> GateResult:
+    """The same verdicts, of which those that are waived do not decide.
+
+    Raises:
+        GateError: a waiver has expired, or speaks of no check.
+    """
+    checks = list(result.checks)
+    for waiver in waivers:
+        name = f"the waiver of {' '.join((waiver.axis, waiver.metric, ', '.join(waiver.languages))).strip()}"
+        if waiver.until < today:
+            raise GateError(
+                f"{name} expired on {waiver.until} ({waiver.reason}); take it out of the gate, or give it another day"
+            )
+        meant = [
+            number
+            for number, check in enumerate(checks)
+            if check.measured.rule.axis == waiver.axis
+            and waiver.metric in ("", check.measured.rule.metric)
+            and (not waiver.languages or check.measured.language in waiver.languages)
+        ]
+        if not meant:
+            names = ", ".join(dict.fromkeys(check.name for check in checks))
+            raise GateError(f"{name} speaks of no check; there are: {names}")
+        for number in meant:
+            checks[number] = replace(checks[number], waiver=waiver)
+    return replace(result, checks=tuple(checks))
+
+
 def points(share: float, digits: int = 1) -> str:
     """A change in percentage points, with its sign."""
     text = f"{100 * share:+.{digits}f}"
@@ -210,7 +271,16 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
         changed = measured.gains + measured.losses
         text = f"{changed} of {measured.n} items changed ({100 * changed / measured.n:.1f}%)"
         return ("pass" if changed <= rule.limit * measured.n + 1e-9 else "fail"), text
+    if rule.kind == "must-pass":
+        if not measured.items:
+            return "pass", f"all {measured.n} items are right"
+        more = f" and {len(measured.items) - 5} more" if len(measured.items) > 5 else ""
+        return "fail", f"{len(measured.items)} of {measured.n} items are wrong: {', '.join(measured.items[:5])}{more}"
     moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"
+    if rule.kind == "max-gain":
+        if measured.change > rule.limit and measured.low > 0:
+            return "fail", f"{moved}: more than is plausible; look for test questions in the data, and at the prompts"
+        return "pass", f"{moved}: no suspicious gain"
     excluded = "a score below it" if rule.kind == "floor" else f"a loss of {100 * rule.margin:.1f}"
     if rule.kind != "non-inferiority":
         moved += f" against {rule.limit:g}"
