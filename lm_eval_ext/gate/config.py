@@ -4,6 +4,7 @@
     power: 0.8             # how surely a loss of the margin must be seen
     baseline: {model: google/gemma-3-12b-it, plan: ""}     # optional: any other baseline is refused
     pooled: {decides: true, margin: 0.005}                 # optional: the test over all items together counts too
+    noise: noise.json      # optional: of `lm-eval-ext gate noise`; a change within the noise is no failure
     rules:
       - axis: blend_decon  # task, group or family, as in `lm-eval-ext plane --y`
         metric: acc
@@ -197,6 +198,7 @@ class _Gate(Table):
     baseline: _Baseline = _Baseline()
     prompts: Literal["same", "any"] = Field(default="same", description="same or any")
     pooled: _Pooled = _Pooled()
+    noise: Text | None = Field(default=None, description="a file of lm-eval-ext gate noise --json")
     rules: list[_Rule] = Field(min_length=1, description="a list of at least one rule")
     must_pass: list[_MustPass] = Field(default=[], description="a list of items")
     waivers: list[_Waiver] = Field(default=[], description="a list of waivers")
@@ -226,4 +228,5 @@ def read_gate(path: Path | str) -> Gate:
         seed=file.seed,
         pooled=file.pooled.pooled(file),
         waivers=tuple(waiver.waiver() for waiver in file.waivers),
+        noise=Path(path).parent / file.noise if file.noise else None,
     )

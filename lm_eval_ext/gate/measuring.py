@@ -37,22 +37,28 @@ if TYPE_CHECKING:
     from lm_eval_ext.results.axes import Axis
     from lm_eval_ext.results.run import Run
 
+#: The role of each of several evaluations of one model, where neither is the baseline.
+EVALUATION = "evaluation"
+
 _SEEDS = ("few-shot seed", "random seed")
 
 
 @dataclass(frozen=True)
 class Side:
-    """Baseline or candidate.
+    """Baseline or candidate, or one of several evaluations whose noise is measured.
 
     Attributes:
-        role: "baseline" or "candidate".
+        role: "baseline", "candidate" or "evaluation".
         run: the run.
         notes: what the reader of its folder said.
+        reruns: other evaluations of the same model (other seeds); a document's score is the mean over all of them, so they
+            make scores more certain and never count as more documents.
     """
 
     role: str
     run: Run
     notes: tuple[str, ...]
+    reruns: tuple[Side, ...] = ()
     _frames: dict[Axis, tuple[Axis, pd.DataFrame]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -65,9 +71,10 @@ class Side:
         """
         tree = load(folder)
         if name is None and len(tree.runs) > 1:
+            choose = "give the folder of one" if role == EVALUATION else f"name one with --{role}-run"
             raise GateError(
                 f"the {role} {folder} holds {len(tree.runs)} runs, and a gate never averages them; "
-                f"name one with --{role}-run:\n{list_runs(tree.runs)}"
+                f"{choose}:\n{list_runs(tree.runs)}"
             )
         run = tree.runs[0] if name is None else find_run(tree.runs, name)
         for older in run.older:
@@ -85,8 +92,41 @@ class Side:
         if axis not in self._frames:
             if not self.run.tasks.keys() & set(axis.tasks):
                 raise GateError(f"the {self.role} {self.run.name!r} has no results for {axis.name}")
-            self._frames[axis] = read_axis(self.run, axis)
+            self._frames[axis] = self._averaged(*read_axis(self.run, axis))
         return self._frames[axis]
+
+    def with_reruns(self, others: Sequence[Side]) -> Side:
+        """This run averaged with others of the same model, document by document.
+
+        Raises:
+            GateError: another model or plan, or a run that is given twice.
+        """
+        known = [self.run]
+        for other in (side.run for side in others):
+            if (other.model, other.plan) != (self.run.model, self.run.plan):
+                raise GateError(
+                    f"{other.path} is no rerun of the {self.role} {self.run.path}: it is {short_model(other.model)} "
+                    f"{other.plan or 'unsteered'}, not {short_model(self.run.model)} {self.run.plan or 'unsteered'}"
+                )
+            if other.path.resolve() in {run.path.resolve() for run in known}:
+                raise GateError(f"the {self.role} {other.path} is given twice")
+            known.append(other)
+        notes = tuple(dict.fromkeys(note for side in (self, *others) for note in side.notes))
+        return replace(self, reruns=tuple(others), notes=notes, _frames={})
+
+    def _averaged(self, axis: Axis, frame: pd.DataFrame) -> tuple[Axis, pd.DataFrame]:
+        for number, side in enumerate(self.reruns, start=1):
+            _, other = side.scores(axis)
+            for kind, text in differences((self.run, side.run), axis, (frame, other), set(frame["language"])):
+                if kind not in ("dtype", "prompts"):
+                    raise GateError(f"the reruns of the {self.role} are not comparable: {text}")
+            both = frame.merge(other, on=["task", "doc_hash", "copy"], suffixes=("", "_other"), validate="1:1")
+            frame = both[list(frame.columns)].assign(
+                value=both["value"] + (both["value_other"] - both["value"]) / (number + 1),
+                # Prompts that differ between reruns are no baseline's either.
+                prompt_hash=both["prompt_hash"].where(both["prompt_hash"] == both["prompt_hash_other"], ""),
+            )
+        return axis, frame
 
 
 @dataclass(frozen=True)
@@ -127,8 +167,9 @@ def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = Fa
 
 def pair_rules(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = False) -> list[RulePair]:
     """The scores that each rule speaks of, with the arguments and the errors of `measure`."""
-    _check_sides(gate, baseline.run, candidate.run, any_order=any_order)
-    return [_pair_rule(rule, gate, baseline, candidate) for rule in gate.rules]
+    for side in (candidate, *candidate.reruns):
+        _check_sides(gate, baseline.run, side.run, any_order=any_order)
+    return [pair_rule(rule, gate, baseline, candidate) for rule in gate.rules]
 
 
 def measure_rules(gate: Gate, paired: Sequence[RulePair]) -> list[Measured]:
@@ -178,7 +219,13 @@ def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) 
         )
 
 
-def _pair_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> RulePair:
+def pair_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> RulePair:
+    """The scores that one rule speaks of.
+
+    Raises:
+        GateError: the runs are not on the same tasks, versions, languages, items or prompts.
+        ResultsError: missing or damaged samples, or an unknown axis or metric.
+    """
     axis = find_axis(rule.axis, (baseline.run, candidate.run), rule.metric)
     axis, before = baseline.scores(axis)
     _, after = candidate.scores(axis)

@@ -101,6 +101,7 @@ def to_json(result: GateResult, baseline: Side, candidate: Side) -> str:
         "lm_eval_ext": __version__,
         **{
             side.role: {"run": side.run.name, "model": side.run.model, "plan": side.run.plan, "date": side.run.date}
+            | {"evaluations": 1 + len(side.reruns)}
             for side in (baseline, candidate)
         },
         "pooled": _pooled_record(result),
@@ -136,6 +137,7 @@ def _record(check: Check) -> dict[str, Any]:
         "p_holm": check.p,
         "detail": check.detail,
         "items": list(measured.items),
+        **{key: getattr(measured, key) for key in ("noise", "noise_flips", "undecided")},
         "severity": rule.severity,
         "waived": {"until": str(check.waiver.until), "reason": check.waiver.reason} if check.waiver else None,
     }

@@ -10,6 +10,7 @@ from lm_eval_ext.stats.power import POWER
 
 if TYPE_CHECKING:
     from datetime import date
+    from pathlib import Path
 
 Kind = Literal["non-inferiority", "floor", "chance", "unchanged", "max-gain", "must-pass"]
 #: Whether a broken rule decides, or is only reported.
@@ -110,6 +111,7 @@ class Gate:
         resamples, seed: of the bootstrap.
         pooled: the test over all of them together.
         waivers: which broken rules do not decide for now.
+        noise: a file of `lm-eval-ext gate noise`, whose noise a change must exceed; None where none is asked.
     """
 
     rules: tuple[Rule, ...]
@@ -119,3 +121,4 @@ class Gate:
     seed: int = 0
     pooled: Pooled = Pooled()
     waivers: tuple[Waiver, ...] = ()
+    noise: Path | None = None

@@ -8,6 +8,9 @@
 - inconclusive: there are too few items to see the margin (checked first), or neither a loss nor its absence is shown.
   With too few items only a change as large as these items can show is judged.
 
+Where the noise floor is known (see `noise`), a change that the same model shows from one evaluation to the next is
+inconclusive, not a failure.
+
 Items that must pass fail with any wrong answer. A gain beyond its limit fails, as a warning, where the items show a gain.
 Rules of severity "warning" and rules that are waived are reported and do not decide.
 
@@ -56,6 +59,9 @@ class Measured:
         p: of a loss; NaN where none is tested.
         smallest: the smallest loss that these items can show.
         items: those that must pass and are wrong.
+        noise: the change that noise alone may make, and `noise_flips` the share of documents that it may change; 0 where it
+            is not asked.
+        undecided: documents whose margin is within the noise; None where it is not known.
     """
 
     rule: Rule
@@ -72,6 +78,9 @@ class Measured:
     p: float
     smallest: float
     items: tuple[str, ...] = ()
+    noise: float = 0.0
+    noise_flips: float = 0.0
+    undecided: int | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +236,7 @@ def judge(measured: Sequence[Measured], pooled: PooledResult | None = None) -> G
     if not measured:
         raise ValueError("a gate needs at least one measurement")
     corrected = holm([measurement.p for measurement in measured]).tolist()
-    checks = tuple(Check(one, *_decide(one, p), p) for one, p in zip(measured, corrected, strict=True))
+    checks = tuple(Check(one, *_decide_noisy(one, p), p) for one, p in zip(measured, corrected, strict=True))
     return GateResult(checks, pooled)
 
 
@@ -263,6 +272,20 @@ def points(share: float, digits: int = 1) -> str:
     """A change in percentage points, with its sign."""
     text = f"{100 * share:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def _decide_noisy(measured: Measured, p: float) -> tuple[Verdict, str]:
+    """The verdict, unless what fails is within the noise of the same model."""
+    verdict, text = _decide(measured, p)
+    if verdict == "fail" and measured.rule.kind == "non-inferiority" and -measured.change <= measured.noise:
+        verdict, text = "inconclusive", f"{text}; the same model moves by {100 * measured.noise:.1f} points"
+    if verdict == "fail" and measured.rule.kind == "unchanged":
+        changed = measured.gains + measured.losses
+        if changed <= measured.noise_flips * measured.n:
+            verdict, text = "inconclusive", f"{text}; the same model flips {100 * measured.noise_flips:.1f}%"
+    if measured.undecided is not None:
+        text += f"; {measured.undecided} of {measured.n} answers are undecided (margin within the noise)"
+    return verdict, text
 
 
 def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
