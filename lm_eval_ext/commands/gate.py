@@ -59,6 +59,8 @@ def _about() -> None:
 
       lm-eval-ext gate renew gate.yaml --baseline results/baselines/mine \\
         --candidate results/new
+
+      lm-eval-ext gate noise gate.yaml results/a results/b --json noise.json
     """
 
 
@@ -66,7 +68,10 @@ def _about() -> None:
 def check(
     rules: _Rules,
     baseline: Annotated[Path, typer.Option(help="Results of the baseline.")],
-    candidate: Annotated[Path, typer.Option(help="Results of the candidate.")],
+    candidate: Annotated[
+        list[Path],
+        typer.Option(help="Results of the candidate; again for each rerun of it (another seed), averaged by item."),
+    ],
     baseline_run: Annotated[
         str | None, typer.Option(help="Which run, where the baseline's folder holds several.")
     ] = None,
@@ -101,18 +106,29 @@ def check(
     """Judge a candidate: what `lm-eval-ext gate GATE.YAML ...` does.
 
     Both runs must have been evaluated with --log_samples, on the same items.
-    The table shows every rule and language; the exit status is 0 if all pass, 1
-    if one fails, 2 if none fails but some are inconclusive, 3 if the runs or
-    the rules cannot be judged.
+    The table shows every rule and language; below it stands one test over all
+    items together, which counts where the file says `pooled: {decides: true}`.
+    The exit status is 0 if all pass, 1 if one fails, 2 if none fails but some
+    are inconclusive, 3 if the runs or the rules cannot be judged.
     """
-    from lm_eval_ext.gate import judge, measure, outputs, read_gate
-    from lm_eval_ext.gate.measuring import Side, dtype_notes, left_out_notes
+    from datetime import date
+
+    from lm_eval_ext.gate import judge, outputs, pool, read_gate
+    from lm_eval_ext.gate.measuring import Side, dtype_notes, left_out_notes, measure_rules, pair_rules
+    from lm_eval_ext.gate.noise import apply_noise, read_noise
+    from lm_eval_ext.gate.verdicts import waive
     from lm_eval_ext.io import write_file
 
     with _annotated(annotate):
         gate_rules = read_gate(rules)
-        sides = Side.read("baseline", baseline, baseline_run), Side.read("candidate", candidate, candidate_run)
-        result = judge(measure(gate_rules, *sides, any_order=any_order))
+        first, *others = (Side.read("candidate", folder, candidate_run) for folder in candidate)
+        sides = Side.read("baseline", baseline, baseline_run), first.with_reruns(others)
+        paired = pair_rules(gate_rules, *sides, any_order=any_order)
+        measured = measure_rules(gate_rules, paired)
+        if gate_rules.noise is not None:
+            measured = apply_noise(read_noise(gate_rules.noise), measured, paired, first.run)
+        judged = judge(measured, pool(gate_rules, paired))
+        result = waive(judged, gate_rules.waivers, date.today())
         files = (
             (json, outputs.to_json(result, *sides)),
             (junit, outputs.to_junit(result)),
@@ -125,11 +141,18 @@ def check(
             written = summary.stat().st_size if summary.is_file() else 0
             _append(summary, outputs.to_markdown(result, *sides, written=written))
     notes = output(160, stderr=True)
-    told = (*(note for side in sides for note in side.notes), *dtype_notes(*sides), *left_out_notes(gate_rules, *sides))
+    told = (
+        *(note for side in sides for note in side.notes),
+        *dtype_notes(*sides),
+        *left_out_notes(gate_rules, *sides),
+        *result.notes,
+    )
     for note in told:
         notes.print(f"note: {note}", style="yellow")
     console = output(160)
     console.print(outputs.table(result))
+    for line in outputs.pooled_lines(result):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(result.detail, soft_wrap=True)
     if annotate:
         for line in outputs.github_annotations(result):
@@ -169,6 +192,60 @@ def renew(
         return
     size = committed.write(gate_rules, new.run, baseline)
     console.print(f"wrote {baseline} ({size / 1000:.0f} kB)", soft_wrap=True)
+
+
+@gate.command()
+def noise(
+    rules: _Rules,
+    evaluations: Annotated[
+        list[Path],
+        typer.Argument(help="Results of one model, two or more folders.", metavar="RESULTS...", show_default=False),
+    ],
+    runs: Annotated[
+        int | None, typer.Option(min=2, help="Evaluate so often first, into run1, run2, ... of the one folder given.")
+    ] = None,
+    arguments: Annotated[
+        str, typer.Option("--eval", help="With --runs: arguments of lm-eval-ext eval, in quotes.", show_default=False)
+    ] = "",
+    axes: AxisFile = None,
+    json: Annotated[Path | None, typer.Option(help="Write what a gate reads.", rich_help_panel=_OUTPUT)] = None,
+) -> None:
+    """Measure what changes where the same model is evaluated again.
+
+    Reads several evaluations (made with --log_samples; with other batch sizes,
+    dtypes or engines), or with --runs makes them, each with another batch size
+    unless --eval says one. Shown per axis and language: how many answers flip,
+    by how much the score and the margins (of the best option over the second)
+    move. With `noise: noise.json` in the gate a change within the noise is
+    inconclusive.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from lm_eval_ext.gate import read_gate
+    from lm_eval_ext.gate.measuring import EVALUATION, Side
+    from lm_eval_ext.gate.noise import measure_noise, run_evaluations
+    from lm_eval_ext.io import write_file
+
+    gate_rules = read_gate(rules)
+    if (runs is None) == bool(arguments):
+        raise UserError("--runs and --eval belong together: how often, and what lm-eval-ext eval is told")
+    if runs is not None:
+        if len(evaluations) > 1:
+            raise UserError(f"--runs writes into one folder, got {len(evaluations)}")
+        evaluations = run_evaluations(evaluations[0], runs, arguments)
+    floor = measure_noise(gate_rules, [Side.read(EVALUATION, folder) for folder in evaluations])
+    shown = Table(title=Text(f"Noise of {floor.model}, {floor.runs} evaluations"), box=None, pad_edge=False)
+    for title in ("axis", "language", "items", "flips", "at most", "score moves", "95% of margins move"):
+        shown.add_column(title, justify="left" if title in ("axis", "language") else "right", overflow="fold")
+    for one in floor.noise:
+        margin = "" if one.margin is None else f"{one.margin:.3f} nats"
+        flips = (f"{share:.1%}" for share in (one.flips, one.most_flips))
+        cells = (f"{one.axis} {one.metric}", one.language, str(one.n), *flips, f"{100 * one.shift:.1f} points", margin)
+        shown.add_row(*map(Text, cells))
+    output(160).print(shown)
+    if json is not None:
+        write_file(json, floor.to_json())
 
 
 def _describe(moved: list[Any]) -> Iterator[str]:

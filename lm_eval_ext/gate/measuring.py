@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +13,12 @@ from scipy import stats as laws
 from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate.verdicts import Measured
 from lm_eval_ext.languages import AVERAGE, KNOWN
+from lm_eval_ext.results import where
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, dtype_differences, read_axis
 from lm_eval_ext.results.run import find_run, list_runs, short_model, some
 from lm_eval_ext.results.runs import load
+from lm_eval_ext.results.samples import document_columns
 from lm_eval_ext.stats import (
     ClusterBootstrap,
     cluster_bootstrap,
@@ -35,22 +38,28 @@ if TYPE_CHECKING:
     from lm_eval_ext.results.axes import Axis
     from lm_eval_ext.results.run import Run
 
+#: The role of each of several evaluations of one model, where neither is the baseline.
+EVALUATION = "evaluation"
+
 _SEEDS = ("few-shot seed", "random seed")
 
 
 @dataclass(frozen=True)
 class Side:
-    """Baseline or candidate.
+    """Baseline or candidate, or one of several evaluations whose noise is measured.
 
     Attributes:
-        role: "baseline" or "candidate".
+        role: "baseline", "candidate" or "evaluation".
         run: the run.
         notes: what the reader of its folder said.
+        reruns: other evaluations of the same model (other seeds); a document's score is the mean over all of them, so they
+            make scores more certain and never count as more documents.
     """
 
     role: str
     run: Run
     notes: tuple[str, ...]
+    reruns: tuple[Side, ...] = ()
     _frames: dict[Axis, tuple[Axis, pd.DataFrame]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -63,9 +72,10 @@ class Side:
         """
         tree = load(folder)
         if name is None and len(tree.runs) > 1:
+            choose = "give the folder of one" if role == EVALUATION else f"name one with --{role}-run"
             raise GateError(
                 f"the {role} {folder} holds {len(tree.runs)} runs, and a gate never averages them; "
-                f"name one with --{role}-run:\n{list_runs(tree.runs)}"
+                f"{choose}:\n{list_runs(tree.runs)}"
             )
         run = tree.runs[0] if name is None else find_run(tree.runs, name)
         for older in run.older:
@@ -83,8 +93,62 @@ class Side:
         if axis not in self._frames:
             if not self.run.tasks.keys() & set(axis.tasks):
                 raise GateError(f"the {self.role} {self.run.name!r} has no results for {axis.name}")
-            self._frames[axis] = read_axis(self.run, axis)
+            self._frames[axis] = self._averaged(*read_axis(self.run, axis))
         return self._frames[axis]
+
+    def with_reruns(self, others: Sequence[Side]) -> Side:
+        """This run averaged with others of the same model, document by document.
+
+        Raises:
+            GateError: another model or plan, or a run that is given twice.
+        """
+        known = [self.run]
+        for other in (side.run for side in others):
+            if (other.model, other.plan) != (self.run.model, self.run.plan):
+                raise GateError(
+                    f"{other.path} is no rerun of the {self.role} {self.run.path}: it is {short_model(other.model)} "
+                    f"{other.plan or 'unsteered'}, not {short_model(self.run.model)} {self.run.plan or 'unsteered'}"
+                )
+            if other.path.resolve() in {run.path.resolve() for run in known}:
+                raise GateError(f"the {self.role} {other.path} is given twice")
+            known.append(other)
+        notes = tuple(dict.fromkeys(note for side in (self, *others) for note in side.notes))
+        return replace(self, reruns=tuple(others), notes=notes, _frames={})
+
+    def _averaged(self, axis: Axis, frame: pd.DataFrame) -> tuple[Axis, pd.DataFrame]:
+        for number, side in enumerate(self.reruns, start=1):
+            _, other = side.scores(axis)
+            for kind, text in differences((self.run, side.run), axis, (frame, other), set(frame["language"])):
+                if kind not in ("dtype", "prompts"):
+                    raise GateError(f"the reruns of the {self.role} are not comparable: {text}")
+            both = frame.merge(other, on=["task", "doc_hash", "copy"], suffixes=("", "_other"), validate="1:1")
+            frame = both[list(frame.columns)].assign(
+                value=both["value"] + (both["value_other"] - both["value"]) / (number + 1),
+                # Prompts that differ between reruns are no baseline's either.
+                prompt_hash=both["prompt_hash"].where(both["prompt_hash"] == both["prompt_hash_other"], ""),
+            )
+        return axis, frame
+
+
+@dataclass(frozen=True)
+class RulePair:
+    """A rule with the scores of both runs that it speaks of.
+
+    Attributes:
+        rule: the rule.
+        axis: what it speaks of, with its filter.
+        pair: scores of which more is better, on the documents of the rule's languages.
+        languages: codes and `average`, each of which the rule holds for.
+        averaged: the languages of the average.
+        is_lower: whether the scores are 1 - score, so that more is better.
+    """
+
+    rule: Rule
+    axis: Axis
+    pair: Paired
+    languages: tuple[str, ...]
+    averaged: tuple[str, ...]
+    is_lower: bool
 
 
 def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = False) -> list[Measured]:
@@ -99,8 +163,32 @@ def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = Fa
         GateError: the runs are swapped, or not on the same tasks, versions, languages, items or prompts.
         ResultsError: missing or damaged samples, or an unknown axis or metric.
     """
-    _check_sides(gate, baseline.run, candidate.run, any_order=any_order)
-    return [measured for rule in gate.rules for measured in _measure_rule(rule, gate, baseline, candidate)]
+    return measure_rules(gate, pair_rules(gate, baseline, candidate, any_order=any_order))
+
+
+def pair_rules(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = False) -> list[RulePair]:
+    """The scores that each rule speaks of, with the arguments and the errors of `measure`."""
+    for side in (candidate, *candidate.reruns):
+        _check_sides(gate, baseline.run, side.run, any_order=any_order)
+    return [pair_rule(rule, gate, baseline, candidate) for rule in gate.rules]
+
+
+def measure_rules(gate: Gate, paired: Sequence[RulePair]) -> list[Measured]:
+    """Each rule in each of its languages; items that must pass all together."""
+    return [
+        _measure_items(one)
+        if one.rule.kind == "must-pass"
+        else measure_pair(
+            one.rule,
+            language,
+            one.averaged if language == AVERAGE else (language,),
+            one.pair,
+            gate,
+            is_lower=one.is_lower,
+        )
+        for one in paired
+        for language in one.languages
+    ]
 
 
 def dtype_notes(baseline: Side, candidate: Side) -> list[str]:
@@ -153,12 +241,20 @@ def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) 
         )
 
 
-def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> list[Measured]:
+def pair_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> RulePair:
+    """The scores that one rule speaks of.
+
+    Raises:
+        GateError: the runs are not on the same tasks, versions, languages, items or prompts.
+        ResultsError: missing or damaged samples, or an unknown axis or metric.
+    """
     axis = find_axis(rule.axis, (baseline.run, candidate.run), rule.metric)
     axis, before = baseline.scores(axis)
     _, after = candidate.scores(axis)
     languages, averaged = _languages(rule, baseline, candidate, before, after)
     codes = {*languages, *averaged} - {AVERAGE}
+    if rule.kind == "must-pass":
+        languages, averaged = (NO_LANGUAGE,), ()
     before, after = (frame[frame["language"].isin(codes)] for frame in (before, after))
     for kind, text in differences((baseline.run, candidate.run), axis, (before, after), codes):
         if kind != "dtype" and (kind != "prompts" or gate.same_prompts):
@@ -177,13 +273,67 @@ def _measure_rule(rule: Rule, gate: Gate, baseline: Side, candidate: Side) -> li
                 "write a margin, or better: higher"
             )
         before, after = (frame.assign(value=1 - frame["value"]) for frame in (before, after))
+    if rule.kind == "must-pass":
+        after = _named_items(rule, axis, candidate.run, after)
     pair = Paired.of(before, after, "value", resamples=gate.resamples, seed=[gate.seed])
     if pair is None:
         raise GateError(f"{rule.axis}: no document has a score in both runs")
-    return [
-        measure_pair(rule, language, averaged if language == AVERAGE else (language,), pair, gate, is_lower=is_lower)
-        for language in languages
-    ]
+    return RulePair(rule, axis, pair, languages, averaged, is_lower)
+
+
+def _named_items(rule: Rule, axis: Axis, run: Run, frame: pd.DataFrame) -> pd.DataFrame:
+    """The documents that must pass."""
+    if rule.ids:
+        ids = frame["question"].str.partition("/")[2]
+        if unknown := sorted(set(rule.ids) - set(ids)):
+            close = get_close_matches(unknown[0], ids.unique(), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"its ids are like {some(ids.unique())}"
+            raise GateError(
+                f"must_pass: {rule.axis} of the candidate {run.name!r} has no question {', '.join(unknown)}; {hint}"
+            )
+        named: pd.DataFrame = frame[ids.isin(rule.ids)]
+        return named
+    conditions = where.parse(rule.where)
+    where.check(conditions, run, axis.tasks)
+    columns = {condition.column for condition in conditions}
+    meant = {
+        key
+        for task in axis.tasks
+        if (record := run.tasks.get(task)) is not None and record.samples is not None
+        for key, document in document_columns(record.samples)
+        if columns <= document.keys() and all(condition.keeps(document) for condition in conditions)
+    }
+    chosen: pd.DataFrame = frame[frame["doc_hash"].isin(meant)]
+    if chosen.empty:
+        raise GateError(
+            f"must_pass: no item of {rule.axis} in the candidate {run.name!r} has {' and '.join(rule.where)}"
+        )
+    return chosen
+
+
+def _measure_items(one: RulePair) -> Measured:
+    """Items that must pass: which of them the candidate does not answer right."""
+    rows = one.pair.frame
+    wrong = rows[rows["after"] < 1]
+    return Measured(
+        rule=one.rule,
+        language=NO_LANGUAGE,
+        baseline=float(rows["before"].mean()),
+        candidate=float(rows["after"].mean()),
+        n=len(rows),
+        questions=int(rows["question"].nunique()),
+        gains=int((rows["change"] > 0).sum()),
+        losses=int((rows["change"] < 0).sum()),
+        change=float(rows["change"].mean()),
+        low=float("nan"),
+        high=float("nan"),
+        p=float("nan"),
+        smallest=float("inf"),
+        items=tuple(
+            f"{task} {question.partition('/')[2]}"
+            for task, question in zip(wrong["task"], wrong["question"], strict=True)
+        ),
+    )
 
 
 def _prompts_hint(*sides: Side) -> str:
@@ -257,7 +407,7 @@ def measure_pair(
         p=float("nan"),
         smallest=float("inf"),
     )
-    if rule.kind == "unchanged":
+    if rule.kind in ("unchanged", "max-gain"):
         return measured
     if rule.kind == "non-inferiority":
         rows = pair.frame[pair.frame["language"].isin(pair.strata(strata))]

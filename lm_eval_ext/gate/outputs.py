@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -39,7 +40,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|~@])")
 
 def worst_first(result: GateResult) -> list[Check]:
     """The checks, failures at the top."""
-    return sorted(result.checks, key=lambda check: list(STATUS).index(check.verdict))
+    return sorted(result.checks, key=lambda check: (not check.decides, list(STATUS).index(check.verdict)))
 
 
 def table(result: GateResult) -> Table:
@@ -50,15 +51,15 @@ def table(result: GateResult) -> Table:
         shown.add_column(Text(title), justify="right" if is_number else "left", overflow="fold")
     for check in worst_first(result):
         measured = check.measured
-        style = _COLOURS[check.verdict]
+        style = _COLOURS[check.verdict if check.decides else "inconclusive"]
         shown.add_row(
-            Text(f"{GLYPHS[check.verdict]} {check.verdict}", style=style),
+            Text(f"{GLYPHS[check.verdict]} {check.label}", style=style),
             Text(f"{measured.rule.axis} {measured.rule.metric}"),
             Text(measured.language),
             Text(f"{measured.baseline:.1%}"),
             Text(f"{measured.candidate:.1%}"),
             Text(measured.rule.text),
-            Text(check.detail),
+            Text(_detail(check)),
         )
     return shown
 
@@ -69,10 +70,27 @@ LEGEND = (
 )
 
 
+def _detail(check: Check) -> str:
+    """Why, and until when a broken rule is waived."""
+    if check.decides or check.waiver is None:
+        return check.detail
+    return f"{check.detail}; waived until {check.waiver.until}: {check.waiver.reason}"
+
+
+def pooled_lines(result: GateResult) -> list[str]:
+    """The pooled test: what it can show, then what it shows."""
+    if result.pooled is None:
+        return []
+    name = "all items together" if result.pooled.asked.decides else "all items together (reported only)"
+    return [f"{name}: {result.pooled.sensitivity}", f"{name}: {result.pooled.detail}"]
+
+
 def to_svg(result: GateResult) -> str:
     """The terminal as a picture, without fonts from elsewhere."""
     console = Console(record=True, width=150, file=io.StringIO())
     console.print(table(result))
+    for line in pooled_lines(result):
+        console.print(line, markup=False, highlight=False)
     console.print(result.detail, markup=False, highlight=False)
     return _xml(_FETCHED.sub("", console.export_svg(title="lm-eval-ext gate")))
 
@@ -86,11 +104,25 @@ def to_json(result: GateResult, baseline: Side, candidate: Side) -> str:
         "lm_eval_ext": __version__,
         **{
             side.role: {"run": side.run.name, "model": side.run.model, "plan": side.run.plan, "date": side.run.date}
+            | {"evaluations": 1 + len(side.reruns)}
             for side in (baseline, candidate)
         },
+        "pooled": _pooled_record(result),
         "checks": [_record(check) for check in result.checks],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _pooled_record(result: GateResult) -> dict[str, Any] | None:
+    if (pooled := result.pooled) is None:
+        return None
+    return {
+        "verdict": pooled.verdict,
+        **asdict(pooled.asked),
+        "smallest": pooled.smallest if math.isfinite(pooled.smallest) else None,
+        "detail": pooled.detail,
+        "tests": [asdict(test) for test in (pooled.suite, *pooled.parts)],
+    }
 
 
 def _record(check: Check) -> dict[str, Any]:
@@ -107,6 +139,10 @@ def _record(check: Check) -> dict[str, Any]:
         "p": measured.p,
         "p_holm": check.p,
         "detail": check.detail,
+        "items": list(measured.items),
+        **{key: getattr(measured, key) for key in ("noise", "noise_flips", "undecided")},
+        "severity": rule.severity,
+        "waived": {"until": str(check.waiver.until), "reason": check.waiver.reason} if check.waiver else None,
     }
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
@@ -125,12 +161,14 @@ def to_junit(result: GateResult) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", {**of_axis, "name": _xml(f"{check.measured.language}: {rule.text}")}
         )
-        if check.verdict != "pass":
+        if check.verdict != "pass" and check.decides:
             tag = "failure" if check.verdict == "fail" else "error"
             problem = ElementTree.SubElement(case, tag, {"type": check.verdict, "message": _xml(check.detail)})
             problem.text = _xml(f"{check.name}: {check.detail}")
         else:
-            ElementTree.SubElement(case, "system-out").text = _xml(check.detail)
+            ElementTree.SubElement(case, "system-out").text = _xml(
+                f"{'' if check.decides else f'{check.label}: '}{_detail(check)}"
+            )
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
@@ -149,6 +187,7 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
         "",
         f"Candidate **{_markdown(candidate.run.name)}** against **{_markdown(baseline.run.name)}**: "
         f"{_markdown(result.detail)}.",
+        *(f"\n{_markdown(line)}." for line in pooled_lines(result)),
         "",
         "| | axis | language | baseline | candidate | rule | result |",
         "|---|---|---|---:|---:|---|---|",
@@ -160,13 +199,13 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
     for number, check in enumerate(ordered):
         measured = check.measured
         cells = (
-            f"{GLYPHS[check.verdict]} {check.verdict}",
+            f"{GLYPHS[check.verdict]} {check.label}",
             _markdown(f"{measured.rule.axis} {measured.rule.metric}"),
             _markdown(measured.language),
             f"{measured.baseline:.1%}",
             f"{measured.candidate:.1%}",
             _markdown(measured.rule.text),
-            _markdown(check.detail),
+            _markdown(_detail(check)),
         )
         line = "| " + " | ".join(cells) + " |"
         size += len(line.encode()) + 1
@@ -185,14 +224,24 @@ def github_annotations(result: GateResult) -> list[str]:
     """
     level: dict[Verdict, str] = {"fail": "error", "inconclusive": "warning"}
     lines = []
-    for verdict, command in level.items():
-        checks = [check for check in result.checks if check.verdict == verdict]
+    pooled = result.pooled
+    if pooled is not None and pooled.asked.decides and pooled.verdict != "pass":
+        lines.append(f"::{level[pooled.verdict]} title=gate%3A all items together::{_command(pooled.detail)}")
+    by_command: dict[str, list[Check]] = {"error": [], "warning": []}
+    for check in worst_first(result):
+        if check.verdict != "pass":
+            by_command[level[check.verdict] if check.decides else "warning"].append(check)
+    for command, checks in by_command.items():
         shown = checks
-        if len(checks) > _MAX_ANNOTATIONS:
-            shown = checks[: _MAX_ANNOTATIONS - 1]
+        most = _MAX_ANNOTATIONS - sum(line.startswith(f"::{command} ") for line in lines)
+        if len(checks) > most:
+            shown = checks[: most - 1]
+            verdict = " or ".join(dict.fromkeys(check.verdict for check in checks))
             text = f"{result.detail}; {len(shown)} of {len(checks)} are annotated, all stand in the step's log"
             lines.append(f"::{command} title={_property(f'gate: {len(checks)} checks {verdict}')}::{_command(text)}")
-        lines += [f"::{command} title={_property(f'gate: {check.name}')}::{_command(check.detail)}" for check in shown]
+        lines += [
+            f"::{command} title={_property(f'gate: {check.name}')}::{_command(_detail(check))}" for check in shown
+        ]
     return lines
 
 

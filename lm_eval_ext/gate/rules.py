@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lm_eval_ext.stats.bootstrap import RESAMPLES
 from lm_eval_ext.stats.power import POWER
 
-Kind = Literal["non-inferiority", "floor", "chance", "unchanged"]
+if TYPE_CHECKING:
+    from datetime import date
+    from pathlib import Path
+
+Kind = Literal["non-inferiority", "floor", "chance", "unchanged", "max-gain", "must-pass"]
+#: Whether a broken rule decides, or is only reported.
+Severity = Literal["error", "warning"]
 
 #: Our defaults.
 ALPHA = 0.05
@@ -25,10 +31,13 @@ class Rule:
         metric: per-document score, `metric` or `metric,filter`.
         languages: codes and `average`; empty means all the results have, and their average.
         kind: what is asked.
-        limit: the floor, the level of chance, or the share of documents that may change; 0 for non-inferiority.
+        limit: the floor, the level of chance, the share of documents that may change, or the gain that is not suspicious;
+            0 for others.
         margin: the loss that must be excluded.
         better: "higher" or "lower"; None: as the task says.
         alpha, power: of the tests.
+        severity: "warning" where a broken rule is reported and does not decide.
+        ids, where: the items that must pass, by question id or by conditions on the documents' columns.
     """
 
     axis: str
@@ -40,6 +49,9 @@ class Rule:
     better: Literal["higher", "lower"] | None = None
     alpha: float = ALPHA
     power: float = POWER
+    severity: Severity = "error"
+    ids: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -49,7 +61,43 @@ class Rule:
             "floor": f"at least {self.limit:g}",
             "chance": f"not {100 * self.margin:g} points below chance, {self.limit:g}",
             "unchanged": f"at most {100 * self.limit:g}% of the items change",
+            "max-gain": f"gains at most {100 * self.limit:g} points",
+            "must-pass": f"right on {' and '.join(self.where) or f'{len(self.ids)} named questions'}",
         }[self.kind]
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """Broken rules that do not decide for some time.
+
+    Attributes:
+        axis: as the rules name it.
+        metric, languages: which of its checks; all where empty.
+        reason: why.
+        until: the last day on which it holds.
+    """
+
+    axis: str
+    metric: str
+    languages: tuple[str, ...]
+    reason: str
+    until: date
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The one test over everything that the rules speak of.
+
+    Attributes:
+        decides: whether its verdict counts; else it is only reported.
+        margin: the loss that the suite must be able to see, with `power`; 0 where none is asked.
+        alpha, power: of the test.
+    """
+
+    decides: bool = False
+    margin: float = 0.0
+    alpha: float = ALPHA
+    power: float = POWER
 
 
 @dataclass(frozen=True)
@@ -61,6 +109,9 @@ class Gate:
         baseline: what the baseline must be, by `model` and `plan`; empty where it may be anything.
         same_prompts: whether other prompts than the baseline's are refused.
         resamples, seed: of the bootstrap.
+        pooled: the test over all of them together.
+        waivers: which broken rules do not decide for now.
+        noise: a file of `lm-eval-ext gate noise`, whose noise a change must exceed; None where none is asked.
     """
 
     rules: tuple[Rule, ...]
@@ -68,3 +119,6 @@ class Gate:
     same_prompts: bool = True
     resamples: int = RESAMPLES
     seed: int = 0
+    pooled: Pooled = Pooled()
+    waivers: tuple[Waiver, ...] = ()
+    noise: Path | None = None

@@ -8,21 +8,32 @@
 - inconclusive: there are too few items to see the margin (checked first), or neither a loss nor its absence is shown.
   With too few items only a change as large as these items can show is judged.
 
+Where the noise floor is known (see `noise`), a change that the same model shows from one evaluation to the next is
+inconclusive, not a failure.
+
+Items that must pass fail with any wrong answer. A gain beyond its limit fails, as a warning, where the items show a gain.
+Rules of severity "warning" and rules that are waived are reported and do not decide.
+
+The pooled test (see `pooled`) counts only where the gate says that it decides: it fails where a loss is shown, and is
+inconclusive where the items cannot show the loss that they are asked to.
+
 A floor and the level of chance are held against exact binomial bounds, which few items make wide by themselves.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from lm_eval_ext.errors import GateError
 from lm_eval_ext.stats.significance import holm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from datetime import date
 
-    from lm_eval_ext.gate.rules import Rule
+    from lm_eval_ext.gate.rules import Pooled, Rule, Waiver
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -47,6 +58,10 @@ class Measured:
         low, high: its one-sided bounds, each at the rule's alpha.
         p: of a loss; NaN where none is tested.
         smallest: the smallest loss that these items can show.
+        items: those that must pass and are wrong.
+        noise: the change that noise alone may make, and `noise_flips` the share of documents that it may change; 0 where it
+            is not asked.
+        undecided: documents whose margin is within the noise; None where it is not known.
     """
 
     rule: Rule
@@ -62,16 +77,31 @@ class Measured:
     high: float
     p: float
     smallest: float
+    items: tuple[str, ...] = ()
+    noise: float = 0.0
+    noise_flips: float = 0.0
+    undecided: int | None = None
 
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict and why."""
+    """One verdict and why; `waiver` is what keeps a broken rule from deciding."""
 
     measured: Measured
     verdict: Verdict
     detail: str
     p: float
+    waiver: Waiver | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether the verdict of the gate depends on this one."""
+        return self.verdict == "pass" or (self.measured.rule.severity == "error" and self.waiver is None)
+
+    @property
+    def label(self) -> str:
+        """The verdict, and why it does not decide: `fail (waived)`."""
+        return self.verdict if self.decides else f"{self.verdict} ({'waived' if self.waiver else 'warning'})"
 
     @property
     def name(self) -> str:
@@ -80,15 +110,85 @@ class Check:
 
 
 @dataclass(frozen=True)
+class PooledTest:
+    """The test for a loss on all items, or on those of an axis or of one of its languages.
+
+    Attributes:
+        name: "all", an axis, or an axis and a language.
+        n, questions: documents and clusters of them.
+        gains, losses: documents whose score got better and worse.
+        change: mean over the documents, positive is better.
+        p: of a loss, one-sided, corrected for the number of parts.
+    """
+
+    name: str
+    n: int
+    questions: int
+    gains: int
+    losses: int
+    change: float
+    p: float
+
+
+@dataclass(frozen=True)
+class PooledResult:
+    """The pooled verdict.
+
+    Attributes:
+        asked: what the gate asks of it.
+        suite: the test over all items.
+        parts: those of the axes and their languages.
+        smallest: the smallest loss that all items can show.
+    """
+
+    asked: Pooled
+    suite: PooledTest
+    parts: tuple[PooledTest, ...]
+    smallest: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it says, whether or not it decides."""
+        if self.suite.p <= self.asked.alpha:
+            return "fail"
+        return "inconclusive" if self.asked.margin and self.smallest > self.asked.margin else "pass"
+
+    @property
+    def sensitivity(self) -> str:
+        """What the items can show, to be read before the verdict."""
+        suite = self.suite
+        least = f"a loss of {100 * self.smallest:.2f} points" if math.isfinite(self.smallest) else "no loss at all"
+        return (
+            f"{suite.n} items of {suite.questions} questions, {100 * (suite.gains + suite.losses) / suite.n:.1f}% changed, "
+            f"can show {least} with {100 * self.asked.power:g}% power"
+        )
+
+    @property
+    def detail(self) -> str:
+        """The verdict in a sentence."""
+        suite = self.suite
+        text = f"{points(suite.change, 2)} points ({suite.gains} gained, {suite.losses} lost)"
+        if self.verdict == "fail":
+            lost = [f"{part.name} (p {_p(part.p)})" for part in self.parts if part.p <= self.asked.alpha]
+            where = f", in {', '.join(lost)}" if lost else ", in no single part"
+            return f"{text}: a loss is shown (p {_p(suite.p)}){where}"
+        short = f", but {100 * self.asked.margin:g} points cannot be seen" if self.verdict == "inconclusive" else ""
+        return f"{text}: no loss is shown (p {_p(suite.p)}){short}"
+
+
+@dataclass(frozen=True)
 class GateResult:
-    """All verdicts."""
+    """All verdicts, and the pooled one where it was tested."""
 
     checks: tuple[Check, ...]
+    pooled: PooledResult | None = None
 
     @property
     def verdict(self) -> Verdict:
         """The worst one."""
-        verdicts = {check.verdict for check in self.checks}
+        verdicts = {check.verdict for check in self.checks if check.decides} or {"pass"}
+        if self.pooled is not None and self.pooled.asked.decides:
+            verdicts.add(self.pooled.verdict)
         return next(verdict for verdict in STATUS if verdict in verdicts)
 
     @property
@@ -97,18 +197,38 @@ class GateResult:
         return self.verdict == "pass"
 
     def count(self, verdict: Verdict) -> int:
-        """Checks with this verdict."""
-        return sum(check.verdict == verdict for check in self.checks)
+        """Checks with this verdict that decide."""
+        return sum(check.verdict == verdict for check in self.checks if check.decides)
+
+    @property
+    def notes(self) -> list[str]:
+        """Waivers that nothing needs any more."""
+        waived: dict[Waiver, list[str]] = {}
+        for check in self.checks:
+            if check.waiver is not None:
+                waived.setdefault(check.waiver, []).append(check.verdict)
+        return [
+            f"the waiver of {waiver.axis} ({waiver.reason}) is not needed: all its checks pass"
+            for waiver, verdicts in waived.items()
+            if set(verdicts) == {"pass"}
+        ]
 
     @property
     def detail(self) -> str:
         """The verdict in a sentence."""
         counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in STATUS if self.count(verdict))
-        return f"{self.verdict}: {counts}, of {len(self.checks)} checks"
+        labels = [check.label for check in self.checks if not check.decides]
+        aside = "".join(f", {labels.count(label)} {label}" for label in dict.fromkeys(labels))
+        decided = f"; pooled: {self.pooled.verdict}" if self.pooled is not None and self.pooled.asked.decides else ""
+        return f"{self.verdict}: {(counts + aside).removeprefix(', ')}, of {len(self.checks)} checks{decided}"
 
 
-def judge(measured: Sequence[Measured]) -> GateResult:
+def judge(measured: Sequence[Measured], pooled: PooledResult | None = None) -> GateResult:
     """Verdicts on everything that was measured, corrected for its number.
+
+    Args:
+        measured: rules in languages.
+        pooled: the test over all of them, where it was made.
 
     Raises:
         ValueError: nothing was measured.
@@ -116,13 +236,56 @@ def judge(measured: Sequence[Measured]) -> GateResult:
     if not measured:
         raise ValueError("a gate needs at least one measurement")
     corrected = holm([measurement.p for measurement in measured]).tolist()
-    return GateResult(tuple(Check(one, *_decide(one, p), p) for one, p in zip(measured, corrected, strict=True)))
+    checks = tuple(Check(one, *_decide_noisy(one, p), p) for one, p in zip(measured, corrected, strict=True))
+    return GateResult(checks, pooled)
 
 
-def points(share: float) -> str:
+def waive(result: GateResult, waivers: Iterable[Waiver], today: date) -> GateResult:
+    """The same verdicts, of which those that are waived do not decide.
+
+    Raises:
+        GateError: a waiver has expired, or speaks of no check.
+    """
+    checks = list(result.checks)
+    for waiver in waivers:
+        name = f"the waiver of {' '.join((waiver.axis, waiver.metric, ', '.join(waiver.languages))).strip()}"
+        if waiver.until < today:
+            raise GateError(
+                f"{name} expired on {waiver.until} ({waiver.reason}); take it out of the gate, or give it another day"
+            )
+        meant = [
+            number
+            for number, check in enumerate(checks)
+            if check.measured.rule.axis == waiver.axis
+            and waiver.metric in ("", check.measured.rule.metric)
+            and (not waiver.languages or check.measured.language in waiver.languages)
+        ]
+        if not meant:
+            names = ", ".join(dict.fromkeys(check.name for check in checks))
+            raise GateError(f"{name} speaks of no check; there are: {names}")
+        for number in meant:
+            checks[number] = replace(checks[number], waiver=waiver)
+    return replace(result, checks=tuple(checks))
+
+
+def points(share: float, digits: int = 1) -> str:
     """A change in percentage points, with its sign."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+    text = f"{100 * share:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def _decide_noisy(measured: Measured, p: float) -> tuple[Verdict, str]:
+    """The verdict, unless what fails is within the noise of the same model."""
+    verdict, text = _decide(measured, p)
+    if verdict == "fail" and measured.rule.kind == "non-inferiority" and -measured.change <= measured.noise:
+        verdict, text = "inconclusive", f"{text}; the same model moves by {100 * measured.noise:.1f} points"
+    if verdict == "fail" and measured.rule.kind == "unchanged":
+        changed = measured.gains + measured.losses
+        if changed <= measured.noise_flips * measured.n:
+            verdict, text = "inconclusive", f"{text}; the same model flips {100 * measured.noise_flips:.1f}%"
+    if measured.undecided is not None:
+        text += f"; {measured.undecided} of {measured.n} answers are undecided (margin within the noise)"
+    return verdict, text
 
 
 def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
@@ -131,7 +294,16 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
         changed = measured.gains + measured.losses
         text = f"{changed} of {measured.n} items changed ({100 * changed / measured.n:.1f}%)"
         return ("pass" if changed <= rule.limit * measured.n + 1e-9 else "fail"), text
+    if rule.kind == "must-pass":
+        if not measured.items:
+            return "pass", f"all {measured.n} items are right"
+        more = f" and {len(measured.items) - 5} more" if len(measured.items) > 5 else ""
+        return "fail", f"{len(measured.items)} of {measured.n} items are wrong: {', '.join(measured.items[:5])}{more}"
     moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"
+    if rule.kind == "max-gain":
+        if measured.change > rule.limit and measured.low > 0:
+            return "fail", f"{moved}: more than is plausible; look for test questions in the data, and at the prompts"
+        return "pass", f"{moved}: no suspicious gain"
     excluded = "a score below it" if rule.kind == "floor" else f"a loss of {100 * rule.margin:.1f}"
     if rule.kind != "non-inferiority":
         moved += f" against {rule.limit:g}"

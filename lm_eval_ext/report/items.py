@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.languages import AVERAGE, normalise
 from lm_eval_ext.plane.figures.panels import ranked_runs
-from lm_eval_ext.results.samples import read_documents, read_samples
+from lm_eval_ext.results.samples import log_likelihoods, read_documents, read_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -183,7 +183,7 @@ def _answer(sample: dict[str, Any], axis: Axis) -> list[Any]:
     score = sample[axis.metric]
     right = int(score == 1) if isinstance(score, (int, float)) else 0
     responses = sample.get("filtered_resps") or []
-    scores = _log_likelihoods(responses)
+    scores = log_likelihoods(responses)
     if scores is None:
         return [_shorten(str(responses[0]), _MAX_TEXT // 3), right]
     options = _options(sample)
@@ -194,17 +194,6 @@ def _answer(sample: dict[str, Any], axis: Axis) -> list[Any]:
     if rule:
         given = [rule(*parts) for parts in zip(given, options, alone or given, strict=True)]
     return [given.index(max(given)), right]
-
-
-def _log_likelihoods(responses: list[Any]) -> list[float] | None:
-    """Of (log-likelihood, whether it is the greedy answer) pairs; None where text was generated."""
-    pairs = [response for response in responses if isinstance(response, (list, tuple)) and len(response) == 2]
-    if len(pairs) < len(responses):
-        return None
-    try:
-        return [float(score) for score, _ in pairs]
-    except (TypeError, ValueError):
-        return None
 
 
 def _gold(sample: dict[str, Any], options: list[str]) -> int | None:

@@ -237,3 +237,14 @@ def read_documents(run: Run, task: str, wanted: Container[str]) -> Iterator[dict
                     yield sample
             except (ValueError, KeyError, TypeError) as error:
                 raise ResultsError(f"{record.samples}, line {number}: not a sample of the harness ({error})") from None
+
+
+def log_likelihoods(responses: Sequence[Any]) -> list[float] | None:
+    """Of (log-likelihood, whether it is the greedy answer) pairs, a sample's responses; None where text was generated."""
+    pairs = [response for response in responses if isinstance(response, (list, tuple)) and len(response) == 2]
+    if len(pairs) < len(responses):
+        return None
+    try:
+        return [float(score) for score, _ in pairs]
+    except (TypeError, ValueError):
+        return None

@@ -33,6 +33,7 @@ def sign_flip(
     *,
     resamples: int = 10_000,
     seed: int = 0,
+    exact: bool = False,
 ) -> float:
     """P-value of the sum of differences per cluster, were baseline and candidate interchangeable in each.
 
@@ -44,6 +45,8 @@ def sign_flip(
         contributions: [clusters] summed differences, such as `ClusterBootstrap.contributions`.
         alternative: "less" asks for a loss, "greater" for a gain.
         resamples, seed: of the Monte Carlo test.
+        exact: compute the p-value instead of drawing it where all differences are whole numbers, as those of
+            right-or-wrong answers summed over languages.
     """
     values = np.asarray(contributions, dtype=np.float64)
     # Sums of thirds or sixths differ in their last bits although they are the same change.
@@ -51,6 +54,8 @@ def sign_flip(
     if len(sizes) <= 1:
         return mcnemar(int((values > 0).sum()), int((values < 0).sum()), alternative)
     repeats = np.bincount(which)
+    if exact and np.all(sizes == np.round(sizes)):
+        return _exact_sign_flip(sizes.astype(int), repeats, int(np.round(values.sum())), alternative)
     rng = np.random.default_rng(seed)
     drawn = (2 * rng.binomial(repeats, 0.5, size=(resamples, len(sizes))) - repeats) @ sizes
     observed, slack = values.sum(), 1e-9 * np.abs(values).sum()
@@ -60,6 +65,24 @@ def sign_flip(
         "two-sided": np.abs(drawn) >= abs(observed) - slack,
     }[alternative]
     return float((1 + extreme.sum()) / (resamples + 1))
+
+
+def _exact_sign_flip(
+    sizes: NDArray[np.int_], repeats: NDArray[np.intp], observed: int, alternative: Alternative
+) -> float:
+    """The exact law of a sum of whole numbers with random signs: binomial laws, stretched by size and convolved."""
+    law = np.ones(1)
+    for size, number in zip(sizes, repeats, strict=True):
+        stretched = np.zeros(size * number + 1)
+        stretched[::size] = stats.binom.pmf(np.arange(number + 1), number, 0.5)
+        law = np.convolve(law, stretched)
+    sums = 2 * np.arange(len(law)) - (len(law) - 1)
+    extreme = {
+        "less": sums <= observed,
+        "greater": sums >= observed,
+        "two-sided": np.abs(sums) >= abs(observed),
+    }[alternative]
+    return min(1.0, float(law[extreme].sum()))
 
 
 def share_test(share: float, n: float, reference: float, alternative: Literal["less", "greater"]) -> float:
