@@ -33,7 +33,7 @@ def extract(
     estimator: Annotated[
         list[str] | None,
         typer.Option(
-            help="[KIND=]NAME[:field=value,...]; repeatable. mean_difference, or one that an installed package brings."
+            help="[KIND=]NAME[:field=value,...]; repeatable. Names: see below, and what installed packages bring."
         ),
     ] = None,
     pooling: Annotated[
@@ -45,6 +45,9 @@ def extract(
         ),
     ] = "",
     max_pairs: Annotated[int | None, typer.Option(min=1, help="Maximum number of pairs of each language.")] = None,
+    shuffled: Annotated[
+        int, typer.Option(min=0, help="Controls: fits of the estimator on so many shuffles of the pairs' labels.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward.")] = 16,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one by default.")] = "",
@@ -54,10 +57,14 @@ def extract(
 ) -> None:
     """Extract steering vectors from the hidden states of contrastive pairs.
 
-    The estimator is the mean difference of the pairs' hidden states, unless --estimator names another.
+    The estimator is the mean difference of the pairs' hidden states, unless --estimator names another: culture_difference,
+    universal_difference (the other languages' mean), pca_difference, logistic_probe, whitened_difference, lda; maps:
+    least_squares, affine; with the direction of another one: ablation, complement, rotation, conditional; trained for the
+    answers of the pairs: trained, affine.
 
     Kind `en`: English sentences against the other languages' own. Kind `loc`: a question with its country named against the
-    same without. Any other kind: your own pairs from a TSV file with the columns language, positive, negative.
+    same without. Any other kind: your own pairs from a TSV file with the columns language, positive, negative (and, for
+    training, answer).
 
     Examples:
 
@@ -67,7 +74,9 @@ def extract(
 
       lm-eval-ext extract --kinds formal --pairs formal=pairs.tsv --out formal.safetensors
 
-      lm-eval-ext extract --estimator loc=NAME:field=3 --out v.safetensors
+      lm-eval-ext extract --estimator en=least_squares:rank=16 --estimator loc=rotation:direction=lda --out v.safetensors
+
+      lm-eval-ext extract --estimator whitened_difference --shuffled 5 --out v.safetensors
     """
     from tqdm import tqdm
 
@@ -101,6 +110,7 @@ def extract(
             pooling=parsed_pooling,
             name=model or embedded.NAME,
             batch_size=batch_size,
+            shuffled=shuffled,
             progress=bar.update,
         )
     vectors.save(out)

@@ -32,6 +32,9 @@ FLORES_CODES = {
 }
 TSV_HEADER = ("language", "positive", "negative")
 
+#: A fourth column that a file may have: what should follow the negative text.
+TSV_ANSWER = "answer"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -40,6 +43,8 @@ class Pair:
     Attributes:
         positive, negative: the texts.
         language: code of the requests that the vector steers; `any` for all.
+        answer: what the model should continue the negative text with, its leading space included; only estimators that are
+            trained on answers read it.
 
     Example:
         >>> lx.Pair("How do you do, Professor?", "Hi, what's up?", language="en").language
@@ -49,6 +54,7 @@ class Pair:
     positive: str
     negative: str
     language: str = "any"
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class PairSet:
     @property
     def sha256(self) -> str:
         """Hash of the pairs' texts, kept in the vector file."""
-        texts = [[pair.positive, pair.negative] for pair in self.pairs]
+        texts = [[pair.positive, pair.negative, *filter(None, [pair.answer])] for pair in self.pairs]
         return hash_json(texts, ascii_only=False)
 
 
@@ -166,18 +172,19 @@ def _from_tsv(kind: str, file: Path, languages: list[str]) -> list[PairSet]:
     if not file.is_file():
         raise DataError(f"no pair file at {file}")
     header, *lines = sources.read_text(file).rstrip("\n").split("\n")
-    if tuple(header.rstrip("\r").split("\t")) != TSV_HEADER:
+    columns = tuple(header.rstrip("\r").split("\t"))
+    if columns not in (TSV_HEADER, (*TSV_HEADER, TSV_ANSWER)):
         raise DataError(
             f"{file}: the first line must name the columns {', '.join(TSV_HEADER)} (tab-separated), got {header[:80]!r}"
         )
     by_language: dict[str, list[Pair]] = {}
     for number, line in enumerate(lines, start=2):
         cells = line.rstrip("\r").split("\t")
-        if len(cells) != len(TSV_HEADER) or not all(cell.strip() for cell in cells):
+        if len(cells) != len(columns) or not all(cell.strip() for cell in cells):
             raise DataError(
-                f"{file}, line {number}: expected {len(TSV_HEADER)} filled cells, got {len(cells)}: {line[:80]!r}"
+                f"{file}, line {number}: expected {len(columns)} filled cells, got {len(cells)}: {line[:80]!r}"
             )
-        by_language.setdefault(normalise(cells[0]), []).append(Pair(cells[1], cells[2]))
+        by_language.setdefault(normalise(cells[0]), []).append(Pair(cells[1], cells[2], answer="".join(cells[3:])))
     selected = {code: pairs for code, pairs in by_language.items() if code in languages or code not in LANGUAGES}
     if not selected:
         raise DataError(

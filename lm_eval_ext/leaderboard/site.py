@@ -35,11 +35,13 @@ _KINDS = (
     ("unsteered", "circle", theme.INK),
     ("steered", "diamond", theme.SERIES[0]),
     ("random direction", "triangle-up-open", theme.QUIET),
+    ("shuffled pairs", "star-open", theme.QUIET),
     ("other language's vector", "square-open", theme.QUIET),
     ("negated vector", "triangle-down-open", theme.QUIET),
 )
 _CONTROL_KINDS: dict[Control, str] = {
     "random": "random direction",
+    "shuffled": "shuffled pairs",
     "other_language": "other language's vector",
     "negated": "negated vector",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -19,8 +19,9 @@ from lm_eval_ext.errors import DataError, EstimatorError, ModelError, PlanError,
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_count, residual
-from lm_eval_ext.steering.estimators.base import Estimator, PairStates, StateBatch
+from lm_eval_ext.steering.estimators.base import Estimator, Origin, PairStates, StateBatch
 from lm_eval_ext.steering.plan import Plan
+from lm_eval_ext.steering.shuffling import of_same_length, shuffled_kind, shuffled_states
 from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet, check_artifact
 from lm_eval_ext.version import __version__
 
@@ -55,6 +56,7 @@ def extract(
     kind: str = OWN_KIND,
     name: str | None = None,
     batch_size: int = 16,
+    shuffled: int = 0,
     progress: Callable[[int], object] = lambda done: None,
 ) -> VectorSet:
     """Steering vectors of every kind and language of some contrastive pairs.
@@ -69,6 +71,8 @@ def extract(
         kind: name of the kind of bare pairs.
         name: of the model in the vector file; its `name_or_path` where left out.
         batch_size: texts per forward.
+        shuffled: how many times the estimator is fitted again on shuffled pairs, as controls (`steering.shuffling`); the
+            states of a kind are then kept in memory.
         progress: called with the number of texts just finished.
 
     Returns:
@@ -93,16 +97,15 @@ def extract(
         parse_pooling(pooling)
     pair_sets = _pair_sets(pairs, kind)
     layer_numbers = parse_layers(layers, layer_count(model.config)) if isinstance(layers, str) else list(layers)
-    by_kind = {key: _estimator(estimator, key) for key in dict.fromkeys(entry.kind for entry in pair_sets)}
-    entries = {
-        (pair_set.kind, pair_set.language): _extract(
-            *(model, tokenizer, pair_set, layer_numbers, by_kind[pair_set.kind]),
-            pooling or DEFAULT_POOLING.get(pair_set.kind, "last"),
-            batch_size,
-            progress,
-        )
-        for pair_set in pair_sets
-    }
+    entries: dict[tuple[str, str], SteeringVectors] = {}
+    for key in dict.fromkeys(entry.kind for entry in pair_sets):
+        readings: dict[str, _Reading] = {}
+        for entry in (entry for entry in pair_sets if entry.kind == key):
+            readings[entry.language] = _Reading(
+                *(model, tokenizer, entry, layer_numbers, pooling or DEFAULT_POOLING.get(key, "last")),
+                *(batch_size, progress, shuffled > 0, readings),
+            )
+        entries |= _fit(_estimator(estimator, key), readings, shuffled)
     name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
     return VectorSet(ModelIdentity.of(name, model.config), entries, created_by=f"lm_eval_ext {__version__}")
 
@@ -149,71 +152,136 @@ def _estimator(estimator: str | Estimator | Mapping[str, str | Estimator], kind:
     return _estimator(estimator.get(kind, registry.DEFAULT_ESTIMATOR), kind)
 
 
-def _extract(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pair_set: PairSet,
-    layers: Sequence[int],
-    estimator: Estimator,
-    pooling: Pooling,
-    batch_size: int,
-    progress: Callable[[int], object],
-) -> SteeringVectors:
-    """The vectors of one kind and language; see `extract`."""
-    if not pair_set.pairs:
-        raise DataError(f"no {pair_set.kind!r} pairs of language {pair_set.language!r} in {pair_set.source}")
-    texts = [text for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
-    where = f"{pair_set.kind}/{pair_set.language} ({pair_set.source})"
-    width = hidden_size(model.config)
-    norms = torch.zeros(len(layers), dtype=torch.float64)
-    negatives = torch.zeros(len(layers), width, dtype=torch.float64)
-    n_read = 0
+class _Reading:
+    """The states of the pairs of one kind and language as they are read, and what is recorded of them."""
 
-    def batches() -> Iterator[StateBatch]:
-        nonlocal n_read
-        for batch in pooled_states(
-            model, tokenizer, texts, layers, pooling, where=where, batch_size=batch_size, progress=progress
-        ):
-            norms.add_(batch.norms.double().sum(1))
-            n_read += len(batch.texts)
-            text = torch.tensor(batch.texts)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pair_set: PairSet,
+        layers: Sequence[int],
+        pooling: Pooling,
+        batch_size: int,
+        progress: Callable[[int], object],
+        keep: bool,
+        others: Mapping[str, _Reading],
+    ) -> None:
+        if not pair_set.pairs:
+            raise DataError(f"no {pair_set.kind!r} pairs of language {pair_set.language!r} in {pair_set.source}")
+        self.pair_set = pair_set
+        self.where = f"{pair_set.kind}/{pair_set.language} ({pair_set.source})"
+        self._texts = [text for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
+        self._width = hidden_size(model.config)
+        self._pooling = pooling
+        self._dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self._norms = torch.zeros(len(layers), dtype=torch.float64)
+        self._negatives = torch.zeros(len(layers), self._width, dtype=torch.float64)
+        self._n_read = 0
+        self._kept: list[StateBatch] | None = [] if keep else None
+        self._others = others
+        self._is_open = False
+        self._origin = Origin(model, tokenizer, pair_set.pairs, tuple(layers))
+        self._pooled = pooled_states(
+            *(model, tokenizer, self._texts, layers, pooling),
+            where=self.where,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        self.states = PairStates(
+            self._batches(),
+            n_pairs=len(pair_set.pairs),
+            n_layers=len(layers),
+            hidden_size=self._width,
+            origin=self._origin,
+        )
+
+    def check_read(self) -> None:
+        """Make sure that all texts were read.
+
+        Raises:
+            EstimatorError: they were not.
+        """
+        if self._n_read != len(self._texts):
+            raise EstimatorError(
+                f"the estimator read {self._n_read} of {len(self._texts)} texts of {self.where}; `fit` must read all "
+                "batches of a language before those of the next"
+            )
+
+    def _batches(self) -> Iterator[StateBatch]:
+        self._is_open = True
+        for other in self._others.values():
+            if other is not self and other._is_open:
+                other.check_read()
+        for pooled in self._pooled:
+            self._norms.add_(pooled.norms.double().sum(1))
+            self._n_read += len(pooled.texts)
+            text = torch.tensor(pooled.texts)
             is_positive = text % 2 == 0
-            negatives.add_(batch.states[:, ~is_positive].double().sum(1))
-            yield StateBatch(batch.states, text // 2, is_positive)
+            self._negatives.add_(pooled.states[:, ~is_positive].double().sum(1))
+            batch = StateBatch(pooled.states, text // 2, is_positive)
+            if self._kept is not None:
+                self._kept.append(batch)
+            yield batch
 
-    states = PairStates(batches(), n_pairs=len(pair_set.pairs), n_layers=len(layers), hidden_size=width)
-    tensors = {name: tensor.detach().float() for name, tensor in estimator.fit(states).items()}
-    if n_read != len(texts):
-        raise EstimatorError(
-            f"the estimator {estimator.name!r} read {n_read} of {len(texts)} texts of {where}; `fit` must read all "
-            "batches"
+    def shuffled(self, number: int) -> PairStates:
+        """The states, once more, with shuffled labels."""
+        return shuffled_states(self.states, self._kept or [], self.pair_set.language, number)
+
+    def entry(self, kind: str, estimator: Estimator, fitted: Mapping[str, Tensor]) -> SteeringVectors:
+        """The entry of the vector file.
+
+        Raises:
+            EstimatorError, ModelError: see `extract`.
+        """
+        tensors = {name: tensor.detach().float() for name, tensor in fitted.items()}
+        self.check_read()
+        # Checked here too, not only when the file is read.
+        if not all(bool(tensor.isfinite().all()) for tensor in (*tensors.values(), self._norms)):
+            raise ModelError(
+                f"the hidden states of {self.pair_set.kind}/{self.pair_set.language} are not finite; use dtype=bfloat16 or "
+                "float32"
+            )
+        transform, layers = estimator.transform(), self._origin.layers
+        try:
+            check_artifact(f"its artifact of {self.where}", transform, tensors, len(layers), self._width)
+        except VectorFileError as error:
+            raise EstimatorError(f"the estimator {estimator.name!r} violates its interface: {error}") from None
+        info = VectorInfo(
+            kind=kind,
+            language=self.pair_set.language,
+            layers=layers,
+            pooling=self._pooling,
+            n_pairs=len(self.pair_set.pairs),
+            source=self.pair_set.source,
+            source_sha256=self.pair_set.sha256,
+            dtype=self._dtype,
+            residual_norms=tuple((self._norms / len(self._texts)).tolist()),
+            estimator=estimator.name,
+            transform=estimator.transform.name,
+            parameters={**estimator.parameters, **getattr(fitted, "chosen", {})},
         )
-    # Checked here too, not only when the file is read.
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()) or not bool(norms.isfinite().all()):
-        raise ModelError(
-            f"the hidden states of {pair_set.kind}/{pair_set.language} are not finite; use dtype=bfloat16 or float32"
-        )
-    transform = estimator.transform()
-    try:
-        check_artifact(f"its artifact of {where}", transform, tensors, len(layers), width)
-    except VectorFileError as error:
-        raise EstimatorError(f"the estimator {estimator.name!r} violates its interface: {error}") from None
-    info = VectorInfo(
-        kind=pair_set.kind,
-        language=pair_set.language,
-        layers=tuple(layers),
-        pooling=pooling,
-        n_pairs=len(pair_set.pairs),
-        source=pair_set.source,
-        source_sha256=pair_set.sha256,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        residual_norms=tuple((norms / len(texts)).tolist()),
-        estimator=estimator.name,
-        transform=estimator.transform.name,
-        parameters=estimator.parameters,
-    )
-    is_addition = transform.addition({key: tensor[0] for key, tensor in tensors.items()}, 1.0) is not None
-    return SteeringVectors(info, tensors, None if is_addition else (negatives / len(pair_set.pairs)).float())
+        is_addition = transform.addition({key: tensor[0] for key, tensor in tensors.items()}, 1.0) is not None
+        means = None if is_addition else (self._negatives / len(self.pair_set.pairs)).float()
+        return SteeringVectors(info, tensors, means)
+
+
+def _fit(
+    estimator: Estimator, readings: Mapping[str, _Reading], shuffled: int
+) -> dict[tuple[str, str], SteeringVectors]:
+    """The entries of all languages of one kind, and those of their shuffled controls."""
+    fitted = estimator.fit_languages({code: reading.states for code, reading in readings.items()})
+    if missing := [code for code in readings if code not in fitted]:
+        raise EstimatorError(f"the estimator {estimator.name!r} returned nothing for {', '.join(missing)}")
+    kind = next(iter(readings.values())).pair_set.kind
+    entries = {(kind, code): reading.entry(kind, estimator, fitted[code]) for code, reading in readings.items()}
+    for number in range(shuffled):
+        again = estimator.fit_languages({code: reading.shuffled(number) for code, reading in readings.items()})
+        name = shuffled_kind(kind, number)
+        for code, reading in readings.items():
+            entry = reading.entry(name, estimator, again[code])
+            entries[name, code] = replace(entry, tensors=of_same_length(entry.tensors, entries[kind, code].tensors))
+    return entries
 
 
 @dataclass(frozen=True)

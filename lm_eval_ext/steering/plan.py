@@ -5,7 +5,7 @@ Grammar (spaces are not allowed, so that a plan survives `--model_args`)::
     plan         = intervention { "+" intervention }
     intervention = kind [ "~" control ] "@" layers [ ":" gamma ] [ "/" position ]
     kind         = "en" | "loc" | any kind in the vector file
-    control      = "random" [ seed ] | "other" | language
+    control      = "random" [ seed ] | "shuffled" [ number ] | "other" | language
     layers       = layer [ "-" layer ]
     layer        = integer (0-based output of a block) | depth "%"
     gamma        = number | number "%"
@@ -14,8 +14,9 @@ Grammar (spaces are not allowed, so that a plan survives `--model_args`)::
 `en@20:2+loc@28:2` is the paper's surgical steering on Gemma 3 12B: gamma 2 for both, layers 20 and 28 of 48. A depth of
 42% is the layer `round(0.42 * layers)`. A plain gamma multiplies the raw vector, h + gamma v; `5%` scales the vector to 5
 per cent of the layer's mean residual norm. A range adds each layer's own vector at each of its layers. `loc~zh` uses the
-Chinese vector for every request, `loc~other` for each language the vector of the next language in the file, and
-`loc~random7` a random direction of the same norm (seed 7); these are controls.
+Chinese vector for every request, `loc~other` for each language the vector of the next language in the file, `loc~random7` a
+random direction of the same norm (seed 7), and `loc~shuffled3` what the estimator learnt from shuffled pairs (the control
+3 of the vector file); these are controls.
 """
 
 from __future__ import annotations
@@ -108,6 +109,13 @@ class Intervention:
         return int(match[1] or 0)
 
     @property
+    def shuffled(self) -> int | None:
+        """The number of a control of shuffled labels, else None."""
+        if self.control is None or not (match := re.fullmatch(r"shuffled(\d*)", self.control)):
+            return None
+        return int(match[1] or 0)
+
+    @property
     def is_other(self) -> bool:
         """Whether each language gets another language's vector."""
         return self.control == "other"
@@ -115,7 +123,8 @@ class Intervention:
     @property
     def fixed_language(self) -> str | None:
         """The language whose vector is used for every request, else None."""
-        return None if self.is_other or self.random_seed is not None else self.control
+        names_no_language = self.is_other or self.random_seed is not None or self.shuffled is not None
+        return None if names_no_language else self.control
 
     def __str__(self) -> str:
         layers = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
@@ -172,7 +181,9 @@ class _Parser:
     def _intervention(self) -> Intervention:
         kind = self._need(_KIND, "a kind of vector, such as en or loc")
         control = (
-            self._need(r"[A-Za-z]\w*", "'random', 'random7', 'other' or a language code") if self._take("~") else None
+            self._need(r"[A-Za-z]\w*", "'random7', 'shuffled3', 'other' or a language code")
+            if self._take("~")
+            else None
         )
         self._need("@", "'@' and a layer")
         first = self._layer()

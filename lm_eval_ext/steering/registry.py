@@ -27,10 +27,33 @@ GROUP = "lm_eval_ext.estimators"
 DEFAULT_ESTIMATOR = "mean_difference"
 
 #: The estimators of this package.
-_BUILT_IN = {"mean_difference": "lm_eval_ext.steering.estimators.mean_difference:MeanDifference"}
+_ESTIMATORS = "lm_eval_ext.steering.estimators"
+_BUILT_IN = {
+    "mean_difference": f"{_ESTIMATORS}.mean_difference:MeanDifference",
+    "culture_difference": f"{_ESTIMATORS}.culture_difference:CultureDifference",
+    "universal_difference": f"{_ESTIMATORS}.universal_difference:UniversalDifference",
+    "pca_difference": f"{_ESTIMATORS}.pca_difference:PcaDifference",
+    "logistic_probe": f"{_ESTIMATORS}.logistic_probe:LogisticProbe",
+    "whitened_difference": f"{_ESTIMATORS}.whitened_difference:WhitenedDifference",
+    "lda": f"{_ESTIMATORS}.lda:Lda",
+    "least_squares": f"{_ESTIMATORS}.least_squares:LeastSquares",
+    "ablation": f"{_ESTIMATORS}.ablation:Ablation",
+    "complement": f"{_ESTIMATORS}.complement:Complement",
+    "rotation": f"{_ESTIMATORS}.rotation:Rotation",
+    "conditional": f"{_ESTIMATORS}.conditional:Conditional",
+    "trained": f"{_ESTIMATORS}.trained:TrainedVector",
+    "affine": f"{_ESTIMATORS}.affine:TrainedAffine",
+}
 
 #: The transforms of this package: usable by files whose estimator is not installed.
-_TRANSFORMS = {"add": "lm_eval_ext.steering.transforms.add:Add"}
+_TRANSFORMS = {
+    "add": "lm_eval_ext.steering.transforms.add:Add",
+    "rotate": "lm_eval_ext.steering.transforms.rotate:Rotate",
+    "conditional": "lm_eval_ext.steering.transforms.conditional:Conditional",
+    "ablate": "lm_eval_ext.steering.transforms.project:Ablate",
+    "keep": "lm_eval_ext.steering.transforms.project:Keep",
+    "affine": "lm_eval_ext.steering.transforms.affine:Affine",
+}
 
 #: Estimators that were registered in this process.
 _registered: dict[str, type[Estimator]] = {}

@@ -15,6 +15,7 @@ import torch
 
 from lm_eval_ext.errors import LanguageError, PlanError
 from lm_eval_ext.steering.plan import DEFAULT_POSITION, POSITIONS, Intervention, Plan, Position
+from lm_eval_ext.steering.shuffling import shuffled_kind
 from lm_eval_ext.steering.vectors import ANY_LANGUAGE, SteeringVectors, VectorSet
 
 if TYPE_CHECKING:
@@ -157,11 +158,16 @@ class SteeringTable:
 
 
 def _find(term: Intervention, vectors: VectorSet, language: str) -> SteeringVectors | None:
-    source = term.fixed_language or language
+    source, kind = term.fixed_language or language, _kind(term)
     if term.is_other:
-        codes = vectors.languages(term.kind)
+        codes = vectors.languages(kind)
         source = codes[(codes.index(language) + 1) % len(codes)] if language in codes else language
-    return vectors.vectors.get((term.kind, source)) or vectors.vectors.get((term.kind, ANY_LANGUAGE))
+    return vectors.vectors.get((kind, source)) or vectors.vectors.get((kind, ANY_LANGUAGE))
+
+
+def _kind(term: Intervention) -> str:
+    """The kind of the entries that a term uses."""
+    return term.kind if term.shuffled is None else shuffled_kind(term.kind, term.shuffled)
 
 
 def _is_zero(term: Intervention, language: str) -> bool:
@@ -177,7 +183,12 @@ def _languages(term: Intervention, vectors: VectorSet) -> list[str]:
                 f"languages in the file: {', '.join(vectors.languages(term.kind))} (or 'random' for a random direction)"
             )
         return [ANY_LANGUAGE]
-    codes = vectors.languages(term.kind)
+    codes = vectors.languages(_kind(term))
+    if not codes:
+        raise PlanError(
+            f"{term}: the file has {vectors.n_shuffled(term.kind)} controls of shuffled {term.kind!r} pairs, numbered from "
+            "0; make them with lm-eval-ext extract --shuffled N"
+        )
     if term.is_other and len(codes) < 2:
         raise PlanError(
             f"{term}: the file holds {term.kind!r} vectors of {', '.join(codes)} only, so there is no other"

@@ -20,6 +20,7 @@ from lm_eval_ext.fingerprints import hash_bytes, hash_file
 from lm_eval_ext.io import write_file
 from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.decoder import LAYER_CONVENTION, fingerprint, hidden_size, layer_count
+from lm_eval_ext.steering.shuffling import SEPARATOR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class VectorInfo:
     """How the vectors of one kind and language were made.
 
     Attributes:
-        kind: `en`, `loc` or a user-defined kind.
+        kind: `en`, `loc` or a user-defined kind; `loc~shuffled0` of a control.
         language: whose requests they steer; `any` for all.
         layers: the layer of each row of the tensors (0-based output of a block).
         pooling: token position of the extraction, `last` or `mean`.
@@ -195,8 +196,12 @@ class VectorSet:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds in the file, in its order."""
-        return list(dict.fromkeys(kind for kind, _ in self.vectors))
+        """Kinds in the file, in its order, without those of controls."""
+        return list(dict.fromkeys(kind for kind, _ in self.vectors if SEPARATOR not in kind))
+
+    def n_shuffled(self, kind: str) -> int:
+        """How many controls of shuffled labels `kind` has (see `steering.shuffling`)."""
+        return len({name for name, _ in self.vectors if name.startswith(f"{kind}{SEPARATOR}")})
 
     def languages(self, kind: str) -> list[str]:
         """Languages that have vectors of `kind`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.sweep.settings import N_RANDOM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lm_eval_ext.steering.controls import Control
     from lm_eval_ext.steering.vectors import VectorSet
@@ -65,6 +65,7 @@ class Grid:
         gammas: strengths.
         positions: tokens to steer.
         n_random: random directions for each plan; 0 for none.
+        n_shuffled: for each kind, how many fits of shuffled pairs the vector file has; all of them are controls.
         with_controls: whether another language's vector and the negated vector are tried too.
         control_gammas: strengths whose plans get controls; all where empty.
     """
@@ -76,6 +77,7 @@ class Grid:
     n_random: int = N_RANDOM
     with_controls: bool = True
     control_gammas: tuple[Gamma, ...] = ()
+    n_shuffled: Mapping[str, int] = field(default_factory=dict)
 
     def singles(self) -> list[Condition]:
         """The plans of one vector, each followed by its controls."""
@@ -111,6 +113,10 @@ class Grid:
         """The controls of a plan."""
         conditions = [
             Condition(_with_control(plan, f"random{seed}"), "random", str(plan)) for seed in range(self.n_random)
+        ]
+        n_shuffled = min(self.n_shuffled.get(term.kind, 0) for term in plan.interventions)
+        conditions += [
+            Condition(_with_control(plan, f"shuffled{number}"), "shuffled", str(plan)) for number in range(n_shuffled)
         ]
         if self.with_controls:
             negated = Plan(

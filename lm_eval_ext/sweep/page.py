@@ -25,13 +25,15 @@ HEADER = [
     "steered",
     "change, points",
     "random directions",
+    "shuffled pairs",
     "other language",
     "negated",
 ]
 LEGEND = (
     "Averages over all languages but English; in brackets the paired 95% interval of the change, clustered by question. "
-    "Random directions: smallest to largest change of the controls of the same norm at the same layer. The best of many "
-    "is biased upwards: evaluate a chosen plan on the test split."
+    "Random directions: smallest to largest change of the controls of the same norm at the same layer. Shuffled pairs: "
+    "the same of fits on pairs with shuffled labels, where the vector file has some. The best of many is biased upwards: "
+    "evaluate a chosen plan on the test split."
 )
 
 #: Rows of the table for each family and kind.
@@ -84,6 +86,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['score']:.1%}",
         _interval(row),
         _band(row) or "not run",
+        _band(row, "shuffled") or "not run",
         _control(row, "other_language"),
         _control(row, "negated"),
     ]
@@ -97,10 +100,14 @@ def _sentence(row: Mapping[str, Any]) -> str:
         return f"{effect}. No random direction was run, so it cannot be attributed to the vector's direction."
     beyond = row["change"] > row["null_high"]
     place = f"{int(row['null_n'])} random directions of the same norm change it by {band}"
+    shuffled = _band(row, "shuffled")
+    if shuffled is not None:
+        beyond = beyond and row["change"] > row["shuffled_high"]
+        place += f", {int(row['shuffled_n'])} fits of shuffled pairs by {shuffled}"
     if is_positive and beyond:
         return f"{effect}; {place}, all below it."
     if is_positive:
-        return f"{effect}; {place}: the effect is not larger than that of random directions."
+        return f"{effect}; {place}: the effect is not larger than that of its controls."
     return f"{effect}; {place}. The interval includes zero: no effect is shown."
 
 
@@ -108,10 +115,11 @@ def _interval(row: Mapping[str, Any]) -> str:
     return points_interval(row["change"], row["low"], row["high"])
 
 
-def _band(row: Mapping[str, Any]) -> str | None:
-    if row.get("null_low") is None or row["null_low"] != row["null_low"]:
+def _band(row: Mapping[str, Any], name: str = "null") -> str | None:
+    low = row.get(f"{name}_low")
+    if low is None or low != low:
         return None
-    return f"{points(row['null_low'])} to {points(row['null_high'])}"
+    return f"{points(low)} to {points(row[f'{name}_high'])}"
 
 
 def _control(row: Mapping[str, Any], name: str) -> str:

@@ -90,6 +90,7 @@ class Sweep:
             n_random=settings.n_random,
             with_controls=settings.controls,
             control_gammas=read(_gamma, settings.control_gammas),
+            n_shuffled={kind: self.vectors.n_shuffled(kind) for kind in self.vectors.kinds},
         )
         unknown = [kind for kind in settings.kinds if kind not in self.vectors.kinds]
         if unknown:

@@ -16,6 +16,7 @@ from lm_eval_ext.sweep.questions import Question, Questions, margin
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from lm_eval_ext.steering.controls import Control
     from lm_eval_ext.sweep.questions import ScoredTree
     from lm_eval_ext.sweep.store import Store
 
@@ -95,8 +96,8 @@ def summarise(
     Columns: `condition`, `kinds`, `layer` and `gamma` (of a plan of one vector), `position`, `control`, `of` (what it is a
     control of), `family`, `language`, `metric`, `n`, `score`, `unsteered`, `change` with `low` and `high` (shares; the
     interval is of a bootstrap clustered by question id), `margin_change` (nats); then, where a plan has random controls,
-    `null_low`, `null_high`, `null_coverage`, `null_n` and `null_p` (see `stats.nulls.null_band`), and the changes of the
-    controls `other_language` and `negated`.
+    `null_low`, `null_high`, `null_coverage`, `null_n` and `null_p` (see `stats.nulls.null_band`), the same with `shuffled_`
+    where the vector file has fits of shuffled pairs, and the changes of the controls `other_language` and `negated`.
 
     Args:
         frame: of `items`.
@@ -177,34 +178,33 @@ def _with_controls(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary with the columns that place each plan's change among those of its controls."""
     keys = ["of", "family", "language"]
     controls = summary[summary["control"].notna()]
-    bands: dict[tuple[str, ...], list[float]] = {
-        key: group["change"].tolist() for key, group in controls[controls["control"] == "random"].groupby(keys)
-    }
-    rows: list[dict[str, float]] = []
-    for plan, family, language, change, control in zip(
-        summary["of"], summary["family"], summary["language"], summary["change"], summary["control"], strict=True
-    ):
-        values = None if isinstance(control, str) else bands.get((plan, family, language))
-        if not values:
-            rows.append({})
-            continue
-        band = null_band(values, change)
-        rows.append(
-            {
-                "null_low": band.low,
-                "null_high": band.high,
-                "null_coverage": band.coverage,
-                "null_n": band.n,
-                "null_p": band.p,
-            }
-        )
-    places = pd.DataFrame(
-        rows, index=summary.index, columns=["null_low", "null_high", "null_coverage", "null_n", "null_p"]
-    )
-    summary = pd.concat([summary, places], axis=1)
+    for prefix, name in _BANDS.items():
+        of_kind = controls[controls["control"] == name]
+        if name == "random" or len(of_kind):
+            summary = pd.concat([summary, _places(summary, of_kind, keys, prefix)], axis=1)
     for name in ("other_language", "negated"):
         changes = controls[controls["control"] == name].set_index(keys)["change"]
         index = pd.MultiIndex.from_frame(summary[keys])
         summary[name] = changes.reindex(index).to_numpy() if len(changes) else np.nan
         summary.loc[summary["control"].notna(), name] = np.nan
     return summary
+
+
+#: Columns of the bands, and the kind of control that they are of.
+_BANDS: dict[str, Control] = {"null": "random", "shuffled": "shuffled"}
+
+
+def _places(summary: pd.DataFrame, controls: pd.DataFrame, keys: list[str], prefix: str) -> pd.DataFrame:
+    """Where the change of each plan lies among those of its controls of one kind; see `summarise`."""
+    bands = {key: group["change"].tolist() for key, group in controls.groupby(keys)}
+    names = ["low", "high", "coverage", "n", "p"]
+    rows: list[dict[str, float]] = []
+    for *key, change, control in zip(
+        *(summary[key] for key in keys), summary["change"], summary["control"], strict=True
+    ):
+        values = None if isinstance(control, str) else bands.get(tuple(key))
+        band = null_band(values, change) if values else None
+        rows.append({} if band is None else {f"{prefix}_{name}": getattr(band, name) for name in names})
+    columns = [f"{prefix}_{name}" for name in names]
+    placed: pd.DataFrame = pd.DataFrame(rows, index=summary.index, columns=columns)
+    return placed

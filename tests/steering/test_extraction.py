@@ -242,6 +242,17 @@ def test_pairs_of_a_file(tsv: Path) -> None:
     assert found["ko"].sha256 != found["fr"].sha256
 
 
+def test_answers_are_a_fourth_column(tmp_path: Path) -> None:
+    file = tmp_path / "answers.tsv"
+    file.write_text("language\tpositive\tnegative\tanswer\nko\ta\tb\t c\n", encoding="utf-8")
+    (found,) = pairs.load_pairs("formal", str(file), ["ko"])
+    assert found.pairs == (Pair("a", "b", answer=" c"),)
+    assert found.sha256 != PairSet("formal", "ko", "answers.tsv", (Pair("a", "b"),)).sha256
+    file.write_text("language\tpositive\tnegative\tanswer\nko\ta\tb\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: expected 4 filled cells, got 3"):
+        pairs.load_pairs("formal", str(file), ["ko"])
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

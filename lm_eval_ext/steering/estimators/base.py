@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lm_eval_ext.data.pairs import Pair
     from lm_eval_ext.steering.transforms.base import Transform
 
 
@@ -37,12 +39,29 @@ class StateBatch:
     is_positive: Tensor
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the states come from, for an estimator that runs the model itself.
+
+    Attributes:
+        model, tokenizer: what computed the states.
+        pairs: their texts, in the order of the pairs' numbers.
+        layers: the decoder layer of each row of the states.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pairs: tuple[Pair, ...]
+    layers: tuple[int, ...]
+
+
 class PairStates:
     """The hidden states of the pairs of one kind and language, batch by batch, in no particular order; read once.
 
     Args:
         batches: the states as they are computed.
         n_pairs, n_layers, hidden_size: sizes.
+        origin: model and texts; None where there are only states.
 
     Example:
         >>> states = torch.tensor([[[1.0, 2.0], [0.5, 0.0]]])
@@ -52,10 +71,19 @@ class PairStates:
         tensor([[[0.5000, 2.0000]]])
     """
 
-    def __init__(self, batches: Iterable[StateBatch], *, n_pairs: int, n_layers: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        batches: Iterable[StateBatch],
+        *,
+        n_pairs: int,
+        n_layers: int,
+        hidden_size: int,
+        origin: Origin | None = None,
+    ) -> None:
         self.n_pairs = n_pairs
         self.n_layers = n_layers
         self.hidden_size = hidden_size
+        self.origin = origin
         self._batches = iter(batches)
 
     def __iter__(self) -> Iterator[StateBatch]:
@@ -71,6 +99,23 @@ class PairStates:
             for side, mask in enumerate((batch.is_positive, ~batch.is_positive)):
                 sides[side][:, batch.pairs[mask]] = batch.states[:, mask]
         return sides[0], sides[1]
+
+    def again(self, batches: Iterable[StateBatch]) -> PairStates:
+        """The same pairs with batches that were kept, for a second reading."""
+        sizes = {"n_pairs": self.n_pairs, "n_layers": self.n_layers, "hidden_size": self.hidden_size}
+        return PairStates(batches, **sizes, origin=self.origin)
+
+
+class Fitted(dict[str, "Tensor"]):
+    """The tensors of an artifact, with the values that the data chose.
+
+    Attributes:
+        chosen: JSON values by name, such as the ridge of each layer; recorded with the estimator's parameters.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], chosen: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self.chosen = dict(chosen)
 
 
 class Estimator(ABC):
@@ -110,8 +155,19 @@ class Estimator(ABC):
             states: to be read to its end, once.
 
         Returns:
-            tensors by name, [layers, ...] with the shapes that the transform names.
+            tensors by name, [layers, ...] with the shapes that the transform names; a `Fitted` where values were chosen.
         """
+
+    def fit_languages(self, states: Mapping[str, PairStates]) -> Mapping[str, dict[str, Tensor]]:
+        """The artifacts of all languages of a kind, one language at a time; override it to compare languages.
+
+        Args:
+            states: by language, each to be read to its end, once.
+
+        Returns:
+            what `fit` returns, by language.
+        """
+        return {language: self.fit(of_language) for language, of_language in states.items()}
 
     @property
     def parameters(self) -> dict[str, Any]:

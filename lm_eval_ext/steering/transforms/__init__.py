@@ -1,6 +1,6 @@
 """What is done to the residual stream with what an estimator learnt: one transform per module.
 
-`add` is the only one that comes with the package; an outside estimator brings its own (see `steering.registry`).
+An outside estimator may bring its own (see `steering.registry`).
 """
 
 from lm_eval_ext.steering.transforms.base import Artifact, Transform

@@ -17,9 +17,9 @@ class Add(Transform):
 
     def apply(self, residual: Tensor, artifact: Artifact, strength: float) -> Tensor:
         """See `Transform.apply`."""
-        return residual + self.addition(artifact, strength)
+        return residual + artifact["vector"] * strength
 
-    def addition(self, artifact: Artifact, strength: float) -> Tensor:
+    def addition(self, artifact: Artifact, strength: float) -> Tensor | None:
         """gamma v."""
         return artifact["vector"] * strength
 
