@@ -61,7 +61,8 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         steer: steering plan, `en@42%:2+loc@58%:2` (see `lm_eval_ext.steering.plan`); empty means plain evaluation.
         lang: language of requests whose document and task name none.
         positions: tokens to steer where the plan does not say: `prompt` (every prompt token, up to the one that scores
-            the first option token; our default), `last` (the prompt's last token, and generated tokens), `all`.
+            the first option token; our default), `last` (the prompt's last token, and generated tokens), `all`, or another
+            position of plans.
         any_model: accept vectors of another architecture of the same width and depth.
         engine: arguments of the harness's class of the engine.
 
