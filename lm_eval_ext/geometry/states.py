@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.steering.extraction import Pooling, pooled_states
+from lm_eval_ext.steering.extraction import pooled_states
 
 if TYPE_CHECKING:
+    from lm_eval_ext.steering.pooling import Pooling
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 
+from lm_eval_ext.data.task_metadata import split_of_name as split
 from lm_eval_ext.languages import LANGUAGES
+
+__all__ = ["axis", "explicit_context_of", "family", "form", "language", "split", "tasks"]
 
 _CLOZE = "_cloze"
 
@@ -52,11 +55,6 @@ def language(task: str) -> str | None:
 def axis(family: str) -> str | None:
     """The axis of one of our own families."""
     return _AXES.get(_without_form(family)[0])
-
-
-def split(family: str) -> str:
-    """`dev` where the name says so."""
-    return "dev" if "dev" in family.split("_") else "test"
 
 
 def form(family: str) -> str | None:

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from lm_eval_ext.data.task_questions import QUESTION_ID, question_id
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.results.columns import read_columns
 from lm_eval_ext.results.run import Run, TaskResults, damage, list_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Container, Iterator, Sequence
     from pathlib import Path
-
-#: Where a document may keep the id that the same question has in every language.
-_QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
 
 #: Bytes from which a file is first read as columns, ten times as fast as line by line.
 _LARGE = 50_000
@@ -94,7 +92,7 @@ def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.Da
 def _as_columns(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
     """The scores of a file that has the same form in every line, and the number of documents; None where it has not."""
     assert record.samples is not None
-    columns = read_columns(record.samples, record.task, _QUESTION_ID)
+    columns = read_columns(record.samples, record.task, QUESTION_ID)
     if columns is None:
         return None
     if not columns["doc_id"].is_unique and columns.duplicated(["doc_id", "filter"]).any():
@@ -148,11 +146,6 @@ def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple
         ]
     frame: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
     return frame[list(wanted)], len({doc_id for doc_id, _ in seen})
-
-
-def question_id(document: Mapping[str, Any]) -> str | None:
-    """The id that a document shares with the same question in other languages, None where no column has one."""
-    return next((str(document[name]) for name in _QUESTION_ID if document.get(name) is not None), None)
 
 
 def document_columns(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

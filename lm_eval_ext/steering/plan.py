@@ -28,8 +28,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import NoReturn
 
 from lm_eval_ext.errors import PlanError
@@ -144,6 +145,10 @@ class Intervention:
 class Plan:
     """Interventions that apply together. An empty plan leaves the model as it is. The module has the grammar.
 
+    Attributes:
+        interventions: its terms.
+        chosen_on: families of tasks on which it was chosen, where it was read from the `plan.yaml` of a sweep.
+
     Example:
         >>> plan = lx.Plan.parse("en@42%:2+loc~random7@28:5%/last")
         >>> [(term.kind, term.control, str(term.gamma), term.position) for term in plan.interventions]
@@ -153,6 +158,25 @@ class Plan:
     """
 
     interventions: tuple[Intervention, ...] = ()
+    chosen_on: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def read(cls, text: str | None) -> Plan:
+        """`parse`, or the plan of a `plan.yaml` that a sweep wrote, whose path is given, with what it was chosen on.
+
+        Raises:
+            PlanError: a mistake in the grammar, or a file that is not one of a sweep.
+        """
+        if not text or not text.endswith((".yaml", ".yml")):
+            return cls.parse(text)
+        from lm_eval_ext.configs import read_yaml
+
+        record = read_yaml(Path(text).expanduser(), PlanError, "plan")
+        if not isinstance(record, dict) or not isinstance(record.get("steer"), str):
+            raise PlanError(f"{text} has no key 'steer' with a plan; give the plan.yaml of a sweep, or the plan itself")
+        chosen_on = record.get("chosen_on")
+        names = chosen_on.values() if isinstance(chosen_on, dict) else ()
+        return cls(cls.parse(record["steer"]).interventions, tuple(str(name) for name in names if name))
 
     @classmethod
     def parse(cls, text: str | None) -> Plan:

@@ -220,7 +220,7 @@ def _last_run(steps: list[Step]) -> list[Addition]:
 
 
 def _ordered(steps: list[Step]) -> tuple[Step, ...]:
-    """The steps, each run of additions in the order of `position_order`, so that sums do not depend on the order in the plan."""
+    """The steps, each run of additions by `position_order`, so that sums do not depend on the order in the plan."""
     ordered: list[Step] = []
     for is_addition, run in groupby(steps, key=lambda step: isinstance(step, Addition)):
         of_run = list(run)

@@ -72,7 +72,7 @@ class VectorInfo:
         kind: `en`, `loc` or a user-defined kind; `loc~shuffled0` of a control.
         language: whose requests they steer; `any` for all.
         layers: the layer of each row of the tensors (0-based output of a block).
-        pooling: token position of the extraction, `last` or `mean`.
+        pooling: token position of the extraction (`steering.pooling`).
         n_pairs: number of contrastive pairs.
         source: name of the pairs.
         source_sha256: hash of the pairs' text.
@@ -81,6 +81,8 @@ class VectorInfo:
         estimator: name of the method.
         transform: name of the transform that applies its artifact.
         parameters: of the estimator.
+        made_from: of pairs of tasks and of JSON lines what must not be evaluated with the vectors (`data.pairs`,
+            `PairSet.record`): `tasks`, `families`, `splits`, `prompts` (hashes), `rendering`; else empty.
     """
 
     kind: str
@@ -95,6 +97,7 @@ class VectorInfo:
     estimator: str = registry.DEFAULT_ESTIMATOR
     transform: str = "add"
     parameters: dict[str, Any] = field(default_factory=dict)
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -312,7 +315,7 @@ class VectorSet:
             "format_version": FORMAT_VERSION,
             "layer_convention": LAYER_CONVENTION,
             "model": asdict(self.model),
-            "vectors": [asdict(entry.info) for entry in self.vectors.values()],
+            "vectors": [_as_json(entry.info) for entry in self.vectors.values()],
             "created_by": self.created_by,
         }
         tensors = {
@@ -374,6 +377,10 @@ class VectorSet:
         )
 
 
+def _as_json(info: VectorInfo) -> dict[str, Any]:
+    return {name: value for name, value in asdict(info).items() if value or name != "made_from"}
+
+
 def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
     if FORMAT not in raw:
         raise VectorFileError(
@@ -421,8 +428,8 @@ def _info(path: Path, entry: dict[str, Any], version: int) -> VectorInfo:
                 raise TypeError(f"unknown fields {', '.join(sorted(unknown))}")
             fields["pooling"] = fields.pop("position")
         info = VectorInfo(**fields)
-        if not isinstance(info.parameters, dict):
-            raise TypeError("parameters must be an object")
+        if not isinstance(info.parameters, dict) or not isinstance(info.made_from, dict):
+            raise TypeError("parameters and made_from must be objects")
         if not all(isinstance(layer, int) for layer in info.layers):
             raise TypeError("layers must be whole numbers")
         if not all(math.isfinite(norm) for norm in info.residual_norms):

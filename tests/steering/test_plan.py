@@ -172,5 +172,5 @@ def test_positions_with_a_count() -> None:
 
 
 def test_the_position_after_is_for_extraction() -> None:
-    with pytest.raises(PlanError, match="character 9: 'after' .* is for extraction only"):
+    with pytest.raises(PlanError, match=r"character 9: 'after' .* is for extraction only"):
         Plan.parse("loc@1:2/after")

@@ -26,6 +26,7 @@ from lm_eval_ext.errors import EstimatorError, PlanError
 from lm_eval_ext.steering.estimators.base import Estimator, Fitted, Origin, PairStates
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import DEFAULT_POSITION, VALID_POSITIONS, Position, parse_position
+from lm_eval_ext.steering.pooling import encode
 from lm_eval_ext.steering.table import Change, SteeringTable
 from lm_eval_ext.steering.tokens import ScoredTokens
 
@@ -197,7 +198,7 @@ class _Objective:
         self.target = target
         self._model = origin.model
         tokenizer = origin.tokenizer
-        self._prompts = tokenizer([pair.negative for pair in self.pairs])["input_ids"]
+        self._prompts = [ids for ids, _ in encode(tokenizer, [pair.negative for pair in self.pairs])]
         self._device = self._model.get_input_embeddings().weight.device
         takes = inspect.signature(self._model.forward).parameters
         self._can_select = "logits_to_keep" in takes
@@ -207,7 +208,7 @@ class _Objective:
             self._answers: list[list[int]] = answers
         else:
             self._answers = [[] for _ in self.pairs]
-            self._positive = tokenizer([pair.positive for pair in self.pairs])["input_ids"]
+            self._positive = [ids for ids, _ in encode(tokenizer, [pair.positive for pair in self.pairs])]
             self._wanted: dict[int, Tensor] = {}
 
     def __enter__(self) -> _Objective:
