@@ -72,8 +72,8 @@ class Counts:
 
     def __str__(self) -> str:
         return (
-            f"{self.kind}/{self.language}: {self.asked} questions asked both ways, {self.positive} positive prompts answered "
-            f"as the task wants, {self.negative} negative ones otherwise, {self.kept} pairs kept"
+            f"{self.kind}/{self.language}: {self.asked} questions asked both ways, {self.positive} positive prompts "
+            f"answered as the task wants, {self.negative} negative ones otherwise, {self.kept} pairs kept"
         )
 
 

@@ -31,7 +31,10 @@ def sweep(
         str, typer.Option(help="Strengths as in a plan, joined by commas: 0.5,2,5%.", rich_help_panel=_GRID)
     ] = "0.5,1,2,4",
     positions: Annotated[
-        str, typer.Option(help="prompt, last or all, joined by commas.", rich_help_panel=_GRID)
+        str,
+        typer.Option(
+            help="As in a plan, joined by commas: prompt,last,last3,first2,generated,all.", rich_help_panel=_GRID
+        ),
     ] = "prompt",
     pairs: Annotated[
         str,

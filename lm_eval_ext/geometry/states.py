@@ -10,13 +10,13 @@ from lm_eval_ext.errors import ModelError
 from lm_eval_ext.steering.extraction import pooled_states
 
 if TYPE_CHECKING:
-    from lm_eval_ext.steering.pooling import Pooling
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lm_eval_ext.geometry.texts import ParallelTexts
+    from lm_eval_ext.steering.pooling import Pooling
 
 
 def distinct(parallel: ParallelTexts) -> list[str]:

@@ -269,7 +269,7 @@ class VectorSet:
             model: a decoder-only model of transformers, whatever wraps it.
             plan: such as `en@42%:2+loc@58%:2`; see `steering.plan`.
             language: of every example, or one for each example of a batch.
-            position: tokens to steer where the plan does not say: `prompt` (our default), `last` or `all`.
+            position: tokens to steer where the plan does not say: `prompt` (our default), `last`, `last3`, ...
             any_model: accept vectors of another architecture of the same width and depth.
 
         Raises:

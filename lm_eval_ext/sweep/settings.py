@@ -30,7 +30,7 @@ class Settings:
         kinds: of vectors.
         layers: `all`, or layers as in a plan: `5,8-10,42%`.
         gammas: strengths as in a plan.
-        positions: tokens to steer: `prompt`, `last`, `all`.
+        positions: tokens to steer, as in a plan: `prompt`, `last`, `last3`, ...
         pair_layers: layers of each kind that are combined; 0 for no pairs.
         n_random: random directions of the same norm for each plan.
         controls: whether another language's vector and the negated one are tried for each plan.
