@@ -221,12 +221,17 @@ def data() -> Iterator[Finding]:
     state = f"= {mirror}" if mirror else "is not set (needed offline only)"
     yield Finding("mirror", OK if mirror else ABSENT, f"{sources.MIRROR_VARIABLE} {state}")
     offline = f"fetched on first use; offline, set {sources.MIRROR_VARIABLE} to a mirror"
-    for subject, prefix in (("BLEnD", "blend/"), ("FLORES-200", "parallel/flores"), ("NTREX-128", "parallel/ntrex")):
-        names = [name for name in (*sources.registry(), *DERIVED) if name.startswith(prefix)]
+    sets = {"BLEnD": "blend/", "FLORES-200": "parallel/flores", "NTREX-128": "parallel/ntrex"}
+    for subject, prefix in {**sets, "localization_gap": "localization_gap/"}.items():
+        names = [
+            name
+            for name in (*sources.registry(), *DERIVED)
+            if name.startswith(prefix) and Path(name).stem not in languages.FURTHER  # a mirror of the seven is whole
+        ]
         here = [name for name in names if sources.mirrored(name) or (cache_dir() / "data" / name).is_file()]
         status = OK if len(here) == len(names) else ABSENT
         yield Finding(subject, status, f"{len(here)} of {len(names)} files here", "" if status == OK else offline)
-    mirrored = [code for code in languages.LANGUAGES if sources.mirrored(f"gmmlu/{code}/test.jsonl")]
+    mirrored = [code for code in languages.KNOWN if sources.mirrored(f"gmmlu/{code}/test.jsonl")]
     hub = Path(constants.HF_HUB_CACHE) / f"datasets--{gmmlu.REPO.replace('/', '--')}"
     if mirrored or hub.is_dir():
         where = [f"mirror: {' '.join(mirrored)}"] * bool(mirrored) + [f"hub cache: {hub}"] * hub.is_dir()

@@ -1,10 +1,18 @@
-"""The seven languages of the study: codes, names, the country whose culture each stands for, prompt words."""
+"""The languages of the study: codes, names, the country whose culture each stands for, prompt words.
+
+`LANGUAGES` are the seven of most tasks, `FURTHER` those that only some tasks have (`localization_gap`). Steering and result
+files know any language by its code.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lm_eval_ext.errors import LanguageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,20 @@ LANGUAGES: dict[str, Language] = {
     )
 }
 
+#: Languages of `localization_gap` besides English.
+FURTHER: dict[str, Language] = {
+    language.code: language
+    for language in (
+        Language("tr", "Turkish", "Turkey", "Soru", "Cevap"),
+        Language("bn", "Bengali", "Bangladesh", "প্রশ্ন", "উত্তর"),
+        Language("fr", "French", "France", "Question", "Réponse", colon=" :"),
+        Language("ru", "Russian", "Russia", "Вопрос", "Ответ"),
+    )
+}
+
+#: Every language that has a name here, in the order of tables and figures.
+KNOWN: dict[str, Language] = LANGUAGES | FURTHER
+
 NON_ENGLISH: tuple[str, ...] = tuple(code for code in LANGUAGES if code != "en")
 
 #: The macro average over all languages but English, among the codes of a column of languages.
@@ -50,37 +72,45 @@ AVERAGE = "average"
 #: Countries whose answers count as English-biased in the six other languages.
 ENGLISH_COUNTRIES: frozenset[str] = frozenset({"US", "UK"})
 
-_ALIASES = {
-    "eng": "en",
-    "spa": "es",
-    "ind": "id",
-    "ell": "el",
-    "kor": "ko",
-    "zho": "zh",
-    "cmn": "zh",
-    "ara": "ar",
-    "arb": "ar",
-}
+#: Three-letter codes (ISO 639-2 and 639-3) by the two-letter code of the same language.
+_THREE_LETTERS = {
+    "af": "afr", "am": "amh", "ar": "ara arb", "as": "asm", "az": "aze azj", "be": "bel", "bg": "bul", "bn": "ben",
+    "bs": "bos", "ca": "cat", "cs": "ces", "da": "dan", "de": "deu", "el": "ell", "en": "eng", "es": "spa",
+    "et": "est ekk", "eu": "eus", "fa": "fas pes", "fi": "fin", "fr": "fra", "ga": "gle", "gl": "glg", "ha": "hau",
+    "he": "heb", "hi": "hin", "hr": "hrv", "hu": "hun", "hy": "hye", "id": "ind", "ig": "ibo", "is": "isl",
+    "it": "ita", "ja": "jpn", "jv": "jav", "ka": "kat", "kk": "kaz", "km": "khm", "kn": "kan", "ko": "kor",
+    "ky": "kir", "lo": "lao", "lt": "lit", "lv": "lav lvs", "mg": "mlg plt", "mk": "mkd", "ml": "mal", "mr": "mar",
+    "ms": "msa zsm", "my": "mya", "ne": "nep npi", "nl": "nld", "no": "nor nob", "ny": "nya", "pa": "pan", "pl": "pol",
+    "pt": "por", "ro": "ron", "ru": "rus", "sd": "snd", "si": "sin", "sk": "slk", "sl": "slv", "sn": "sna",
+    "so": "som", "sq": "sqi als", "sr": "srp", "su": "sun", "sv": "swe", "sw": "swa swh", "ta": "tam", "te": "tel",
+    "th": "tha", "tl": "tgl", "tr": "tur", "uk": "ukr", "ur": "urd", "uz": "uzb uzn", "vi": "vie", "wo": "wol",
+    "xh": "xho", "yo": "yor", "zh": "zho cmn", "zu": "zul",
+}  # fmt: skip
+_ALIASES = {alias: code for code, aliases in _THREE_LETTERS.items() for alias in aliases.split()}
 
 
 def normalise(code: str) -> str:
     """The short code of a language tag: `ko`, `KO`, `ko-KR` and `kor_Hang` are all `ko`.
 
-    Languages outside the seven pass through (lower-cased, region dropped): vector files may hold any language.
+    Languages that are not named here pass through (lower-cased, region dropped): vector files may hold any language.
     """
     base = code.strip().lower().replace("_", "-").split("-")[0]
     return _ALIASES.get(base, base)
 
 
-def get(code: str) -> Language:
+def get(code: str, among: Mapping[str, Language] = LANGUAGES) -> Language:
     """The `Language` of a code.
 
+    Args:
+        code: such as ko or kor_Hang.
+        among: the languages that are valid: the seven by default, or `KNOWN`.
+
     Raises:
-        LanguageError: the language is not one of the seven.
+        LanguageError: the language is not among them.
     """
     try:
-        return LANGUAGES[normalise(code)]
+        return among[normalise(code)]
     except KeyError:
         raise LanguageError(
-            f"unknown language {code!r}; valid: {', '.join(LANGUAGES)} (codes such as kor_Hang or zh-CN are understood)"
+            f"unknown language {code!r}; valid: {', '.join(among)} (codes such as kor_Hang or zh-CN are understood)"
         ) from None

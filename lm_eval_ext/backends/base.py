@@ -20,6 +20,7 @@ from tqdm import tqdm
 from lm_eval_ext import harness
 from lm_eval_ext.backends.encoding import encode, encode_pairs
 from lm_eval_ext.backends.response_cache import ResponseCache
+from lm_eval_ext.data import axes as axis_files
 from lm_eval_ext.data.request_language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.languages import normalise
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Arguments of every steered model, which the harness's class of the engine does not take.
-STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "any_model", "allow_same_split")
+STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "axes", "any_model", "allow_same_split")
 
 #: Of the engine's arguments, those that decide which config is read.
 _CONFIG_ARGUMENTS = ("revision", "trust_remote_code", "gguf_file", "subfolder")
@@ -66,6 +67,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             the first option token; our default), `last` (the prompt's last token, and generated tokens), `all`, or another
             position of plans.
         any_model: accept vectors of another architecture of the same width and depth.
+        axes: axis file that says the language of tasks of the harness (see `lm_eval_ext.data.axes`).
         allow_same_split: evaluate also what the vectors were made from, or the plan was chosen on.
         engine: arguments of the harness's class of the engine.
 
@@ -84,9 +86,12 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         lang: str | None = None,
         positions: str = DEFAULT_POSITION,
         any_model: bool = False,
+        axes: Path | str | None = None,
         allow_same_split: bool = False,
         **engine: Any,
     ) -> None:
+        if axes is not None:
+            axis_files.use(axes)
         self._plan = steer if isinstance(steer, Plan) else Plan.read(None if steer is None else str(steer))
         self._positions = parse_position(str(positions))
         self._lang = None if lang is None else normalise(str(lang))
@@ -225,7 +230,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             raise LanguageError(
                 "\n".join(f"task {task}: {problem}" for task, problem in problems.items())
                 + f"\nName the language in a document column ({' or '.join(LANGUAGE_COLUMNS)}), in the task's metadata "
-                f"({METADATA_KEY}: ko) or with --model_args lang=ko"
+                f"({METADATA_KEY}: ko), in an axis file (axes=FILE, `lm-eval-ext axes --help`) or with --model_args lang=ko"
             )
         return rows
 

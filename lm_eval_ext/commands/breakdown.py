@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from lm_eval_ext.commands import options
+
 
 def breakdown(
     results: Annotated[Path, typer.Argument(help="Folder of result files, as lm_eval --log_samples wrote it.")],
     task: Annotated[str, typer.Option(help="Task, group or family; its documents are taken together.")],
     by: Annotated[list[str], typer.Option(help="Column of the documents; repeatable.")],
     metric: Annotated[str, typer.Option(help="A score of 0 or 1 per document.")] = "acc",
+    axes: options.AxisFile = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
 ) -> None:
     """Break a score down by a column of the documents, with 95% intervals (Wilson).

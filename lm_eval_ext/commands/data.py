@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -162,24 +162,56 @@ def import_(
         str, typer.Option(help="transfer or localization. Default: localization with countries, else transfer.")
     ] = "",
     split: Annotated[str, typer.Option(help="test, or dev for questions that choose layers.")] = "test",
+    form: Annotated[
+        str,
+        typer.Option("--format", help="The file is a published set: locqa, or semeval2026 (task 7, multiple choice)."),
+    ] = "",
+    answers: Annotated[
+        Path | None, typer.Option(help="File with the answers, where a published set has them apart.")
+    ] = None,
 ) -> None:
-    """Make tasks of your own multiple-choice questions: with letters and as cloze.
+    r"""Make tasks of your own multiple-choice questions: with letters and as cloze.
 
     Each line has question (text), options (2 to 10 texts) and answer (number from 0, letter, or text of the right option);
     language (code), where --lang does not give it; and may have countries (of each option, one or a list; US and UK are the
     English ones), id (the same in every language) and topic. With countries the tasks report english_bias too.
 
+    With --format a published set is read as its authors give it (lm_eval_ext/data/published.py says how). SemEval-2026 task
+    7 is for evaluation only: its questions are kept out of git, and must not be passed on.
+
     Examples:
 
       lm-eval-ext data import my.jsonl --name mytask --out tasks/
 
+      lm-eval-ext data import locqa.json --format locqa --name locqa --out tasks/
+
+      lm-eval-ext data import track_2_mcq_input.tsv --format semeval2026 --answers final_2_mcq_reference.tsv --lang en \
+        --name semeval7 --out tasks/
+
       lm_eval --model steered-hf --include_path tasks/ --tasks mytask_cloze
     """
-    from lm_eval_ext.data import own
+    from lm_eval_ext.data import own, published
 
-    family = own.write(file, name, out, language, axis=axis or None, split=split)
+    lines = _published(form, file, answers, language, split) if form or answers else None
+    # Both published sets ask for what depends on the country.
+    axis = axis or ("localization" if form else "")
+    private = form in published.EVALUATION_ONLY
+    family = own.write(file, name, out, language, axis=axis or None, split=split, lines=lines, private=private)
     typer.echo(f"wrote {', '.join(family.groups)} to {out}; run them with")
     typer.echo(f"  lm_eval --include_path {out} --tasks {','.join(family.groups)} --model ...")
+
+
+def _published(form: str, file: Path, answers: Path | None, language: str, split: str) -> list[dict[str, Any]]:
+    """The questions of a published set; prints how many are kept and left out."""
+    from lm_eval_ext.data import published
+
+    if form in published.EVALUATION_ONLY and split != "test":
+        raise DataError(f"{form} is for evaluation only: no layers are chosen on it, leave --split {split} out")
+    lines, report = published.read(form, file, answers, language)
+    typer.echo(report)
+    if not lines:
+        raise DataError(f"no question of {file} can be asked")
+    return lines
 
 
 def _check_name(data: str) -> None:

@@ -31,12 +31,16 @@ def extract(
         list[str] | None,
         typer.Option(
             "--pairs",
-            help="KIND=SOURCE; repeatable. en: mini, flores, ntrex, gmmlu; loc: mini, blend; any: FILE.tsv, FILE.jsonl, or "
-            "task:POSITIVE/NEGATIVE, two tasks or groups of the harness.",
+            help="KIND=SOURCE; repeatable. en: mini, flores, ntrex, gmmlu; loc: mini, blend, localization_gap; any: "
+            "FILE.tsv, FILE.jsonl, or task:POSITIVE/NEGATIVE, two tasks or groups of the harness.",
         ),
     ] = None,
     languages: Annotated[
-        str, typer.Option(help="Language codes, joined by commas; gmmlu pairs exist in 42 languages.")
+        str,
+        typer.Option(
+            help="Language codes, joined by commas; tr, bn, fr and ru have pairs in ntrex, gmmlu (42 languages) "
+            "and localization_gap."
+        ),
     ] = ",".join(LANGUAGES),
     layers: Annotated[str, typer.Option(help="'all', or layers as in a plan, joined by commas: 5,8-10,42%.")] = "all",
     estimator: Annotated[
@@ -146,6 +150,8 @@ def extract(
       lm-eval-ext extract --out v.safetensors
 
       lm-eval-ext extract --model google/gemma-3-12b-it --pairs en=flores --pairs loc=blend --out v.safetensors
+
+      lm-eval-ext extract --languages tr,bn,fr,ru,en --pairs en=gmmlu --pairs loc=localization_gap --out gap.safetensors
 
       lm-eval-ext extract --kinds formal --pairs formal=pairs.tsv --out formal.safetensors
 

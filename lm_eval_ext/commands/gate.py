@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lm_eval_ext.commands.options import AxisFile
 from lm_eval_ext.console import output
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.gate.verdicts import MISUSE, STATUS
@@ -70,6 +71,7 @@ def check(
         str | None, typer.Option(help="Which run, where the baseline's folder holds several.")
     ] = None,
     candidate_run: _CandidateRun = None,
+    axes: AxisFile = None,
     any_order: Annotated[
         bool, typer.Option("--any-order", help="The baseline may be newer than the candidate.")
     ] = False,
@@ -139,6 +141,7 @@ def renew(
     baseline: Annotated[Path, typer.Option(help="The committed baseline, written anew.")],
     candidate: Annotated[Path, typer.Option(help="Results that become the baseline.")],
     candidate_run: _CandidateRun = None,
+    axes: AxisFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what moves, write nothing.")] = False,
 ) -> None:
     """Make a candidate the new baseline, on purpose, and show what moved.

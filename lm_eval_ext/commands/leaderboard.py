@@ -19,8 +19,13 @@ def leaderboard(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the site.")] = Path("site"),
     metric: Annotated[
-        str, typer.Option(help="Score of every family, as METRIC or METRIC,FILTER.", rich_help_panel=_SCORES)
-    ] = "acc",
+        str | None,
+        typer.Option(
+            help="Score of every family, as METRIC or METRIC,FILTER. Default: what its tasks say, else acc.",
+            rich_help_panel=_SCORES,
+        ),
+    ] = None,
+    axes: options.AxisFile = None,
     family: Annotated[
         list[str] | None, typer.Option(help="Only this family of tasks (may be repeated).", rich_help_panel=_SCORES)
     ] = None,

@@ -33,9 +33,35 @@ Y = Annotated[
         rich_help_panel=_AXES,
     ),
 ]
-Metric = Annotated[str, typer.Option(help="Score of both axes, as METRIC or METRIC,FILTER.", rich_help_panel=_AXES)]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="Score of both axes, as METRIC or METRIC,FILTER. Default: what the tasks say, else acc.",
+        rich_help_panel=_AXES,
+    ),
+]
 XMetric = Annotated[str | None, typer.Option(help="Score of the horizontal axis.", rich_help_panel=_AXES)]
 YMetric = Annotated[str | None, typer.Option(help="Score of the vertical axis.", rich_help_panel=_AXES)]
+
+
+def _use(file: Path | None) -> Path | None:
+    if file is not None:
+        from lm_eval_ext.data import axes
+
+        axes.use(file)
+    return file
+
+
+AxisFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--axes",
+        help="File that says which axis tasks of the harness are (lm-eval-ext axes --help); goes before the one in the "
+        "package.",
+        callback=_use,
+        show_default=False,
+    ),
+]
 Runs = Annotated[list[str] | None, typer.Option(help="Only this run (may be repeated).", rich_help_panel=_RUNS)]
 Languages = Annotated[str, typer.Option(help="Only these languages, such as es,ko.", rich_help_panel=_RUNS)]
 Where = Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lm_eval_ext.commands import options
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.sweep.settings import GIB, N_RANDOM, PAIR_LAYERS
@@ -32,9 +33,7 @@ def sweep(
     ] = "0.5,1,2,4",
     positions: Annotated[
         str,
-        typer.Option(
-            help="As in a plan, joined by commas: prompt,last,last3,first2,generated,all.", rich_help_panel=_GRID
-        ),
+        typer.Option(help="As in a plan, joined by commas: prompt,last,last3,generated,all.", rich_help_panel=_GRID),
     ] = "prompt",
     pairs: Annotated[
         str,
@@ -59,6 +58,7 @@ def sweep(
     include_path: Annotated[
         Path | None, typer.Option(help="Folder with task files of your own.", rich_help_panel=_TASKS)
     ] = None,
+    axes: options.AxisFile = None,
     languages: Annotated[
         str, typer.Option(help="Only questions in these languages, such as es,ko.", rich_help_panel=_TASKS)
     ] = "",

@@ -23,6 +23,7 @@ COMMANDS = {
         "lm_eval_ext.commands.breakdown:breakdown",
         "Break a score down by subject, category, topic or language.",
     ),
+    "axes": ("lm_eval_ext.commands.axes:axes", "List which axis tasks of the harness are, and in which language."),
     "report": ("lm_eval_ext.commands.report:report", "Report what results show, and what not, as one page."),
     "study": (
         "lm_eval_ext.commands.study:study",

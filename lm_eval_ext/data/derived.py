@@ -5,6 +5,7 @@ The hash of the result is checked, so that a change of an input upstream is noti
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -44,6 +45,8 @@ _NEAR_FUNCTIONAL = frozenset(
         "[X] works in the field of <mask>.",
     )
 )
+_GAP = "https://raw.githubusercontent.com/vminvsky/localization-gap"
+_GAP_HEAD = "bb07eea7f1fcbde1d7344b1fd062c296b5704864"
 _OTHER_REGIONS = ("West_Java", "Azerbaijan", "Iran", "Ethiopia", "Northern_Nigeria", "Assam")
 
 
@@ -114,6 +117,25 @@ def bmlama(texts: Sequence[str]) -> str:
     return "".join(lines)
 
 
+def localization_gap(texts: Sequence[str]) -> str:
+    """The five-choice questions without the prompts of one chat template, one JSON object per line."""
+    lines = []
+    for row in csv.DictReader(io.StringIO(texts[0], newline="")):
+        options = ast.literal_eval(row["options"])
+        record = {
+            "idx": int(row["idx"]),
+            "lang": row["lang"],
+            "context": row["context"] == "True",
+            "subtask": row["subtask"],
+            "question": row["question"],
+            "options": options,
+            "by_culture": {culture: row[f"option_{culture}"] for culture in ("bn", "fr", "ru", "tr", "us")},
+            "instruction": row["prompt"].split("\n", 1)[0],
+        }
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
 DERIVED: dict[str, Derived] = {
     "blend/templates/templates_en.csv": Derived(
         "b2f272c0e5da52ee3284cc0034eac33a9d3a7b04d050f0995517b1c892f9e046",
@@ -138,5 +160,14 @@ DERIVED: dict[str, Derived] = {
         "1944373c8a4769f0451f0ec151c074c40ce116fbed5717093a4998e8b7af5d0d",
         {f"{_BMLAMA}/{_BMLAMA_HEAD}/1_easyrun/BMLAMA53/{code}.tsv": None for code in _BMLAMA_LANGUAGES},
         bmlama,
+    ),
+    "localization_gap/five_choice.jsonl": Derived(
+        "49a8243ec43aee0e1861af14866c60419cf94356cafd7c16899a44571530ce9d",
+        {
+            f"{_GAP}/{_GAP_HEAD}/analysis/5choice_dataset_input_ready.csv": (
+                "e7a83c23139e4397ec20df579ab0de1116863c41c6a32c233df990cffee95ce9"
+            )
+        },
+        localization_gap,
     ),
 }

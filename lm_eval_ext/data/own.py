@@ -31,6 +31,8 @@ from lm_eval_ext.io import write_file
 from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from datasets import Dataset
 
     from lm_eval_ext.data.questions import Question
@@ -54,7 +56,15 @@ _LETTERED = "{{question.strip()}}\n{% for option in options %}{{letters[loop.ind
 
 
 def write(
-    file: Path, name: str, folder: Path, language: str = "", *, axis: str | None = None, split: str = "test"
+    file: Path,
+    name: str,
+    folder: Path,
+    language: str = "",
+    *,
+    axis: str | None = None,
+    split: str = "test",
+    lines: Sequence[Mapping[str, Any]] | None = None,
+    private: bool = False,
 ) -> Family:
     """Make tasks of a file: `{name}_{language}`, each also `_cloze`, in the groups `{name}` and `{name}_cloze`.
 
@@ -67,6 +77,8 @@ def write(
         language: of the lines that name none.
         axis: of the plane; if left out, localization where the options have countries, else transfer.
         split: `dev` for questions that choose layers, `test` for those that are reported.
+        lines: in the schema, of a file that has another form (see `published`).
+        private: whether the questions must not be passed on: they are named in the folder's `.gitignore`.
 
     Raises:
         DataError: an unknown axis or split, a name that is in use or invalid, or lines that break the schema; the message
@@ -81,7 +93,7 @@ def write(
     for option, value, valid in (("--axis", axis, AXES), ("--split", split, SPLITS)):
         if value is not None and value not in valid:
             raise DataError(f"{option} {value!r} is unknown; valid: {', '.join(valid)}")
-    documents = read(file, language)
+    documents = read(file, language, lines)
     text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     family = _family(name, documents, hash_text(text)[:12], axis, split)
     write_file(folder / f"{name}.jsonl", text)
@@ -92,11 +104,26 @@ def write(
         write_file(folder / template, _template(suffix, by_country="countries" in documents[0]))
     for file_name, content in tasks_tree.yaml_files(family, _HEADER):
         write_file(folder / f"{file_name}.yaml", content)
+    if private:
+        _keep_from_git(folder, f"{name}.jsonl")
     return family
 
 
-def read(file: Path, language: str = "") -> list[dict[str, Any]]:
+def _keep_from_git(folder: Path, file: str) -> None:
+    """Name a file of texts that must not be passed on in the folder's `.gitignore`."""
+    ignore = folder / ".gitignore"
+    lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.is_file() else []
+    if file not in lines:
+        write_file(ignore, "\n".join([*lines, file]) + "\n")
+
+
+def read(file: Path, language: str = "", lines: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
     """The documents of a file: id, language, question, options, letters, gold, and topic and countries where given.
+
+    Args:
+        file: JSON lines in the schema.
+        language: of the lines that name none.
+        lines: in place of the file's.
 
     Raises:
         DataError: lines that break the schema; the message names the first of them and what is wrong.
@@ -108,9 +135,9 @@ def read(file: Path, language: str = "") -> list[dict[str, Any]]:
 
     documents: list[dict[str, Any]] = []
     problems: list[str] = []
-    for number, row in enumerate(sources.read_jsonl(file), start=1):
+    for number, row in enumerate(sources.read_jsonl(file) if lines is None else lines, start=1):
         try:
-            question = Question.model_validate(({"language": language} if language else {}) | row)
+            question = Question.model_validate({**({"language": language} if language else {}), **row})
             documents.append(_document(question, number))
         except ValidationError as error:
             problems += [f"question {number}: {message}" for message in messages(error, Question)]

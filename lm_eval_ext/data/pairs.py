@@ -18,7 +18,7 @@ from lm_eval_ext.data.task_pairs import PREFIX, task_pairs
 from lm_eval_ext.data.task_questions import Rendering
 from lm_eval_ext.errors import DataError, LanguageError, UserError
 from lm_eval_ext.fingerprints import hash_json, hash_text
-from lm_eval_ext.languages import LANGUAGES, normalise
+from lm_eval_ext.languages import FURTHER, KNOWN, LANGUAGES, normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -135,9 +135,9 @@ def load_pairs(
 
     Args:
         kind: `en`, `loc`, or any name when `source` is a file or names tasks.
-        source: a built-in source (en: mini, flores, ntrex, gmmlu; loc: mini, blend); a TSV file with the columns language,
-            positive, negative; a file of JSON lines (`data.pair_lines`); or `task:POSITIVE/NEGATIVE`, two tasks or groups of
-            the harness, whose prompts are paired by the documents' ids (`data.task_pairs`).
+        source: a built-in source (en: mini, flores, ntrex, gmmlu; loc: mini, blend, localization_gap); a TSV file with the
+            columns language, positive, negative; a file of JSON lines (`data.pair_lines`); or `task:POSITIVE/NEGATIVE`, two
+            tasks or groups of the harness, whose prompts are paired by the documents' ids (`data.task_pairs`).
         languages: codes; English has no pairs of kind `en`.
         limit: use the first so many pairs of each language.
         include_path: folder with task files of your own.
@@ -177,7 +177,7 @@ def load_pairs(
                 f"no pairs {source!r} for kind {kind!r}; built in: {valid}; or give a .tsv file "
                 f"with the columns {', '.join(TSV_HEADER)}, a .jsonl file, or two tasks ({PREFIX}POSITIVE/NEGATIVE)"
             )
-        available = tuple(sorted(PROMPTS)) if (kind, source) == ("en", "gmmlu") else tuple(LANGUAGES)
+        available = _AVAILABLE.get((kind, source), tuple(LANGUAGES))
         if unknown := [code for code in languages if code not in available]:
             raise LanguageError(
                 f"languages {', '.join(languages)}: unknown {', '.join(unknown)}; valid: {', '.join(available)} "
@@ -213,6 +213,12 @@ def _blend_loc(language: str) -> list[Pair]:
     return [Pair(named, plain) for _, named, plain in blend.pairs(language)]
 
 
+def _gap_loc(language: str) -> list[Pair]:
+    from lm_eval_ext.data import localization_gap
+
+    return [Pair(named, plain) for named, plain in localization_gap.pairs(language)]
+
+
 def _flores_en(language: str) -> list[Pair]:
     return _parallel(*(f"parallel/flores200/{FLORES_CODES[code]}.devtest" for code in ("en", language)))
 
@@ -238,7 +244,14 @@ def _parallel(english: str, other: str) -> list[Pair]:
 
 SOURCES: dict[str, dict[str, Callable[[str], list[Pair]]]] = {
     "en": {"mini": _mini_en, "flores": _flores_en, "ntrex": _ntrex_en, "gmmlu": _gmmlu_en},
-    "loc": {"mini": _mini_loc, "blend": _blend_loc},
+    "loc": {"mini": _mini_loc, "blend": _blend_loc, "localization_gap": _gap_loc},
+}
+
+#: The languages of sources that have others than the seven.
+_AVAILABLE = {
+    ("en", "gmmlu"): tuple(sorted(PROMPTS)),
+    ("en", "ntrex"): tuple(KNOWN),
+    ("loc", "localization_gap"): ("en", *FURTHER),
 }
 
 

@@ -1,6 +1,6 @@
 """The words of the `*_cloze` prompts in every language of Global-MMLU.
 
-Those of the seven languages of the study are in `lm_eval_ext.languages`. The others were written by language models and not
+Those of the languages of the study are in `lm_eval_ext.languages`. The others were written by language models and not
 checked by native speakers of every language.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import KNOWN
 
 
 class Prompt(NamedTuple):
@@ -33,15 +33,13 @@ class Prompt(NamedTuple):
 
 PROMPTS: dict[str, Prompt] = {
     code: Prompt(language.question, language.answer, language.colon, language.delimiter)
-    for code, language in LANGUAGES.items()
+    for code, language in KNOWN.items()
 } | {
     "am": Prompt("ጥያቄ", "መልስ"),
-    "bn": Prompt("প্রশ্ন", "উত্তর"),
     "cs": Prompt("Otázka", "Odpověď"),
     "de": Prompt("Frage", "Antwort"),
     "fa": Prompt("سؤال", "پاسخ"),
     "fil": Prompt("Tanong", "Sagot"),
-    "fr": Prompt("Question", "Réponse", colon=" :"),
     "ha": Prompt("Tambaya", "Amsa"),
     "he": Prompt("שאלה", "תשובה"),
     "hi": Prompt("प्रश्न", "उत्तर"),
@@ -58,7 +56,6 @@ PROMPTS: dict[str, Prompt] = {
     "pl": Prompt("Pytanie", "Odpowiedź"),
     "pt": Prompt("Pergunta", "Resposta"),
     "ro": Prompt("Întrebare", "Răspuns"),
-    "ru": Prompt("Вопрос", "Ответ"),
     "si": Prompt("ප්‍රශ්නය", "පිළිතුර"),
     "sn": Prompt("Mubvunzo", "Mhinduro"),
     "so": Prompt("Su'aal", "Jawaab"),
@@ -66,7 +63,6 @@ PROMPTS: dict[str, Prompt] = {
     "sv": Prompt("Fråga", "Svar"),
     "sw": Prompt("Swali", "Jibu"),
     "te": Prompt("ప్రశ్న", "సమాధానం"),
-    "tr": Prompt("Soru", "Cevap"),
     "uk": Prompt("Запитання", "Відповідь"),
     "vi": Prompt("Câu hỏi", "Trả lời"),
     "yo": Prompt("Ìbéèrè", "Ìdáhùn"),

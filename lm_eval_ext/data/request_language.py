@@ -1,10 +1,11 @@
-"""The language of a request: from its document, else its task's metadata, else the user."""
+"""The language of a request: from an axis file, else its document, else its task's metadata, else the user."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lm_eval_ext import harness
+from lm_eval_ext.data import axes
 from lm_eval_ext.languages import normalise
 
 if TYPE_CHECKING:
@@ -16,10 +17,17 @@ METADATA_KEY = "language"
 
 
 def request_language(instance: Instance, default: str | None = None) -> str | None:
-    """The language code of a request; `default` where neither its document nor its task names one."""
+    """The language code of a request; `default` where nothing names one.
+
+    Raises:
+        DataError: an axis file is missing or damaged.
+    """
+    metadata = harness.task_metadata(instance.task_name or "") or {}
+    if code := axes.document_language(instance.task_name or "", metadata):
+        return code
     document = instance.doc if isinstance(instance.doc, dict) else {}
     for column in LANGUAGE_COLUMNS:
         if isinstance(value := document.get(column), str) and value:
             return normalise(value)
-    code = (harness.task_metadata(instance.task_name or "") or {}).get(METADATA_KEY)
+    code = metadata.get(METADATA_KEY)
     return normalise(str(code)) if code else default

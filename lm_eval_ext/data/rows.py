@@ -240,4 +240,7 @@ def as_json(row: Instruction | Tuple, without: Sequence[str] = ()) -> str:
 def ordered(codes: Iterable[str]) -> list[str]:
     """Languages in the package's order, others after them."""
     present = dict.fromkeys(codes)
-    return [*(code for code in languages.LANGUAGES if code in present), *(present.keys() - languages.LANGUAGES.keys())]
+    return [
+        *(code for code in languages.LANGUAGES if code in present),
+        *sorted(present.keys() - languages.LANGUAGES.keys()),
+    ]

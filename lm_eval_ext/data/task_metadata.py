@@ -8,14 +8,17 @@
       family: proverbs     # common name of the tasks of all languages; usually that of their group
       language: sw         # of the questions, unless a document has a column `language`
 
+      metric: acc          # the score that is read where the user names none
+      question_id: story   # column that says which documents belong together, where it is not one of the usual names
+
 Optional, for tasks that ask the questions of another family in another form (these are no axis of the plane by default):
 
       variant_of: proverbs
       variant: explicit_context   # the culture is named in the question: the upper bound of localization
 
-All keys are optional; without a key the user sets an option instead, or it follows from the names of earlier tasks of this
-package (`lm_eval_ext.results.legacy_names`). The harness passes the metadata to a `custom_dataset` function as keyword
-arguments.
+All keys are optional; without a key an axis file says it (`lm_eval_ext.data.axes`), or the user sets an option instead, or
+it follows from the names of earlier tasks of this package (`lm_eval_ext.results.legacy_names`). The harness passes the
+metadata to a `custom_dataset` function as keyword arguments.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 AXES = ("transfer", "localization")
 SPLITS = ("dev", "test")
 FORMS = ("letters", "texts")
+
+#: What an axis file may say of a task, too.
+OUR_KEYS = ("axis", "family", "language", "metric", "split", "form", "question_id")
 
 #: The value of `variant` of tasks that name the culture in the question.
 EXPLICIT_CONTEXT = "explicit_context"
@@ -89,6 +95,16 @@ class TaskMetadata:
         """Code of the questions' language."""
         value = self.values.get("language")
         return normalise(str(value)) if value else None
+
+    @property
+    def metric(self) -> str | None:
+        """The score that is read where the user names none: METRIC, or METRIC,FILTER."""
+        return self._text("metric")
+
+    @property
+    def question_id(self) -> str | None:
+        """Column of the documents whose values say which belong together."""
+        return self._text("question_id")
 
     @property
     def variant_of(self) -> str | None:

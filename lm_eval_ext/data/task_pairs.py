@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.data import axes
 from lm_eval_ext.data.request_language import request_language
-from lm_eval_ext.data.task_metadata import TaskMetadata, split_of_name
+from lm_eval_ext.data.task_metadata import split_of_name
 from lm_eval_ext.data.task_questions import Rendering, load_tasks, requests_by_document
 from lm_eval_ext.errors import DataError, LanguageError, UserError
 from lm_eval_ext.languages import LANGUAGES
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from lm_eval_ext.data.pairs import Pair
+    from lm_eval_ext.data.task_metadata import TaskMetadata
 
 PREFIX = "task:"
 
@@ -83,7 +85,7 @@ def task_pairs(
 
     Args:
         source: `task:POSITIVE/NEGATIVE`, each a task or a group.
-        languages: only these, and languages that are none of our seven.
+        languages: only these; where they are our seven, every other language too.
         rendering: how the questions are asked.
         include_path: folder with task files of the user's own.
 
@@ -102,10 +104,12 @@ def task_pairs(
         )
     tasks = [load_tasks([name], rendering.num_fewshot, include_path, asking="pairs are made of") for name in names]
     sides = [_prompts(of_side, rendering) for of_side in tasks]
+    others = set(languages) == set(LANGUAGES)
     codes = [
         code
         for code in dict.fromkeys(prompt.language for prompt in sides[0])
-        if (code in languages or code not in LANGUAGES) and any(prompt.language == code for prompt in sides[1])
+        if (code in languages or (others and code not in LANGUAGES))
+        and any(prompt.language == code for prompt in sides[1])
     ]
     if not codes:
         have = ["/".join(sorted({prompt.language for prompt in side})) or "none" for side in sides]
@@ -176,7 +180,7 @@ def _paired(positives: list[_Prompt], negatives: list[_Prompt], where: str) -> l
 
 
 def _record(tasks: Sequence[dict[str, Any]], rendering: Rendering) -> dict[str, Any]:
-    metadata = [TaskMetadata(name, task.config.metadata or {}) for of_side in tasks for name, task in of_side.items()]
+    metadata = [axes.metadata(name, task.config.metadata) for of_side in tasks for name, task in of_side.items()]
     return {
         "tasks": [of_task.task for of_task in metadata],
         "families": sorted({family for of_task in metadata for family in base_families(of_task)}),

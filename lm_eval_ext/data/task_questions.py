@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from lm_eval.api.instance import Instance
 
-#: Columns that may hold the id which the same question has in every language; the first one present is used.
-QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
+    from lm_eval_ext.data.task_metadata import TaskMetadata
+
+#: Where a document may keep the id that the same question has in every language.
+_QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ def requests_by_document(
     return by_document
 
 
-def question_id(document: Mapping[str, Any]) -> str | None:
+def question_id(document: Mapping[str, Any], metadata: TaskMetadata) -> str | None:
     """The id that a document shares with the same question in other languages, None where no column has one."""
-    return next((str(document[name]) for name in QUESTION_ID if document.get(name) is not None), None)
+    return next((str(document[name]) for name in id_columns(metadata) if document.get(name) is not None), None)
+
+
+def id_columns(metadata: TaskMetadata) -> tuple[str, ...]:
+    """The columns that may hold that id, the task's own first."""
+    return (metadata.question_id, *_QUESTION_ID) if metadata.question_id else _QUESTION_ID

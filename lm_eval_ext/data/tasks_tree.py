@@ -7,14 +7,15 @@ YAML files beside the generated ones are not changed.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lm_eval_ext.data import localization_gap
 from lm_eval_ext.data.prompts import PROMPTS
 from lm_eval_ext.data.task_metadata import EXPLICIT_CONTEXT
 from lm_eval_ext.errors import DataError
-from lm_eval_ext.languages import LANGUAGES, NON_ENGLISH
+from lm_eval_ext.languages import FURTHER, LANGUAGES, NON_ENGLISH
 from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ HEADER = "# Written by `python -m lm_eval_ext.data.tasks_tree`."
 LETTERS, CLOZE = "", "_cloze"
 
 #: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
-BLEND_ITEMS = "1a3174beb1909b50baab4e3f94bf7a2bf7dd23e4eaf35d07eaa2de4a9d2182bb"
+BLEND_ITEMS = "9b3e2372ba4309973871d9311efba6e7c28666a261ecb1b13f4976ff12e21abc"
 _BLEND_VERSION = f"3.0+{BLEND_ITEMS[:12]}"
 
 RULES = ("acc", "acc_norm", "acc_mutual_info")
@@ -139,11 +140,24 @@ def _bmlama(name: str, split: str = "test") -> Family:
     )
 
 
+def _gap(name: str, split: str = "test", named: bool = False) -> Family:
+    return Family(
+        name,
+        "localization_gap",
+        per_language(*localization_gap.LANGUAGES),
+        options={"named": True} if named else {},
+        averaged=BY_COUNTRY,
+        split=split,
+        variant_of="localization_gap" if named else "",
+        variant=EXPLICIT_CONTEXT if named else "",
+    )
+
+
 FAMILIES = (
     _gmmlu("gmmlu"),
     _gmmlu("gmmlu_ca", subset="CA"),
     _gmmlu("gmmlu_cs", subset="CS"),
-    _gmmlu("gmmlu_dev", further=(), split="dev"),
+    _gmmlu("gmmlu_dev", further=per_language(*FURTHER), split="dev"),
     _blend("blend_decon"),
     _blend("blend_decon_dev", split="dev"),
     _blend("blend_decon_firm", subset="firm"),
@@ -154,6 +168,9 @@ FAMILIES = (
     _blend("english_bias", per_language(*NON_ENGLISH), "english_bias", BIAS, variant="english_bias"),
     _bmlama("bmlama"),
     _bmlama("bmlama_dev", split="dev"),
+    _gap("localization_gap"),
+    _gap("localization_gap_dev", split="dev"),
+    _gap("localization_gap_ctx", named=True),
     Family("transfer_mini", "transfer_mini", axis="transfer"),
     Family("localization_mini", "localization_mini", averaged=BY_COUNTRY),
     Family(
@@ -167,9 +184,19 @@ FAMILIES = (
 )
 
 
+#: Groups of the Global-MMLU tasks in the languages of localization_gap: the transfer axis beside it.
+_GAP_GROUPS = ("gmmlu", "gmmlu_ca", "gmmlu_cs", "gmmlu_dev")
+
+
 def files() -> dict[str, str]:
     """Every generated file: path under `tasks/` -> content."""
-    return {f"{family.folder}/{name}.yaml": text for family in FAMILIES for name, text in yaml_files(family)}
+    contents = {f"{family.folder}/{name}.yaml": text for family in FAMILIES for name, text in yaml_files(family)}
+    for family in (family for family in FAMILIES if family.name in _GAP_GROUPS):
+        selected = replace(family, members=per_language(*localization_gap.LANGUAGES))
+        for suffix, metrics in family.averaged.items():
+            group = f"{family.name}_gap{suffix}"
+            contents[f"gmmlu/_{group}.yaml"] = _yaml(HEADER, _group(selected, suffix, metrics, group))
+    return contents
 
 
 def write(folder: Path) -> None:
@@ -219,8 +246,8 @@ def yaml_files(family: Family, header: str = HEADER) -> Iterator[tuple[str, str]
             yield f"{family.name}_{member.name}{suffix}", _yaml(header, _task(family, member, suffix))
 
 
-def _group(family: Family, suffix: str, metrics: tuple[str, ...]) -> list[str]:
-    lines = [f"group: {family.name}{suffix}", "task:"]
+def _group(family: Family, suffix: str, metrics: tuple[str, ...], name: str = "") -> list[str]:
+    lines = [f"group: {name or family.name + suffix}", "task:"]
     lines += [f"  - {family.name}_{member.name}{suffix}" for member in family.members]
     lines += ["aggregate_metric_list:"]
     for metric in metrics:
@@ -238,7 +265,21 @@ def _task(family: Family, member: Member, suffix: str) -> list[str]:
     return [*lines, "metadata:", f"  version: {family.version}", *_metadata(family, member, suffix)]
 
 
+def metadata_of_task(task: str) -> dict[str, str]:
+    """The metadata of a task of this package, by the task's exact name; empty for other tasks."""
+    for family in FAMILIES:
+        for suffix in family.averaged:
+            for member in (*family.members, *family.further):
+                if task == f"{family.name}_{member.name}{suffix}":
+                    return _values(family, member, suffix)
+    return {}
+
+
 def _metadata(family: Family, member: Member, suffix: str) -> list[str]:
+    return [f"  {key}: {_quoted(value)}" for key, value in _values(family, member, suffix).items()]
+
+
+def _values(family: Family, member: Member, suffix: str) -> dict[str, str]:
     values = {
         "axis": family.axis,
         "split": family.split,
@@ -248,7 +289,7 @@ def _metadata(family: Family, member: Member, suffix: str) -> list[str]:
         "variant_of": f"{family.variant_of}{suffix}" if family.variant_of else "",
         "variant": family.variant,
     }
-    return [f"  {key}: {_quoted(value)}" for key, value in values.items() if value]
+    return {key: value for key, value in values.items() if value}
 
 
 def _quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from scipy import stats as laws
 
 from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate.verdicts import Measured
-from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.results.axes import find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, differences, dtype_differences, read_axis
 from lm_eval_ext.results.run import find_run, list_runs, short_model
@@ -169,7 +169,7 @@ def _languages(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The languages of a rule, and those of its average: all but English."""
     of_side = {side.role: set(frame["language"]) for side, frame in ((baseline, before), (candidate, after))}
-    order = [*LANGUAGES, *sorted(set.union(*of_side.values()) - LANGUAGES.keys())]
+    order = [*KNOWN, *sorted(set.union(*of_side.values()) - KNOWN.keys())]
     named = [code for code in rule.languages if code != AVERAGE]
     wanted = named or [code for code in order if any(code in codes for codes in of_side.values())]
     for side in (baseline, candidate):

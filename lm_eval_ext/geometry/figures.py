@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from lm_eval_ext.geometry.measures import random_cosine
 from lm_eval_ext.geometry.tables import MINUS, SHARE, SILHOUETTE
-from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import Chart
 from lm_eval_ext.viz.panels import language_style, panel_title, text
@@ -230,7 +230,7 @@ def layer_curves(frame: pd.DataFrame, *, share_y: bool = True) -> go.Figure:
 
 def _curve(rows: pd.DataFrame, name: str, number: int, *, legend: bool) -> list[go.Scatter]:
     style = _style(name, number)
-    shown = LANGUAGES[name].name if name in LANGUAGES else name
+    shown = KNOWN[name].name if name in KNOWN else name
     shared: dict[str, Any] = {"legendgroup": name, "name": text(shown)}
     layers, values = rows["layer"].tolist(), rows["value"].tolist()
     traces = []
@@ -269,7 +269,7 @@ def _curve(rows: pd.DataFrame, name: str, number: int, *, legend: bool) -> list[
 
 
 def _style(name: str, number: int) -> dict[str, str]:
-    if name in LANGUAGES:
+    if name in KNOWN:
         return language_style(name)
     if name == AVERAGE:
         return {"colour": theme.INK, "symbol": "circle", "dash": "solid"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.results.axes import METRIC, Axis, find_axis
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, read_axis
 from lm_eval_ext.results.run import Run, short_model
@@ -66,7 +66,7 @@ class Board:
 def collect(
     roots: Sequence[Path],
     *,
-    metric: str = METRIC,
+    metric: str | None = None,
     families: Collection[str] = (),
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -76,7 +76,8 @@ def collect(
 
     Args:
         roots: folders of result files.
-        metric: the score of every family, `metric` or `metric,filter`; a family without it is left out, with a note.
+        metric: the score of every family, `metric` or `metric,filter`; by default what its tasks say, else `acc`. A family
+            without it is left out, with a note.
         families: only these families of tasks (all if empty).
         level, resamples, seed: of the intervals.
 
@@ -99,11 +100,11 @@ def collect(
         rows += scored
     if not rows:
         raise ResultsError(
-            f"no family of tasks has the score {metric!r}; name another with --metric:\n" + "\n".join(notes)
+            f"no family of tasks has the score {metric or METRIC!r}; name another with --metric:\n" + "\n".join(notes)
         )
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     notes += _mark_comparable(frame)
-    order = [*(code for code in LANGUAGES if code != "en"), "en"]
+    order = [*(code for code in KNOWN if code != "en"), "en"]
     spoken = set(frame["language"]) - {AVERAGE, NO_LANGUAGE}
     languages = sorted(spoken, key=lambda code: (order.index(code) if code in order else 99, code))
     return Board(frame, runs, axes, tuple(languages), level, resamples, seed, tuple(notes))

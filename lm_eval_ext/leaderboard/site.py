@@ -241,11 +241,11 @@ def _title(axis: Axis) -> dict[str, Any]:
 
 
 def _view_name(board: Board, view: str) -> str:
-    from lm_eval_ext.languages import LANGUAGES
+    from lm_eval_ext.languages import KNOWN
 
     if view == AVERAGE:
         return "Average without English" if "en" in board.languages and len(board.languages) > 1 else "Average"
-    return LANGUAGES[view].name if view in LANGUAGES else view
+    return KNOWN[view].name if view in KNOWN else view
 
 
 def _data(board: Board) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import AVERAGE, LANGUAGES
-from lm_eval_ext.results.axes import METRIC, Axis, default_axis, find_axis, list_tasks
+from lm_eval_ext.languages import AVERAGE, KNOWN
+from lm_eval_ext.results.axes import Axis, default_axis, find_axis, list_tasks
 from lm_eval_ext.results.pairing import NO_LANGUAGE, Paired, Scores, compare, joint_shifts, read_ahead
 from lm_eval_ext.results.run import Run, find_run, short_model
 from lm_eval_ext.results.runs import Runs, load
@@ -126,8 +126,8 @@ def measure(
     *,
     x: str | None = None,
     y: str | None = None,
-    x_metric: str = METRIC,
-    y_metric: str = METRIC,
+    x_metric: str | None = None,
+    y_metric: str | None = None,
     runs: Sequence[str] = (),
     languages: Sequence[str] = (),
     where: Sequence[str] = (),
@@ -142,7 +142,7 @@ def measure(
         baseline: the run at the origin, by name, folder, label, plan or model.
         x, y: task, group or family of each axis; if left out, the only family of tasks whose metadata says
             `axis: transfer` (x) or `axis: localization` (y).
-        x_metric, y_metric: score of each axis, `metric` or `metric,filter`.
+        x_metric, y_metric: score of each axis, `metric` or `metric,filter`; by default what its tasks say, else `acc`.
         runs: only these runs (all if empty).
         languages: only these languages (all if empty).
         where: only documents with these values of their columns, such as `universal=false` (`results.where`).
@@ -320,7 +320,7 @@ def _languages(scores: Scores, wanted: Collection[str]) -> tuple[tuple[str, ...]
         raise ResultsError(
             f"no documents in {', '.join(unknown)}; the axes share {', '.join(sorted(shared)) or 'none'}"
         )
-    order = list(LANGUAGES)
+    order = list(KNOWN)
     codes = sorted(shared & set(wanted or shared), key=lambda code: (order.index(code) if code in order else 99, code))
     averaged = [code for code in codes if code != "en"] or codes or [NO_LANGUAGE]
     codes.sort(key=lambda code: code == "en")  # English apart, at the end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_eval_ext.languages import AVERAGE, LANGUAGES
+from lm_eval_ext.languages import AVERAGE, KNOWN
 from lm_eval_ext.stats import MIN_CHANGED
 from lm_eval_ext.steering.controls import CONTROL_NAMES
 from lm_eval_ext.viz.numbers import points_interval
@@ -87,7 +87,7 @@ def view_name(plane: Plane, language: str) -> str:
     """A row's language in words."""
     if language == AVERAGE:
         return plane.average_name
-    return LANGUAGES[language].name if language in LANGUAGES else language
+    return KNOWN[language].name if language in KNOWN else language
 
 
 def _conclude(plane: Plane, run: Run) -> str:

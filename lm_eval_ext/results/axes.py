@@ -69,11 +69,11 @@ class Axis:
         return f"{self.score}: {rule}" if rule else self.score
 
 
-def find_axis(name: str, runs: Collection[Run], score: str = METRIC) -> Axis:
+def find_axis(name: str, runs: Collection[Run], score: str | None = None) -> Axis:
     """The axis that a name means: a task, the tasks of a group, or of a family with a task per language.
 
     `transfer_mini` also finds `transfer_mini_ko`, where the languages were evaluated one by one. `score` is a metric, or
-    `metric,filter` as in the harness's tables.
+    `metric,filter` as in the harness's tables; by default what all the tasks say, else `METRIC`.
 
     Raises:
         ResultsError: nothing in the results has this name.
@@ -82,7 +82,8 @@ def find_axis(name: str, runs: Collection[Run], score: str = METRIC) -> Axis:
     records = [run.tasks[task] for run in runs for task in _members(name, run)]
     if not records:
         raise ResultsError(f"no results for {name!r}; an axis is a task, group or family, here:\n{list_tasks(runs)}")
-    metric, _, score_filter = score.partition(",")
+    usual = _common(((record.task, record.metadata.metric) for record in records), METRIC)
+    metric, _, score_filter = (score or usual or METRIC).partition(",")
     return Axis(
         name,
         tuple(sorted({record.task for record in records})),

@@ -36,7 +36,8 @@ class TaskResults:
         source: the data set, with its configuration and revision, or the task's file where it is made by code.
         dtype: in which the model ran; "" where the results file does not say.
         hash: the harness's hash over documents, prompts and targets; "" where samples were not logged.
-        metadata: what the task's YAML says of it.
+        metadata: what the task's YAML says of it, or an axis file.
+        documents_language: of all documents, whatever they say, where an axis file says it.
     """
 
     task: str
@@ -51,6 +52,7 @@ class TaskResults:
     hash: str = ""
     dtype: str = ""
     metadata: TaskMetadata = field(default_factory=lambda: TaskMetadata(""), repr=False)
+    documents_language: str | None = None
 
     @property
     def language(self) -> str | None:

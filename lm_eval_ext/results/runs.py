@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.data.task_metadata import TaskMetadata
+from lm_eval_ext.data import axes
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.results.run import COMMITTED, Run, TaskResults, damage, find_run, short_model, some
 
@@ -76,7 +76,8 @@ class Runs:
         Columns:
             run, model, plan: name of the run, its model, its steering plan ("" if unsteered).
             task, version: name and version of the task.
-            language: code from the document, else the task's metadata or name; missing where none says.
+            language: code from an axis file, else from the document, else the task's metadata or name; missing where none
+                says.
             question_id: the id that a question shares over languages, else the document's hash.
             doc_id, doc_hash, prompt_hash: as the harness saved them.
             filter, metric: names, "none" being the harness's word for no filter.
@@ -223,7 +224,8 @@ def _evaluation(root: Path, path: Path, date: str, content: dict[str, Any]) -> R
 def _task_results(task: str, path: Path, date: str, content: dict[str, Any]) -> TaskResults:
     samples = path.with_name(f"samples_{task}_{date}.jsonl")
     config = content.get("config") or {}
-    metadata = content["configs"][task].get("metadata") or {}
+    said = content["configs"][task].get("metadata") or {}
+    own = said if isinstance(said, dict) else {}
     return TaskResults(
         task=task,
         results=path,
@@ -241,7 +243,8 @@ def _task_results(task: str, path: Path, date: str, content: dict[str, Any]) -> 
         source=_source(content["configs"][task]),
         hash=str((content.get("task_hashes") or {}).get(task) or ""),
         dtype=str(config.get("model_dtype") or "").removeprefix("torch."),
-        metadata=TaskMetadata(task, metadata if isinstance(metadata, dict) else {}),
+        metadata=axes.metadata(task, own),
+        documents_language=axes.document_language(task, own),
     )
 
 

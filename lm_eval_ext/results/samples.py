@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lm_eval_ext.data.task_questions import QUESTION_ID, question_id
+from lm_eval_ext.data.task_questions import id_columns, question_id
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.results.columns import read_columns
@@ -92,14 +92,14 @@ def read_samples(run: Run, task: str, columns: Sequence[str] = COLUMNS) -> pd.Da
 def _as_columns(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
     """The scores of a file that has the same form in every line, and the number of documents; None where it has not."""
     assert record.samples is not None
-    columns = read_columns(record.samples, record.task, QUESTION_ID)
+    columns = read_columns(record.samples, record.task, id_columns(record.metadata))
     if columns is None:
         return None
     if not columns["doc_id"].is_unique and columns.duplicated(["doc_id", "filter"]).any():
         return None
     language: Any = record.language
     codes = columns["language"].unique().tolist()
-    if any(codes):
+    if any(codes) and not record.documents_language:
         language = columns["language"]
         if any(not code or code != normalise(code) for code in codes):
             language = language.map({code: normalise(code) if code else record.language for code in codes})
@@ -126,9 +126,10 @@ def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple
         try:
             key = int(sample["doc_id"]), str(sample["filter"])
             document = sample["doc"] if isinstance(sample["doc"], dict) else {}
-            language = normalise(str(document["language"])) if document.get("language") else record.language
+            spoken = None if record.documents_language else document.get("language")
+            language = normalise(str(spoken)) if spoken else record.language
             doc_hash = str(sample["doc_hash"])
-            question = question_id(document) or doc_hash
+            question = question_id(document, record.metadata) or doc_hash
             scores = [(metric, sample[metric]) for metric in sample["metrics"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ResultsError(

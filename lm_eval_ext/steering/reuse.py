@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.data import axes
 from lm_eval_ext.data.pairs import prompt_hash
-from lm_eval_ext.data.task_metadata import TaskMetadata
 from lm_eval_ext.data.task_pairs import base_families, base_family
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class SeenQuestions:
             metadata: of its YAML.
             prompts: of its requests.
         """
-        families = base_families(TaskMetadata(task, metadata))
+        families = base_families(axes.metadata(task, metadata))
         if reasons := [self._families[family] for family in sorted(families) if family in self._families]:
             return f"task {task} asks questions that were seen: {reasons[0]}"
         if not self._prompts:

@@ -81,7 +81,7 @@ def _from_source(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _codes(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(languages.get(name).code for name in names))
+    return tuple(dict.fromkeys(languages.get(name, languages.KNOWN).code for name in names))
 
 
 def _of_both_kinds(text: str) -> str:

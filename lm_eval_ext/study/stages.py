@@ -11,7 +11,7 @@ import yaml
 
 from lm_eval_ext import harness
 from lm_eval_ext.errors import StudyError
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import KNOWN
 from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.study import config
 from lm_eval_ext.training.methods import METHODS
@@ -303,7 +303,7 @@ class _Stages:
         paths = sorted(Path(word) for word in words if word and _is_input(Path(word)))
         return tuple(path for path in paths if self.out not in (path, *path.parents))
 
-    def _languages(self, path: tuple[str, ...], choices: Sequence[str] = tuple(LANGUAGES)) -> dict[str, str]:
+    def _languages(self, path: tuple[str, ...], choices: Sequence[str] = tuple(KNOWN)) -> dict[str, str]:
         codes = [code for code in self.study.languages if code in choices]
         return {"languages": ",".join(codes)} if self.commands.has_option(path, "languages") else {}
 

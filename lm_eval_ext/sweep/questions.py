@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.data import axes
 from lm_eval_ext.data.request_language import request_language
-from lm_eval_ext.data.task_metadata import TaskMetadata
 from lm_eval_ext.data.task_questions import load_tasks, question_id, requests_by_document
 from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.results import legacy_names
@@ -128,7 +128,7 @@ class Questions:
         kept = instances if self.with_prior else instances[:n_options]
         start = len(self.instances)
         self.instances += kept
-        metadata = TaskMetadata(name, task.config.metadata or {})
+        metadata = axes.metadata(name, task.config.metadata)
         family = metadata.family or legacy_names.family(name)
         self.questions.append(
             Question(
@@ -137,7 +137,7 @@ class Questions:
                 axis=metadata.axis or legacy_names.axis(family),
                 split=metadata.split or legacy_names.split(family),
                 doc_id=doc_id,
-                question_id=question_id(document) or f"{doc_id}",
+                question_id=question_id(document, metadata) or f"{doc_id}",
                 language=language,
                 instances=tuple(range(start, start + len(kept))),
                 n_options=n_options,

@@ -6,7 +6,7 @@ import math
 from html import escape
 from typing import Any
 
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import KNOWN
 from lm_eval_ext.viz import theme
 
 
@@ -22,7 +22,7 @@ def short(name: str, length: int = 24) -> str:
 
 def language_style(code: str) -> dict[str, str]:
     """Colour, symbol and dash of a language, the same in every figure; English is black."""
-    codes = list(LANGUAGES)
+    codes = list(KNOWN)
     number = codes.index(code) - 1 if code in codes else sum(map(ord, code))
     if number < 0:
         return {"colour": theme.INK, "symbol": "circle-open", "dash": "solid"}

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lm_eval_ext.errors import ResultsError
-from lm_eval_ext.languages import LANGUAGES
+from lm_eval_ext.languages import KNOWN
 from lm_eval_ext.viz import theme
 from lm_eval_ext.viz.chart import Chart
 from lm_eval_ext.viz.panels import language_style, panel_title, text
@@ -43,7 +43,7 @@ def layer_pca(frame: pd.DataFrame, *, title: str = "", layer: int | None = None)
     if first not in layers:
         raise ResultsError(f"the frame has no layer {first}; it has {', '.join(map(str, layers))}")
     panels = list(dict.fromkeys(frame["panel"]))
-    order = list(LANGUAGES)
+    order = list(KNOWN)
     languages = sorted(set(frame["language"]), key=lambda code: (order.index(code) if code in order else 99, code))
     figure = make_subplots(cols=len(panels), horizontal_spacing=0.06)
     for number, panel in enumerate(panels, start=1):
@@ -83,7 +83,7 @@ def _chosen(frame: pd.DataFrame, layer: int, panel: str, language: str) -> pd.Da
 def _points(frame: pd.DataFrame, layer: int, panel: str, language: str, *, legend: bool) -> go.Scatter:
     style = language_style(language)
     rows = _chosen(frame, layer, panel, language)
-    name = LANGUAGES[language].name if language in LANGUAGES else language
+    name = KNOWN[language].name if language in KNOWN else language
     return go.Scatter(
         name=text(name),
         legendgroup=language,

@@ -148,6 +148,7 @@ def test_the_real_mirror_is_complete(monkeypatch: pytest.MonkeyPatch, shared_dat
     monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
     findings = {finding.subject: finding.status for finding in doctor.data()}
     assert (findings["BLEnD"], findings["FLORES-200"], findings["NTREX-128"]) == (OK, OK, OK)
+    assert findings["localization_gap"] == OK
 
 
 @pytest.mark.parametrize(

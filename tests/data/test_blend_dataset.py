@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -298,11 +297,9 @@ def test_unknown_languages_and_evaluated_questions_for_extraction_are_refused() 
         blend.pairs("el", split="test")
 
 
-def test_building_is_fast_and_done_once() -> None:
+def test_a_language_is_built_once() -> None:
     items.build.cache_clear()
-    start = time.process_time()
     first = blend.documents("es")
-    assert time.process_time() - start < 3
-    start = time.process_time()
     assert blend.documents("es") == first
-    assert time.process_time() - start < 0.5
+    assert blend.documents("es", split="dev2", wording="ctx")
+    assert items.build.cache_info().misses == 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lm_eval_ext.data import sources
-from lm_eval_ext.data.blend import tables
+from lm_eval_ext.data.blend import source, tables
 from lm_eval_ext.data.blend.tables import EditError, Edits, meaning
 from lm_eval_ext.languages import LANGUAGES
 
@@ -84,3 +84,14 @@ def test_answers_of_the_other_regions_have_a_meaning_and_a_word_in_each_language
 @pytest.mark.parametrize("name", ["leaks_allowed.tsv"])
 def test_exceptions_give_their_reason(name: str) -> None:
     assert all(reason.strip() for *_, reason in tables.rows(name, 4))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_answer_of_the_own_country_has_a_concept(
+    language: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
+    questions = source.corpus().countries[LANGUAGES[language].country].values()
+    answers = {answer.english for question in questions for answer in question.answers if answer.english}
+    words = {english for english in answers if not any(map(str.isdigit, english[0]))}
+    assert {english for english in words if not meaning(english).known} == set()

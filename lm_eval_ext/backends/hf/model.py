@@ -39,8 +39,8 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         padding_side: side of padding of rows that are scored in one forward, `right` (default) or `left`.
             Generation pads on the left, as in the harness.
         torch_compile: compile the decoder layers; worth it for runs of many minutes, since compiling takes one or two.
-        kwargs: `vectors`, `steer`, `lang`, `positions` and `any_model` (see `SteeredBackend`), and everything that the
-            harness's `hf` takes (`peft`, `dtype`, `device_map`, `revision`, ...).
+        kwargs: `vectors`, `steer`, `lang`, `positions`, `any_model` and `axes` (see `SteeredBackend`), and everything that
+            the harness's `hf` takes (`peft`, `dtype`, `device_map`, `revision`, ...).
 
     Raises:
         UserError: a plan, vector file, language, layer or model that does not fit, raised before the weights are loaded;
