@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 PREFIX = "task:"
 
+#: Metrics that need the options' log-likelihoods without the question.
+PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
+
 #: Columns by which the documents of two tasks are paired: the first that both have, with no value twice in a language.
 PAIRED_BY = ("id", "sample_id", "qid", "question_id", "cluster")
 
@@ -63,11 +66,12 @@ class Asked:
         return str(hash_string(text))
 
     def metrics(self, log_likelihoods: Sequence[float]) -> dict[str, Any]:
-        """The task's metrics of the document, from the log-likelihoods of its options."""
+        """The task's metrics of the document, from the log-likelihoods of its options after the prompt."""
         results = [(value, False) for value in log_likelihoods]
         if "acc_mutual_info" in self.task._metric_fn_list:
-            results += [(0.0, False)] * len(results)  # of the options without a prompt; not used
-        return dict(self.task.process_results(self.document, results))
+            results += [(0.0, False)] * len(results)  # the task expects those without a prompt
+        metrics = self.task.process_results(self.document, results)
+        return {name: value for name, value in metrics.items() if name not in PRIOR_METRICS}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import axes
 from lm_eval_ext.data.request_language import request_language
+from lm_eval_ext.data.task_pairs import PRIOR_METRICS
 from lm_eval_ext.data.task_questions import load_tasks, question_id, requests_by_document
 from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.results import legacy_names
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
 
     from lm_eval.api.instance import Instance
 
+    from lm_eval_ext.data.task_questions import Rendering
     from lm_eval_ext.scoring.requests import Request
-
-#: Metrics that need the options' log-likelihoods without the question.
-PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Questions:
         languages: keep only these; all if empty.
         default_language: of questions whose document and task name none.
         include_path: folder with the user's own task files.
+        rendering: how the harness asks, besides the number of examples.
         with_prior: score the options without the question too, where a task has mutual information.
 
     Raises:
@@ -101,6 +101,7 @@ class Questions:
         with_prior: bool = True,
         default_language: str | None = None,
         include_path: Path | None = None,
+        rendering: Rendering | None = None,
     ) -> None:
         self._tasks = load_tasks(names, num_fewshot, include_path, asking="a sweep takes")
         self.instances: list[Instance] = []
@@ -108,7 +109,7 @@ class Questions:
         self.with_prior = with_prior
         self.n_truncated = 0
         for name, task in self._tasks.items():
-            for doc_id, instances in requests_by_document(task, limit).items():
+            for doc_id, instances in requests_by_document(task, limit, rendering).items():
                 language = request_language(instances[0], default_language)
                 if not languages or language in languages:
                     self._add(name, task, doc_id, instances, language)

@@ -51,6 +51,9 @@ class Sweep:
     @cached_property
     def questions(self) -> Questions:
         """The questions of the tasks."""
+        from lm_eval_ext.data.task_questions import Rendering
+        from lm_eval_ext.models import embedded
+        from lm_eval_ext.models.loading import load_tokenizer
         from lm_eval_ext.sweep.questions import Questions
 
         settings = self.settings
@@ -62,6 +65,13 @@ class Sweep:
             with_prior=settings.prior,
             default_language=settings.lang,
             include_path=settings.include_path,
+            rendering=Rendering(
+                apply_chat_template=settings.apply_chat_template,
+                system_instruction=settings.system_instruction,
+                tokenizer=load_tokenizer(settings.model or str(embedded.path()))
+                if settings.apply_chat_template
+                else None,
+            ),
         )
 
     def grid(self) -> tuple[Grid, list[str]]:

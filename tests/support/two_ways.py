@@ -37,7 +37,7 @@ def documents(named=False, first=0, **_):
                     "cluster": f"c{{i // 2}}",
                     "language": language,
                     "question": question + (f" {{country}}?" if named else "?"),
-                    "options": [TEXTS[language][k + i : k + i + 3 + k] for k in (1, 3, 5, 7)],
+                    "options": [TEXTS[language][k + i % 12 : k + i % 12 + 3 + k] for k in (1, 3, 5, 7)],
                     "gold": i % 4,
                 }}
             )
