@@ -161,7 +161,7 @@ def test_every_task_says_what_it_is_as_its_name_did_before(task_manager: TaskMan
 
 def test_the_harness_indexes_every_name_and_no_other(task_manager: TaskManager) -> None:
     assert sorted(task_manager.all_tasks) == sorted(NAMES)
-    assert len(NAMES) == 11 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35 + 3 * 2 * 6 + 2 * 4 + 4 * 2
+    assert len(NAMES) == 12 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35 + 3 * 2 * 6 + 2 * 4 + 4 * 2
 
 
 def lm_eval(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -351,7 +351,7 @@ def test_a_shuffle_seed_in_the_metadata_moves_the_options_and_nothing_else(task_
 def test_the_version_of_the_blend_tasks_says_which_items_were_built(task_manager: TaskManager) -> None:
     assert blend.fingerprint() == tasks_tree.BLEND_ITEMS
     for name in ("blend_decon_ko", "blend_ctx_ko", "english_bias_ko", "blend_decon_en_about_China_cloze"):
-        assert f"2.0+{tasks_tree.BLEND_ITEMS[:12]}" == task_manager.load([name])["tasks"][name].VERSION
+        assert f"3.0+{tasks_tree.BLEND_ITEMS[:12]}" == task_manager.load([name])["tasks"][name].VERSION
 
 
 def test_samples_carry_what_the_plane_and_steering_read(task_manager: TaskManager) -> None:
