@@ -8,6 +8,7 @@ id, so that it is the same on every machine and in every language.
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval_ext import languages
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 #: Part of the hash behind the order of options; chosen so that the shipped set is balanced over the four positions.
 SALT = "183"
+
+#: Of a cultural question.
+OPTIONS = 4
 
 
 def transfer(language: str, **_: object) -> dict[str, Dataset]:
@@ -61,8 +65,11 @@ def option_keys(row: dict[str, Any], language: Language) -> list[str]:
     """The answers that become the four options of a cultural question in a language, the local one first.
 
     Exactly one of them belongs to the US or UK: the second, or in English the local one itself. The rest are the first
-    answers of other countries, drawn by a hash of question, language and answer. Only the first is right in the
-    language's country, and no two have the same text.
+    answers of other countries. Only the first is right in the language's country, and no two have the same text.
+
+    Of the possible sets the one is taken whose lengths give the local answer away least: how many options are to be
+    shorter than it, one to three, is drawn by a hash of question and language, and of the sets nearest to that number the
+    first in an order by hash. None is not drawn: local answers are short, so that many are the shortest of every set.
 
     Raises:
         DataError: the question has too few such answers for this language.
@@ -71,28 +78,34 @@ def option_keys(row: dict[str, Any], language: Language) -> list[str]:
     english = [key for country in ("US", "UK") for key in _answers(row, country)]
     others = {key for country in row["answers"] for key in _answers(row, country)[:1]} - {*local, *english}
     drawn = sorted(others, key=partial(hash_text, row["id"], language.code))
+    texts = {key: _text(row, key, language) for key in (*local, *english, *drawn)}
+    right = {texts[key] for key in local}
+
     if language.country in ENGLISH_COUNTRIES:
-        slots = [local[:1], drawn, drawn, drawn]
+        slots = [local]
     else:
         slots = [
             [key for key in local if key not in english],
-            [key for key in english if key not in local],
-            drawn,
-            drawn,
+            [key for key in english if key not in local and texts[key] not in right],
         ]
+    fixed = [slot[0] for slot in slots if slot]
+    sets = [
+        [*fixed, *rest]
+        for rest in combinations((key for key in drawn if texts[key] not in right), OPTIONS - len(fixed))
+        if len({texts[key] for key in (*fixed, *rest)}) == OPTIONS
+    ]
+    if len(fixed) < len(slots) or not sets:
+        raise DataError(
+            f"question {row['id']} does not give four options in {language.name}: it needs an answer of "
+            f"{language.country}, another one of the US or UK, and two of other countries"
+        )
+    wanted = 1 + int(hash_text("length", row["id"], language.code), 16) % (OPTIONS - 1)
+    return min(sets, key=lambda keys: abs(_rank([len(texts[key]) for key in keys]) - wanted))
 
-    used = {_text(row, key, language) for key in local}
-    chosen: list[str] = []
-    for candidates in slots:
-        fitting = (key for key in candidates if not chosen or _text(row, key, language) not in used)
-        if (key := next(fitting, None)) is None:
-            raise DataError(
-                f"question {row['id']} does not give four options in {language.name}: it needs an answer of "
-                f"{language.country}, another one of the US or UK, and two of other countries"
-            )
-        used.add(_text(row, key, language))
-        chosen.append(key)
-    return chosen
+
+def _rank(lengths: Sequence[int]) -> float:
+    """How many of the others are shorter than the first; those of the same length count half."""
+    return sum((length < lengths[0]) + (length == lengths[0]) / 2 for length in lengths[1:])
 
 
 def _load(name: str, document: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Dataset]:

@@ -28,6 +28,7 @@ LETTERS, CLOZE = "", "_cloze"
 #: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
 BLEND_ITEMS = "9b3e2372ba4309973871d9311efba6e7c28666a261ecb1b13f4976ff12e21abc"
 _BLEND_VERSION = f"3.0+{BLEND_ITEMS[:12]}"
+_MINI_VERSION = "2.0"
 
 RULES = ("acc", "acc_norm", "acc_mutual_info")
 _RULES_BY_COUNTRY = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "acc_prior")
@@ -171,13 +172,14 @@ FAMILIES = (
     _gap("localization_gap"),
     _gap("localization_gap_dev", split="dev"),
     _gap("localization_gap_ctx", named=True),
-    Family("transfer_mini", "transfer_mini", axis="transfer"),
-    Family("localization_mini", "localization_mini", averaged=BY_COUNTRY),
+    Family("transfer_mini", "transfer_mini", version=_MINI_VERSION, axis="transfer"),
+    Family("localization_mini", "localization_mini", averaged=BY_COUNTRY, version=_MINI_VERSION),
     Family(
         "localization_mini_ctx",
         "localization_mini",
         options={"named": True},
         averaged=BY_COUNTRY,
+        version=_MINI_VERSION,
         variant_of="localization_mini",
         variant=EXPLICIT_CONTEXT,
     ),

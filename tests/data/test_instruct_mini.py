@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def test_texts_are_in_the_script_of_their_language() -> None:
         for text in (row.prompt, row.response):
             letters = [c for c in text if c.isalpha()]
             assert sum(first <= c <= last or c.isascii() == (last == "z") for c in letters) > 0.5 * len(letters), row
+
+
+def test_english_is_american_and_prompts_name_no_place_of_the_country() -> None:
+    british = r"(?i)\b(colours?|favourites?|metres?|tyres?|practise|recognise|summarise|on holiday)\b"
+    for row in every_row():
+        if row.language == "en":
+            assert not re.search(british, f"{row.prompt} {row.response}"), row
+        assert "Jawa" not in row.prompt, row
 
 
 def test_no_question_is_evaluated_or_extracted_from() -> None:

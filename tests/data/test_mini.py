@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_eval_ext.data import mini, sources
+from lm_eval_ext.data.blend import shortcuts
 from lm_eval_ext.errors import DataError, LanguageError
 from lm_eval_ext.languages import ENGLISH_COUNTRIES, LANGUAGES, NON_ENGLISH
 from lm_eval_ext.paths import tasks_dir
@@ -106,6 +108,24 @@ def test_options_that_read_the_same_in_a_language_are_one() -> None:
     assert "d" not in keys
 
 
+def test_the_length_of_the_local_answer_tells_as_little_as_the_other_answers_allow() -> None:
+    lengths = {"US": 4, "Spain": 8, "Indonesia": 2, "Greece": 3, "China": 6, "Algeria": 7, "Mexico": 5}
+    shorter = set()
+    for number in range(40):
+        row = cultural({country: country for country in lengths} | {"South_Korea": "local"}, id=f"q{number}")
+        for key, texts in row["texts"].items():
+            texts["ko"] = key[0] * lengths.get(key, 5) + key[-1]
+        keys = mini.option_keys(row, LANGUAGES["ko"])
+        shorter.add(mini._rank([len(row["texts"][key]["ko"]) for key in keys]))
+    assert shorter == {1, 2, 3}
+
+    row = cultural({country: country for country in lengths} | {"South_Korea": "local"})
+    for key, texts in row["texts"].items():
+        texts["ko"] = "a" if key == "local" else key * (2 if key == "Greece" else 1)
+    row["texts"]["China"]["ko"], row["texts"]["Mexico"]["ko"] = "b", "c"  # the only ones that are as short
+    assert set(mini.option_keys(row, LANGUAGES["ko"])) == {"local", "US", "China", "Mexico"}
+
+
 answers = st.dictionaries(
     st.sampled_from(COUNTRIES), st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3, unique=True), min_size=3
 )
@@ -187,6 +207,43 @@ def test_right_and_english_options_are_balanced_over_the_positions() -> None:
             for countries in mini.localization(code)["test"]["countries"]
         )
         assert max(places.values()) - min(places[position] for position in range(4)) <= 4, (code, places)
+
+
+@pytest.mark.parametrize("name", ["transfer", "localization"])
+def test_the_readme_shows_what_form_alone_reaches(name: str) -> None:
+    readme = (tasks_dir() / f"{name}_mini" / "README.md").read_text("utf-8")
+    assert f"| language | {' | '.join(shortcuts.RULES)} |" in readme
+    for code in LANGUAGES:
+        rows = [{**document, "cluster": document["id"]} for document in getattr(mini, name)(code)["test"]]
+        rates = shortcuts.rates(rows)
+        assert f"| {code} | {' | '.join(f'{rate:.0f}' for rate in rates.values())} |" in readme
+        assert max(rates["shortest"], rates["longest"]) <= 36
+        if name == "localization":
+            # Half of the gain over chance of version 1.0: 59.4 in Chinese, 50.5 in Korean.
+            assert rates["shortest"] <= 25 + {"zh": 34.4, "ko": 25.5}.get(code, 20) / 2
+
+
+SCRIPTS = {"el": "[Ͱ-Ͽἀ-῿]", "ko": "[가-힣ㄱ-ㆎ]", "zh": "[一-鿿]", "ar": "[؀-ۿ]"}
+
+
+@pytest.mark.parametrize("code", SCRIPTS)
+def test_the_right_option_is_not_alone_in_the_script_of_the_language(code: str) -> None:
+    for document in [*mini.localization(code)["test"], *mini.transfer(code)["test"]]:
+        native = [bool(re.search(SCRIPTS[code], option)) for option in document["options"]]
+        assert not native[document["gold"]] or sum(native) > 1, document["id"]
+
+
+def test_wording_is_of_no_country_but_american_in_english() -> None:
+    algerian = r"جويلية|أوت(?!\w)|الحظيرة الوطنية|الطريق السيار|فطور الصباح|العمومي"
+    for row in sources.read_jsonl(sources.packaged("mini/localization.jsonl")):
+        stadium = "ملعب 5 جويلية"  # a name
+        texts = {row["question"]["ar"], row["named"]["ar"], *(text["ar"] for text in row["texts"].values())} - {stadium}
+        assert not [text for text in texts if re.search(algerian, text)], row["id"]
+    british = r"(?i)\b(colours?|centres?|metres?|aluminium|tyres?|favourites?|football)\b"
+    for name in ("transfer", "localization"):
+        for document in getattr(mini, name)("en")["test"]:
+            words = " ".join([document["question"], *document["options"]])
+            assert not re.search(british, words), (document["id"], words)
 
 
 def test_the_readmes_count_what_is_there() -> None:
