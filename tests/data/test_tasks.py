@@ -361,7 +361,7 @@ def test_samples_carry_what_the_plane_and_steering_read(task_manager: TaskManage
         assert len(sample["doc"]["countries"]) == 4
         assert {"acc", "english_bias_norm"} <= set(sample)
     config = results["configs"]["localization_mini_ko_cloze"]
-    assert config["metadata"]["version"] == 1.0
+    assert config["metadata"]["version"] == 2.0
     assert config["metadata"]["language"] == "ko"
 
 
