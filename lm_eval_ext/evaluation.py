@@ -42,9 +42,9 @@ def evaluate(
         tasks: names of tasks or groups.
         pretrained: model name, folder or loaded model; of `steered-hf` the embedded model where left out.
         vectors: a vector set, or a vector file.
-        plan: steering plan such as `en@42%:2+loc@58%:2`; empty for plain evaluation.
+        plan: steering plan such as `en@42%:2+loc@58%:2`, or the path of a sweep's `plan.yaml`; empty for plain evaluation.
         language: of requests whose document and task name none.
-        position: tokens to steer where the plan does not say: `prompt`, `last` or `all`.
+        position: tokens to steer where the plan does not say: `prompt`, `last`, `last3`, `all`, ...
         model_args: whatever else `lm_eval --model_args` takes, such as `{"dtype": "float32", "peft": "runs/mist"}`.
         output: folder for the results and samples that `lm_eval --output_path --log_samples` writes, for `load`.
         include_path: folder with task files of your own.

@@ -19,16 +19,17 @@ from tqdm import tqdm
 
 from lm_eval_ext import harness
 from lm_eval_ext.backends.encoding import encode, encode_pairs
-from lm_eval_ext.backends.language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.backends.response_cache import ResponseCache
 from lm_eval_ext.data import axes as axis_files
-from lm_eval_ext.errors import LanguageError, ModelError
+from lm_eval_ext.data.request_language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
+from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.models import embedded, precision
 from lm_eval_ext.models.loading import load_config, loading
 from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
 from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan, parse_position
+from lm_eval_ext.steering.reuse import HOW_TO_GO_ON, SeenQuestions
 from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.steering.vectors import VectorSet
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Arguments of every steered model, which the harness's class of the engine does not take.
-STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "axes", "any_model")
+STEERING_ARGUMENTS = ("vectors", "steer", "lang", "positions", "axes", "any_model", "allow_same_split")
 
 #: Of the engine's arguments, those that decide which config is read.
 _CONFIG_ARGUMENTS = ("revision", "trust_remote_code", "gguf_file", "subfolder")
@@ -59,12 +60,15 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
     Args:
         pretrained: model name, folder, or a loaded model; the embedded Gemma 3 270M where left out.
         vectors: vector file made by `lm-eval-ext extract`, or a set of vectors.
-        steer: steering plan, `en@42%:2+loc@58%:2` (see `lm_eval_ext.steering.plan`); empty means plain evaluation.
+        steer: steering plan, `en@42%:2+loc@58%:2` (see `lm_eval_ext.steering.plan`); empty means plain evaluation;
+            or the path of the `plan.yaml` of a sweep.
         lang: language of requests whose document and task name none.
         positions: tokens to steer where the plan does not say: `prompt` (every prompt token, up to the one that scores
-            the first option token; our default), `last` (the prompt's last token, and generated tokens), `all`.
+            the first option token; our default), `last` (the prompt's last token, and generated tokens), `all`, or another
+            position of plans.
         any_model: accept vectors of another architecture of the same width and depth.
         axes: axis file that says the language of tasks of the harness (see `lm_eval_ext.data.axes`).
+        allow_same_split: evaluate also what the vectors were made from, or the plan was chosen on.
         engine: arguments of the harness's class of the engine.
 
     Raises:
@@ -83,11 +87,12 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         positions: str = DEFAULT_POSITION,
         any_model: bool = False,
         axes: Path | str | None = None,
+        allow_same_split: bool = False,
         **engine: Any,
     ) -> None:
         if axes is not None:
             axis_files.use(axes)
-        self._plan = steer if isinstance(steer, Plan) else Plan.parse(None if steer is None else str(steer))
+        self._plan = steer if isinstance(steer, Plan) else Plan.read(None if steer is None else str(steer))
         self._positions = parse_position(str(positions))
         self._lang = None if lang is None else normalise(str(lang))
         self._vectors = (
@@ -106,6 +111,8 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         if self._vectors is not None:
             self._vectors.check_model(self._name, config, any_model=any_model)
         self._table = SteeringTable.build(self._plan, self._vectors, layer_count(config), self._positions)
+        self._allow_same_split = allow_same_split
+        self._seen = SeenQuestions(self._plan, self._vectors)
         self._fingerprint = fingerprint(config)
         self._responses = ResponseCache(str(self._plan))
         self._known: Mapping[Request, Score] = {}
@@ -169,6 +176,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """
         self._table = SteeringTable.build(plan, vectors, self._n_layers, self._positions)
         self._plan, self._vectors = plan, vectors
+        self._seen = SeenQuestions(plan, vectors)
         self._responses = ResponseCache(str(plan))
         self._known = known or {}
 
@@ -206,9 +214,11 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
 
         Raises:
             LanguageError: the plan steers by language and a request's language is unknown; the message names the tasks.
+            DataError: a task asks what the vectors were made from, or the plan was chosen on.
         """
         if not self._plan:
             return [0] * len(requests)
+        self._check_unseen(requests)
         rows: list[int] = []
         problems: dict[str, str] = {}
         for request in requests:
@@ -223,6 +233,18 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
                 f"({METADATA_KEY}: ko), in an axis file (axes=FILE, `lm-eval-ext axes --help`) or with --model_args lang=ko"
             )
         return rows
+
+    def _check_unseen(self, requests: Sequence[Instance]) -> None:
+        if self._allow_same_split or not self._seen:
+            return
+        prompts: dict[str, list[str]] = defaultdict(list)
+        for request in requests:
+            prompts[request.task_name or "?"].append(str(request.args[0]))
+        checked = (
+            self._seen.of_task(task, harness.task_metadata(task) or {}, of_task) for task, of_task in prompts.items()
+        )
+        if problems := [problem for problem in checked if problem]:
+            raise DataError("\n".join([*problems, HOW_TO_GO_ON]))
 
     def encode(self, instances: Sequence[Instance]) -> list[Request]:
         """The tokens of `loglikelihood` instances, as the harness makes them, and the rows of their steering.

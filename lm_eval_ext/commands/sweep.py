@@ -32,7 +32,8 @@ def sweep(
         str, typer.Option(help="Strengths as in a plan, joined by commas: 0.5,2,5%.", rich_help_panel=_GRID)
     ] = "0.5,1,2,4",
     positions: Annotated[
-        str, typer.Option(help="prompt, last or all, joined by commas.", rich_help_panel=_GRID)
+        str,
+        typer.Option(help="As in a plan, joined by commas: prompt,last,last3,generated,all.", rich_help_panel=_GRID),
     ] = "prompt",
     pairs: Annotated[
         str,
@@ -65,6 +66,21 @@ def sweep(
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="Examples before each question.", rich_help_panel=_TASKS)
     ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply_chat_template",
+            "--apply-chat-template",
+            help="Ask in the model's chat template.",
+            rich_help_panel=_TASKS,
+        ),
+    ] = False,
+    system_instruction: Annotated[
+        str,
+        typer.Option(
+            "--system_instruction", "--system-instruction", help="A text before every question.", rich_help_panel=_TASKS
+        ),
+    ] = "",
     metric: Annotated[str, typer.Option(help="The score that is compared.", rich_help_panel=_TASKS)] = "acc",
     prior: Annotated[
         bool,
@@ -155,6 +171,8 @@ def sweep(
             languages=tuple(normalise(code) for code in languages.split(",") if code),
             limit=limit,
             num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            system_instruction=system_instruction or None,
             metric=metric,
             prior=prior,
             lang=normalise(lang) if lang else None,

@@ -43,6 +43,11 @@ OUR_KEYS = ("axis", "family", "language", "metric", "split", "form", "question_i
 EXPLICIT_CONTEXT = "explicit_context"
 
 
+def split_of_name(name: str) -> str:
+    """The split of a task or family without this key: `dev` where its name says so."""
+    return "dev" if "dev" in name.split("_") else "test"
+
+
 @dataclass(frozen=True)
 class TaskMetadata:
     """The metadata of one task; values are checked when they are used, as harness tasks may use the same keys otherwise.

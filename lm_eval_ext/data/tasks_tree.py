@@ -124,7 +124,7 @@ def _blend(
         averaged=averaged,
         version=_BLEND_VERSION,
         split=split,
-        variant_of="blend_decon" if variant else "",
+        variant_of=f"blend_decon{'_dev' if split == 'dev' else ''}" if variant else "",
         variant=variant,
     )
 
@@ -165,6 +165,7 @@ FAMILIES = (
     _blend("blend_decon_core", per_language(*NON_ENGLISH), subset="core"),
     _blend("blend_decon_en_about", _ABOUT, variant="english_with_country"),
     _blend("blend_ctx", variant=EXPLICIT_CONTEXT, wording="ctx"),
+    _blend("blend_ctx_dev", split="dev", variant=EXPLICIT_CONTEXT, wording="ctx"),
     _blend("english_bias", per_language(*NON_ENGLISH), "english_bias", BIAS, variant="english_bias"),
     _bmlama("bmlama"),
     _bmlama("bmlama_dev", split="dev"),

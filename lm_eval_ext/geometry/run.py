@@ -19,7 +19,8 @@ from lm_eval_ext.models.precision import name_of
 from lm_eval_ext.results.run import short_model
 from lm_eval_ext.spreadsheets import frame_to_csv
 from lm_eval_ext.steering.decoder import layer_count
-from lm_eval_ext.steering.extraction import parse_layers, parse_pooling
+from lm_eval_ext.steering.extraction import parse_layers
+from lm_eval_ext.steering.pooling import parse_pooling
 from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.viz.chart import write_charts
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lm_eval_ext.geometry.texts import ParallelTexts
-    from lm_eval_ext.steering.extraction import Pooling
+    from lm_eval_ext.steering.pooling import Pooling
     from lm_eval_ext.viz.chart import Chart
 
 #: What can be measured: steering vectors, hidden states of questions, hidden states of parallel sentences.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.steering.extraction import Pooling, pooled_states
+from lm_eval_ext.steering.extraction import pooled_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lm_eval_ext.geometry.texts import ParallelTexts
+    from lm_eval_ext.steering.pooling import Pooling
 
 
 def distinct(parallel: ParallelTexts) -> list[str]:

@@ -60,6 +60,20 @@ def load_config(name: str, **options: Any) -> Any:
         return transformers.AutoConfig.from_pretrained(name, **{key: value for key, value in options.items() if value})
 
 
+def load_tokenizer(name: str, **options: Any) -> Any:
+    """The tokenizer of a model.
+
+    Args:
+        name: name on the hub or folder.
+        options: what `AutoTokenizer.from_pretrained` takes.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    with loading(name):
+        return transformers.AutoTokenizer.from_pretrained(name, **options)
+
+
 def load_model(
     name: str,
     *,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lm_eval_ext.data.task_metadata import split_of_name as split
 from lm_eval_ext.languages import LANGUAGES, is_code, normalise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+__all__ = ["axis", "explicit_context_of", "families_of", "family", "form", "language", "split", "tasks"]
 
 _CLOZE = "_cloze"
 
@@ -78,11 +81,6 @@ def families_of(tasks: Iterable[str]) -> dict[str, tuple[str, str]]:
 def axis(family: str) -> str | None:
     """The axis of one of our own families."""
     return _AXES.get(_without_form(family)[0])
-
-
-def split(family: str) -> str:
-    """`dev` where the name says so."""
-    return "dev" if "dev" in family.split("_") else "test"
 
 
 def form(family: str) -> str | None:

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lm_eval_ext import json_text
+from lm_eval_ext.data.task_questions import id_columns, question_id
 from lm_eval_ext.errors import ResultsError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.results.columns import read_columns
 from lm_eval_ext.results.run import Run, TaskResults, list_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Container, Iterator, Sequence
     from pathlib import Path
-
-    from lm_eval_ext.data.task_metadata import TaskMetadata
-
-#: Where a document may keep the id that the same question has in every language.
-_QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
 
 #: Bytes from which a file is first read as columns, ten times as fast as line by line.
 _LARGE = 50_000
@@ -110,7 +106,7 @@ def _were_chosen(run: Run, record: TaskResults) -> bool:
 def _as_columns(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple[pd.DataFrame, int] | None:
     """The scores of a file that has the same form in every line, and the number of documents; None where it has not."""
     assert record.samples is not None
-    columns = read_columns(record.samples, record.task, _id_columns(record.metadata))
+    columns = read_columns(record.samples, record.task, id_columns(record.metadata))
     if columns is None:
         return None
     if not columns["doc_id"].is_unique and columns.duplicated(["doc_id", "filter"]).any():
@@ -171,16 +167,6 @@ def _line_by_line(run: Run, record: TaskResults, wanted: Sequence[str]) -> tuple
         ]
     frame: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
     return frame[list(wanted)], len({doc_id for doc_id, _ in seen})
-
-
-def question_id(document: Mapping[str, Any], metadata: TaskMetadata) -> str | None:
-    """The id that a document shares with the same question in other languages, None where no column has one."""
-    return next((str(document[name]) for name in _id_columns(metadata) if document.get(name) is not None), None)
-
-
-def _id_columns(metadata: TaskMetadata) -> tuple[str, ...]:
-    """The columns that may hold the id, the task's own first."""
-    return (metadata.question_id, *_QUESTION_ID) if metadata.question_id else _QUESTION_ID
 
 
 def document_columns(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -134,20 +134,27 @@ def _whole(group: list[Request], max_length: int) -> list[Row]:
 
 
 def split_by_shared_prefix(
-    prompts: Iterable[Row], shares: Callable[[], bool]
+    prompts: Iterable[Row], shares: Callable[[], bool], n_last: int = 1
 ) -> tuple[list[Row], list[tuple[Row, list[Row]]]]:
-    """The prompts without a shared prefix that is worth a forward, and the shared prefixes with their prompts."""
+    """The prompts without a shared prefix that is worth a forward, and the shared prefixes with their prompts.
+
+    Args:
+        prompts: the rows of the prompts.
+        shares: as of `rows_of`.
+        n_last: how many tokens at a prompt's end may be steered otherwise than the rest (`last3`): no prefix holds them.
+    """
     alone: list[Row] = []
     shared: list[tuple[Row, list[Row]]] = []
     by_row: dict[int, list[Row]] = defaultdict(list)
     for prompt in prompts:
         by_row[prompt.row].append(prompt)
     for row, group in by_row.items():
-        # Without the prompts' last tokens: these are scored, and steered at the position `last`.
-        for members, length in shared_prefixes([prompt.tokens[: prompt.prompt_length - 1] for prompt in group]):
+        # Without the prompts' last tokens: these are scored, and steered at positions such as `last`.
+        ends = [max(0, prompt.prompt_length - n_last) for prompt in group]
+        for members, length in shared_prefixes([p.tokens[:end] for p, end in zip(group, ends, strict=True)]):
             prompts_of_group = [group[index] for index in members]
             if length and shares():
-                prefix = Row(row, prompts_of_group[0].tokens[:length], length + 1)
+                prefix = Row(row, prompts_of_group[0].tokens[:length], length + n_last)
                 shared.append((prefix, prompts_of_group))
             else:
                 alone.extend(prompts_of_group)

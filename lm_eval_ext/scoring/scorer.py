@@ -140,7 +140,7 @@ class Scorer:
 
     def _run(self, prompts: list[Row], cost: RowCost) -> Iterator[_Scored]:
         """Every prompt, batch by batch."""
-        alone, shared = split_by_shared_prefix(prompts, self._shares)
+        alone, shared = split_by_shared_prefix(prompts, self._shares, self.injector.table.n_last)
         together, apart = list[Row](), list[Row]()
         for row in alone:
             (together if row.branches and len(row.tokens) <= MAX_TREE_PROMPT else apart).append(row)
@@ -175,7 +175,7 @@ class Scorer:
         def run(items: list[tuple[int, list[Request], Tree]]) -> _Scored:
             batch = Packed([tree for *_, tree in items])
             rows = torch.tensor([row for row, *_ in items])[batch.owner]
-            with self.injector.batch(rows, SteeredTokens(batch.prompt, batch.last)):
+            with self.injector.batch(rows, SteeredTokens(*batch.spans)):
                 scores = model.score(batch)
             return {
                 request: tokens
@@ -234,7 +234,8 @@ class Scorer:
             positions = before_lengths[:, None] + torch.minimum(positions, lengths[:, None] - 1)
             arguments |= {"attention_mask": self._to_device(seen.long()), "position_ids": self._to_device(positions)}
         prompt_end = start + torch.tensor([row.prompt_length - row.past for row in rows])
-        tokens: Tokens = ScoredTokens(start, prompt_end) if int(prompt_end.max()) > 0 else OptionTokens()
+        prompt_start = start - torch.tensor([row.past for row in rows])
+        tokens: Tokens = ScoredTokens(prompt_start, prompt_end) if int(prompt_end.max()) > 0 else OptionTokens()
         steering = self.injector.batch([row.row for row in rows], tokens)
         scored = [(i, int(start[i]) + row.length, row.scored) for i, row in enumerate(rows)]
         products = fast_products(self.model.get_input_embeddings().weight)

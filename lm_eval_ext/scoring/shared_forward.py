@@ -100,7 +100,7 @@ class SweepModel(TreeModel):
         languages: Sequence[str],
         normalise: Sequence[bool],
     ) -> list[list[Values]]:
-        """All tokens above `layer` again, for positions `prompt` and `all`.
+        """All tokens above `layer` again, for any position.
 
         Args:
             base: an unsteered forward with the residual stream after `layer`.
@@ -114,7 +114,7 @@ class SweepModel(TreeModel):
         """
         copies, batch = len(tables), base.batch
         repeated = Layout(*(_stack(part, copies) for part in batch.whole))
-        steered = SteeredTokens(_stack(batch.prompt, copies), _stack(batch.last, copies))
+        steered = SteeredTokens(*(_stack(part, copies) for part in batch.spans))
         stream = _stack(base.streams[layer], copies)
         table, rows = SteeringTable.stack(tables, languages)
         by_token = rows[:, batch.owner].flatten(0, 1)
@@ -138,7 +138,8 @@ class SweepModel(TreeModel):
         assert isinstance(batch, Aligned)
         copies, block = len(tables), 1 + batch.nodes
         layout = batch.ends(copies)
-        last = (torch.arange(copies * block) % block == 0)[None]
+        column = (torch.arange(copies * block) % block)[None]
+        last = SteeredTokens(column, torch.zeros_like(column), torch.ones_like(column))
         stream = base.streams[layer][:, batch.width - 1 :].repeat(1, copies, 1)
         cache = DynamicCache()
         for index, (keys, values) in enumerate(base.keys_values):
@@ -146,7 +147,7 @@ class SweepModel(TreeModel):
             cache.update(keys[:, :, :width], values[:, :, :width], index)
         table, rows = SteeringTable.stack(tables, languages)
         by_token = rows.T.repeat_interleave(block, dim=1)
-        with _injecting(self.model, table, by_token, SteeredTokens(last, last)), self._resumed(layer, stream):
+        with _injecting(self.model, table, by_token, last), self._resumed(layer, stream):
             hidden = self.hidden(layout, cache)
         row, column = (torch.tensor(index) for index in batch.scored)
         columns = torch.arange(copies)[:, None] * block + (column - batch.width + 1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -193,20 +193,17 @@ class Batch(ABC):
         return owner
 
     @cached_property
-    def prompt(self) -> Tensor:
-        """[rows, columns], true at tokens of prompts."""
-        return self._marked(lambda place: slice(place.start, place.nodes))
+    def spans(self) -> tuple[Tensor, Tensor, Tensor]:
+        """[rows, columns] each: the column, that of the first token of the token's prompt, and that of the first after it.
 
-    @cached_property
-    def last(self) -> Tensor:
-        """[rows, columns], true at the last token of each prompt."""
-        return self._marked(lambda place: slice(place.nodes - 1, place.nodes))
-
-    def _marked(self, columns: Callable[[Place], slice]) -> Tensor:
-        mask = torch.zeros(self.whole.ids.shape, dtype=torch.bool)
-        for place in self.places:
-            mask[place.row, columns(place)] = True
-        return mask
+        Padding belongs to no prompt.
+        """
+        start = torch.zeros_like(self.whole.ids)
+        end = torch.zeros_like(start)
+        for place, tree in zip(self.places, self.trees, strict=True):
+            of_tree = slice(place.start, place.nodes + len(tree.tokens))
+            start[place.row, of_tree], end[place.row, of_tree] = place.start, place.nodes
+        return torch.arange(start.shape[1]).expand_as(start), start, end
 
     @cached_property
     def scored(self) -> tuple[list[int], list[int]]:

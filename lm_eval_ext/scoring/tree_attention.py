@@ -15,6 +15,7 @@ from lm_eval_ext.scoring.lm_head import Token, as_tokens, scores
 from lm_eval_ext.scoring.products import fast_products, linear
 from lm_eval_ext.scoring.token_trees import Aligned, Layout, Packed, Tree
 from lm_eval_ext.steering.decoder import decoder_layers, text_config
+from lm_eval_ext.steering.tokens import mask_between
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,19 +35,19 @@ _PROBE = 32
 
 
 class SteeredTokens:
-    """Which tokens of a batch are steered; see `injection.Tokens`.
+    """Which tokens of a batch are steered; see `tokens.Tokens`.
 
     Args:
-        prompt: [rows or 1, columns], true at tokens of prompts.
-        last: the same at the last token of each prompt.
+        index: [rows or 1, columns] index of each token.
+        start, end: the same: index of the first token of its prompt, and of the first after it.
     """
 
-    def __init__(self, prompt: Tensor, last: Tensor) -> None:
-        self._masks: dict[Position, Tensor | bool] = {"all": True, "prompt": prompt, "last": last}
+    def __init__(self, index: Tensor, start: Tensor, end: Tensor) -> None:
+        self._spans = index, start, end
 
     def mask(self, position: Position, offset: int, length: int) -> Tensor | bool:
-        """See `injection.Tokens.mask`."""
-        return self._masks[position]
+        """See `tokens.Tokens.mask`."""
+        return position == "all" or mask_between(position, *self._spans)
 
 
 class TreeModel:

@@ -10,17 +10,19 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lm_eval_ext.data.pairs import Pair, PairSet
-from lm_eval_ext.errors import DataError, EstimatorError, ModelError, PlanError, UserError, VectorFileError
+from lm_eval_ext.errors import DataError, EstimatorError, ModelError, PlanError, VectorFileError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_count, residual
 from lm_eval_ext.steering.estimators.base import Estimator, Origin, PairStates, StateBatch
 from lm_eval_ext.steering.plan import Plan
+from lm_eval_ext.steering.pooling import PooledText, Pooling, encode, encode_pairs, parse_pooling, pool
 from lm_eval_ext.steering.shuffling import of_same_length, shuffled_kind, shuffled_states
 from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet, check_artifact
 from lm_eval_ext.version import __version__
@@ -28,14 +30,8 @@ from lm_eval_ext.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: Token whose hidden state is compared: the text's last, or the mean over all tokens but special ones. The beginning-of-
-#: sequence token is left out of the mean because its norm is a hundred times that of others, so that the mean would reflect
-#: mostly the length of the text.
-Pooling = Literal["last", "mean"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 #: Default pooling of each kind (our defaults; the paper does not say). A sentence's language is in all
 #: of its tokens; whether a question names a country is read off the token that the answer follows.
@@ -58,6 +54,7 @@ def extract(
     batch_size: int = 16,
     shuffled: int = 0,
     progress: Callable[[int], object] = lambda done: None,
+    known: KnownStates | None = None,
 ) -> VectorSet:
     """Steering vectors of every kind and language of some contrastive pairs.
 
@@ -67,13 +64,15 @@ def extract(
         pairs: what `load_pairs` returns, or pairs of your own.
         estimator: name of an estimator, `NAME:field=value,...`, an estimator, or one of these by kind.
         layers: 0-based decoder layers, output of the block; `all`, or text as in a plan (`5,8-10,42%`).
-        pooling: `last` or `mean`; mean for kind `en` and last for every other kind where left out (our defaults).
+        pooling: of which tokens (`steering.pooling`): `last`, `mean`, `last3`, `first2`, `after`, `generated`. Where left
+            out, mean for kind `en` and last for every other kind and for pairs of tasks (our defaults).
         kind: name of the kind of bare pairs.
         name: of the model in the vector file; its `name_or_path` where left out.
         batch_size: texts per forward.
         shuffled: how many times the estimator is fitted again on shuffled pairs, as controls (`steering.shuffling`); the
             states of a kind are then kept in memory.
         progress: called with the number of texts just finished.
+        known: states that were computed before, and are not computed again.
 
     Returns:
         entries with tensors [len(layers), ...] in float32 and the mean residual norm of each layer over all texts.
@@ -93,8 +92,7 @@ def extract(
         >>> lx.extract(model, tokenizer, own, kind="formal").kinds
         ['formal']
     """
-    if pooling is not None:
-        parse_pooling(pooling)
+    pooling = None if pooling is None else parse_pooling(pooling)
     pair_sets = _pair_sets(pairs, kind)
     layer_numbers = parse_layers(layers, layer_count(model.config)) if isinstance(layers, str) else list(layers)
     entries: dict[tuple[str, str], SteeringVectors] = {}
@@ -102,24 +100,18 @@ def extract(
         readings: dict[str, _Reading] = {}
         for entry in (entry for entry in pair_sets if entry.kind == key):
             readings[entry.language] = _Reading(
-                *(model, tokenizer, entry, layer_numbers, pooling or DEFAULT_POOLING.get(key, "last")),
-                *(batch_size, progress, shuffled > 0, readings),
+                *(model, tokenizer, entry, layer_numbers, pooling or default_pooling(entry)),
+                *(batch_size, progress, shuffled > 0, readings, known or {}),
             )
         entries |= _fit(_estimator(estimator, key), readings, shuffled)
     name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
     return VectorSet(ModelIdentity.of(name, model.config), entries, created_by=f"lm_eval_ext {__version__}")
 
 
-def parse_pooling(text: str) -> Pooling:
-    """A pooling given by the user.
-
-    Raises:
-        UserError: not one of `POOLINGS`.
-    """
-    for pooling in POOLINGS:
-        if text == pooling:
-            return pooling
-    raise UserError(f"pooling {text!r} is unknown, valid: {', '.join(POOLINGS)}")
+def default_pooling(pair_set: PairSet) -> Pooling:
+    """The pooling of pairs for which none is given."""
+    is_of_tasks = any(pair.asked for pair in pair_set.pairs)
+    return "last" if is_of_tasks else DEFAULT_POOLING.get(pair_set.kind, "last")
 
 
 def _pair_sets(pairs: Sequence[PairSet] | Sequence[Pair] | PairSet, kind: str) -> list[PairSet]:
@@ -166,12 +158,21 @@ class _Reading:
         progress: Callable[[int], object],
         keep: bool,
         others: Mapping[str, _Reading],
+        known: KnownStates,
     ) -> None:
         if not pair_set.pairs:
             raise DataError(f"no {pair_set.kind!r} pairs of language {pair_set.language!r} in {pair_set.source}")
         self.pair_set = pair_set
         self.where = f"{pair_set.kind}/{pair_set.language} ({pair_set.source})"
-        self._texts = [text for pair in pair_set.pairs for text in (pair.positive, pair.negative)]
+        encoded = encode_pairs(tokenizer, pair_set.pairs, pooling, self.where)
+        self._texts = [text for pair in encoded for side in pair for text in side]
+        #: Of each text its side, `2 * pair` for the positive one, and how many texts the side has.
+        self._sides = [
+            (2 * number + k, len(side))
+            for number, pair in enumerate(encoded)
+            for k, side in enumerate(pair)
+            for _ in side
+        ]
         self._width = hidden_size(model.config)
         self._pooling = pooling
         self._dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -182,11 +183,12 @@ class _Reading:
         self._others = others
         self._is_open = False
         self._origin = Origin(model, tokenizer, pair_set.pairs, tuple(layers))
-        self._pooled = pooled_states(
-            *(model, tokenizer, self._texts, layers, pooling),
+        self._pooled = encoded_states(
+            *(model, self._texts, layers, pooling),
             where=self.where,
             batch_size=batch_size,
             progress=progress,
+            known=known,
         )
         self.states = PairStates(
             self._batches(),
@@ -213,16 +215,41 @@ class _Reading:
         for other in self._others.values():
             if other is not self and other._is_open:
                 other.check_read()
+        partial_sides: dict[int, tuple[int, Tensor]] = {}
         for pooled in self._pooled:
             self._norms.add_(pooled.norms.double().sum(1))
             self._n_read += len(pooled.texts)
-            text = torch.tensor(pooled.texts)
-            is_positive = text % 2 == 0
-            self._negatives.add_(pooled.states[:, ~is_positive].double().sum(1))
-            batch = StateBatch(pooled.states, text // 2, is_positive)
+            side, states = self._whole_sides(pooled, partial_sides)
+            if not len(side):
+                continue
+            is_positive = side % 2 == 0
+            self._negatives.add_(states[:, ~is_positive].double().sum(1))
+            batch = StateBatch(states, side // 2, is_positive)
             if self._kept is not None:
                 self._kept.append(batch)
             yield batch
+
+    def _whole_sides(self, pooled: Pooled, partial_sides: dict[int, tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The sides of pairs that a batch completes, and their states: of several texts their mean.
+
+        Args:
+            pooled: the batch.
+            partial_sides: for each side that lacks texts how many were read, and their sum; is changed.
+        """
+        sides: list[int] = []
+        states: list[Tensor] = []
+        for column, text in enumerate(pooled.texts):
+            side, n_texts = self._sides[text]
+            state = pooled.states[:, column]
+            if n_texts > 1:
+                n_read, total = partial_sides.pop(side, (0, torch.zeros_like(state)))
+                if n_read + 1 < n_texts:
+                    partial_sides[side] = n_read + 1, total + state
+                    continue
+                state = (total + state) / n_texts
+            sides.append(side)
+            states.append(state)
+        return torch.tensor(sides), torch.stack(states, dim=1) if states else pooled.states[:, :0]
 
     def shuffled(self, number: int) -> PairStates:
         """The states, once more, with shuffled labels."""
@@ -260,6 +287,7 @@ class _Reading:
             estimator=estimator.name,
             transform=estimator.transform.name,
             parameters={**estimator.parameters, **getattr(fitted, "chosen", {})},
+            made_from=self.pair_set.record(),
         )
         is_addition = transform.addition({key: tensor[0] for key, tensor in tensors.items()}, 1.0) is not None
         means = None if is_addition else (self._negatives / len(self.pair_set.pairs)).float()
@@ -299,6 +327,10 @@ class Pooled:
     norms: Tensor
 
 
+#: By tokens and pooled indices of a text: its states [layers, hidden] and their norms [layers], pooled.
+KnownStates = dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Tensor, Tensor]]
+
+
 def pooled_states(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -315,7 +347,7 @@ def pooled_states(
     Args:
         model, tokenizer, batch_size, progress: as for `extract`.
         layers: 0-based decoder layers, output of the block.
-        pooling: `last` or `mean`.
+        pooling: `last`, `mean`, or with a count `last3`, `first2`.
         texts: the texts.
         where: name of the texts, for messages.
 
@@ -323,19 +355,48 @@ def pooled_states(
         DataError: a text without tokens, or longer than the model's context.
         PlanError: a layer that the model does not have.
     """
-    encoded = _encode(tokenizer, texts)
-    _check_lengths(model, where, encoded)
-    order = sorted(range(len(texts)), key=lambda text: len(encoded[text][0]))
+    if pooling in ("after", "generated"):
+        raise DataError(f"{where}: the pooling {pooling!r} needs pairs; valid for texts: last, mean, last3, first2")
+    encoded = [pool(text, pooling) for text in encode(tokenizer, texts)]
+    return encoded_states(
+        model, encoded, layers, pooling, where=where, batch_size=batch_size, progress=progress, known={}
+    )
+
+
+def encoded_states(
+    model: PreTrainedModel,
+    encoded: Sequence[PooledText],
+    layers: Sequence[int],
+    pooling: Pooling,
+    *,
+    where: str,
+    batch_size: int,
+    progress: Callable[[int], object],
+    known: KnownStates,
+) -> Iterator[Pooled]:
+    """`pooled_states` of texts that are tokens, and of which some states are known."""
+    check_lengths(model, where, encoded)
+    keys = [(tuple(ids), tuple(indices)) for ids, indices in encoded]
+    order = sorted(range(len(encoded)), key=lambda text: len(encoded[text].ids))
+    computed = [text for text in order if keys[text] in known]
+    for start in range(0, len(computed), batch_size):
+        texts = computed[start : start + batch_size]
+        states, norms = (torch.stack(parts, dim=1) for parts in zip(*(known[keys[t]] for t in texts), strict=True))
+        yield Pooled(texts, states, norms)
+        progress(len(texts))
+    missing = [text for text in order if keys[text] not in known]
+    if not missing:
+        return
     device = model.get_input_embeddings().weight.device
     with Capture(model, layers) as capture:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            ids, weights = _pad([encoded[index] for index in indices], pooling)
+        for start in range(0, len(missing), batch_size):
+            texts = missing[start : start + batch_size]
+            ids, weights = _pad([encoded[text] for text in texts], pooling)
             with torch.inference_mode():  # not around the yield, or it would hold for the caller too
                 pooled = list(capture.run(model, ids.to(device), partial(_pool, weights=weights, pooling=pooling)))
             states, norms = (torch.stack(parts) for parts in zip(*pooled, strict=True))
-            yield Pooled(indices, states, norms)
-            progress(len(indices))
+            yield Pooled(texts, states, norms)
+            progress(len(texts))
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:
@@ -365,6 +426,7 @@ class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward at the d
 
 
 T = TypeVar("T")
+F = TypeVar("F")
 
 
 class Capture:
@@ -381,6 +443,7 @@ class Capture:
     def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
         self._taken: dict[int, Any] = {}
         self._take: Callable[[Tensor], Any]
+        self._stops = True
         self._layers = layers
         modules = decoder_layers(model)
         wrong = [layer for layer in layers if not 0 <= layer < layer_count(model.config)]
@@ -402,17 +465,26 @@ class Capture:
         `take` is called as soon as a layer has run, so that memory never holds the streams of all layers. The forward ends
         at the deepest layer.
         """
-        self._taken.clear()
-        self._take = take
         with _until_stopped():
-            model(input_ids=ids, use_cache=False)
+            self.during(lambda: model(input_ids=ids, use_cache=False), take, stops=True)
         for layer in self._layers:
             yield self._taken.pop(layer)
+
+    def during(self, forward: Callable[[], F], take: Callable[[Tensor], Any], *, stops: bool = False) -> F:
+        """Run a forward; `taken` has the results of `take`. The forward goes on to its end unless it `stops`."""
+        self._taken.clear()
+        self._take, self._stops = take, stops
+        return forward()
+
+    @property
+    def taken(self) -> list[Any]:
+        """What `take` returned for each requested layer in the last forward."""
+        return [self._taken[layer] for layer in self._layers]
 
     def _keep(self, layer: int) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             self._taken[layer] = self._take(residual(output))
-            if layer == self._deepest:
+            if self._stops and layer == self._deepest:
                 raise _Stop
 
         return keep
@@ -426,15 +498,8 @@ def _until_stopped() -> Iterator[None]:
         return
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each text, and the indices of those that are not special tokens."""
-    encoding = tokenizer(list(texts), return_special_tokens_mask=True)
-    masks = encoding["special_tokens_mask"]
-    indices = ([index for index, special in enumerate(mask) if not special] for mask in masks)
-    return list(zip(encoding["input_ids"], indices, strict=True))
-
-
-def _check_lengths(model: PreTrainedModel, where: str, encoded: list[tuple[list[int], list[int]]]) -> None:
+def check_lengths(model: PreTrainedModel, where: str, encoded: Sequence[PooledText]) -> None:
+    """Refuse texts without tokens, or longer than the model's context."""
     longest = max(len(ids) for ids, _ in encoded)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
     if longest > limit:
@@ -443,7 +508,7 @@ def _check_lengths(model: PreTrainedModel, where: str, encoded: list[tuple[list[
         raise DataError(f"a text of {where} has no tokens")
 
 
-def _pad(batch: list[tuple[list[int], list[int]]], pooling: Pooling) -> tuple[Tensor, Tensor]:
+def _pad(batch: Sequence[PooledText], pooling: Pooling) -> tuple[Tensor, Tensor]:
     """Right-padded ids [batch, length], and what `_pool` needs: for `last` the index of the token [batch], for `mean` the
     weight of each token [batch, length] (rows sum to 1).
     """

@@ -9,7 +9,7 @@ Grammar (spaces are not allowed, so that a plan survives `--model_args`)::
     layers       = layer [ "-" layer ]
     layer        = integer (0-based output of a block) | depth "%"
     gamma        = number | number "%"
-    position     = "prompt" | "last" | "all"
+    position     = "prompt" | "all" | "last" [ count ] | "first" count | "generated"
 
 `en@20:2+loc@28:2` is the paper's surgical steering on Gemma 3 12B: gamma 2 for both, layers 20 and 28 of 48. A depth of
 42% is the layer `round(0.42 * layers)`. A plain gamma multiplies the raw vector, h + gamma v; `5%` scales the vector to 5
@@ -17,20 +17,28 @@ per cent of the layer's mean residual norm. A range adds each layer's own vector
 Chinese vector for every request, `loc~other` for each language the vector of the next language in the file, `loc~random7` a
 random direction of the same norm (seed 7), and `loc~shuffled3` what the estimator learnt from shuffled pairs (the control
 3 of the vector file); these are controls.
+
+Positions count tokens of the prompt as it is scored (few-shot examples, chat template and a beginning-of-sequence token
+included; after truncation from the left, if any). `last3` are its last three tokens and, as with `last`, whatever is
+generated after it; `first2` its first two. `generated` is what follows the prompt: generated tokens, or where options are
+scored the options' own (an option of one token, such as a letter, is only predicted and has none).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal, NoReturn, get_args
+from pathlib import Path
+from typing import NoReturn
 
 from lm_eval_ext.errors import PlanError
 
-Position = Literal["prompt", "last", "all"]
-POSITIONS: tuple[Position, ...] = get_args(Position)
+#: Which tokens are steered: one of `POSITIONS`, or `last` or `first` with a count (`last3`, `first2`).
+Position = str
+POSITIONS: tuple[Position, ...] = ("prompt", "last", "all", "generated")
+VALID_POSITIONS = "prompt, last, all, generated, or with a count last3, first2"
 
 #: Where vectors are added unless a plan says otherwise (our default; the paper does not say).
 DEFAULT_POSITION: Position = "prompt"
@@ -137,6 +145,10 @@ class Intervention:
 class Plan:
     """Interventions that apply together. An empty plan leaves the model as it is. The module has the grammar.
 
+    Attributes:
+        interventions: its terms.
+        chosen_on: families of tasks on which it was chosen, where it was read from the `plan.yaml` of a sweep.
+
     Example:
         >>> plan = lx.Plan.parse("en@42%:2+loc~random7@28:5%/last")
         >>> [(term.kind, term.control, str(term.gamma), term.position) for term in plan.interventions]
@@ -146,6 +158,25 @@ class Plan:
     """
 
     interventions: tuple[Intervention, ...] = ()
+    chosen_on: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def read(cls, text: str | None) -> Plan:
+        """`parse`, or the plan of a `plan.yaml` that a sweep wrote, whose path is given, with what it was chosen on.
+
+        Raises:
+            PlanError: a mistake in the grammar, or a file that is not one of a sweep.
+        """
+        if not text or not text.endswith((".yaml", ".yml")):
+            return cls.parse(text)
+        from lm_eval_ext.configs import read_yaml
+
+        record = read_yaml(Path(text).expanduser(), PlanError, "plan")
+        if not isinstance(record, dict) or not isinstance(record.get("steer"), str):
+            raise PlanError(f"{text} has no key 'steer' with a plan; give the plan.yaml of a sweep, or the plan itself")
+        chosen_on = record.get("chosen_on")
+        names = chosen_on.values() if isinstance(chosen_on, dict) else ()
+        return cls(cls.parse(record["steer"]).interventions, tuple(str(name) for name in names if name))
 
     @classmethod
     def parse(cls, text: str | None) -> Plan:
@@ -222,7 +253,7 @@ class _Parser:
             return parse_position(word)
         except PlanError:
             self.index = start
-            self._fail(f"a position is one of {', '.join(POSITIONS)}")
+            self._fail(_AFTER if word == "after" else f"a position is one of {VALID_POSITIONS}")
 
     def _take(self, pattern: str) -> str | None:
         match = re.compile(pattern).match(self.text, self.index)
@@ -254,13 +285,46 @@ def _decimal(value: float) -> str:
     return f"{Decimal(repr(value)).normalize():f}"
 
 
+_AFTER = (
+    "'after' (the words that two wordings do not share, and what follows them) is for extraction only: a plan steers one "
+    "wording, in which nothing says where they would be; use a count, such as last8"
+)
+
+
 def parse_position(text: str) -> Position:
-    """A position given by the user as the default of a plan.
+    """A position given by the user, in its one spelling (`last1` is `last`).
 
     Raises:
-        PlanError: not one of `POSITIONS`.
+        PlanError: none of `VALID_POSITIONS`.
     """
-    for position in POSITIONS:
-        if text == position:
-            return position
-    raise PlanError(f"positions={text!r} is unknown, valid: {', '.join(POSITIONS)}")
+    if text in POSITIONS:
+        return text
+    if match := re.fullmatch(r"(last|first)0*([1-9][0-9]{0,5})", text):
+        return "last" if match[1] + match[2] == "last1" else match[1] + match[2]
+    if text == "after":
+        raise PlanError(_AFTER)
+    raise PlanError(f"positions={text!r} is unknown, valid: {VALID_POSITIONS}")
+
+
+def n_last(position: Position) -> int:
+    """How many tokens at the prompt's end a position covers: 1 of `last`, 3 of `last3`; 0 of the others."""
+    return _count(position, "last")
+
+
+def n_first(position: Position) -> int:
+    """How many tokens at the prompt's start a position covers: 2 of `first2`; 0 of the others."""
+    return _count(position, "first")
+
+
+def position_order(position: Position) -> tuple[int, str, int]:
+    """A sort key: the order of `POSITIONS`, then those with a count."""
+    if position in POSITIONS:
+        return POSITIONS.index(position), "", 0
+    return len(POSITIONS), position.rstrip("0123456789"), n_last(position) or n_first(position)
+
+
+def _count(position: Position, end: str) -> int:
+    if position == end:
+        return 1
+    rest = position.removeprefix(end)
+    return int(rest) if rest != position and rest.isdigit() else 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lm_eval_ext.errors import LanguageError, PlanError
-from lm_eval_ext.steering.plan import DEFAULT_POSITION, POSITIONS, Intervention, Plan, Position
+from lm_eval_ext.steering.plan import DEFAULT_POSITION, Intervention, Plan, Position, n_last, position_order
 from lm_eval_ext.steering.shuffling import shuffled_kind
 from lm_eval_ext.steering.vectors import ANY_LANGUAGE, SteeringVectors, VectorSet
 
@@ -138,6 +138,11 @@ class SteeringTable:
         stacked = {layer: _stacked(of_layer, first) for layer, of_layer in steps.items()}
         return cls(steps=stacked, height=first), torch.tensor(rows)
 
+    @property
+    def n_last(self) -> int:
+        """The most tokens that a step counts from a prompt's end, at least 1."""
+        return max([1, *(n_last(step.position) for of_layer in self.steps.values() for step in of_layer)])
+
     def row(self, language: str | None) -> int:
         """The row of a request's language.
 
@@ -215,11 +220,11 @@ def _last_run(steps: list[Step]) -> list[Addition]:
 
 
 def _ordered(steps: list[Step]) -> tuple[Step, ...]:
-    """The steps, each run of additions in the order of `POSITIONS`, so that sums do not depend on the order in the plan."""
+    """The steps, each run of additions by `position_order`, so that sums do not depend on the order in the plan."""
     ordered: list[Step] = []
     for is_addition, run in groupby(steps, key=lambda step: isinstance(step, Addition)):
         of_run = list(run)
-        ordered += sorted(of_run, key=lambda step: POSITIONS.index(step.position)) if is_addition else of_run
+        ordered += sorted(of_run, key=lambda step: position_order(step.position)) if is_addition else of_run
     return tuple(ordered)
 
 

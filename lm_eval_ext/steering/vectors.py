@@ -73,7 +73,7 @@ class VectorInfo:
         kind: `en`, `loc` or a user-defined kind; `loc~shuffled0` of a control.
         language: whose requests they steer; `any` for all.
         layers: the layer of each row of the tensors (0-based output of a block).
-        pooling: token position of the extraction, `last` or `mean`.
+        pooling: token position of the extraction (`steering.pooling`).
         n_pairs: number of contrastive pairs.
         source: name of the pairs.
         source_sha256: hash of the pairs' text.
@@ -82,6 +82,8 @@ class VectorInfo:
         estimator: name of the method.
         transform: name of the transform that applies its artifact.
         parameters: of the estimator.
+        made_from: of pairs of tasks and of JSON lines what must not be evaluated with the vectors (`data.pairs`,
+            `PairSet.record`): `tasks`, `families`, `splits`, `prompts` (hashes), `rendering`; else empty.
     """
 
     kind: str
@@ -96,6 +98,7 @@ class VectorInfo:
     estimator: str = registry.DEFAULT_ESTIMATOR
     transform: str = "add"
     parameters: dict[str, Any] = field(default_factory=dict)
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -267,7 +270,7 @@ class VectorSet:
             model: a decoder-only model of transformers, whatever wraps it.
             plan: such as `en@42%:2+loc@58%:2`; see `steering.plan`.
             language: of every example, or one for each example of a batch.
-            position: tokens to steer where the plan does not say: `prompt` (our default), `last` or `all`.
+            position: tokens to steer where the plan does not say: `prompt` (our default), `last`, `last3`, ...
             any_model: accept vectors of another architecture of the same width and depth.
 
         Raises:
@@ -313,7 +316,7 @@ class VectorSet:
             "format_version": FORMAT_VERSION,
             "layer_convention": LAYER_CONVENTION,
             "model": asdict(self.model),
-            "vectors": [asdict(entry.info) for entry in self.vectors.values()],
+            "vectors": [_as_json(entry.info) for entry in self.vectors.values()],
             "created_by": self.created_by,
         }
         tensors = {
@@ -375,6 +378,10 @@ class VectorSet:
         )
 
 
+def _as_json(info: VectorInfo) -> dict[str, Any]:
+    return {name: value for name, value in asdict(info).items() if value or name != "made_from"}
+
+
 def _metadata(path: Path, raw: dict[str, str]) -> dict[str, Any]:
     if FORMAT not in raw:
         raise VectorFileError(
@@ -422,8 +429,8 @@ def _info(path: Path, entry: dict[str, Any], version: int) -> VectorInfo:
                 raise TypeError(f"unknown fields {', '.join(sorted(unknown))}")
             fields["pooling"] = fields.pop("position")
         info = VectorInfo(**fields)
-        if not isinstance(info.parameters, dict):
-            raise TypeError("parameters must be an object")
+        if not isinstance(info.parameters, dict) or not isinstance(info.made_from, dict):
+            raise TypeError("parameters and made_from must be objects")
         if not all(isinstance(layer, int) for layer in info.layers):
             raise TypeError("layers must be whole numbers")
         if not all(math.isfinite(norm) for norm in info.residual_norms):

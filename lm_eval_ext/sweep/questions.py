@@ -7,12 +7,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext import harness
-from lm_eval_ext.backends.language import request_language
 from lm_eval_ext.data import axes
-from lm_eval_ext.errors import DataError, LanguageError, ModelError, UserError
+from lm_eval_ext.data.request_language import request_language
+from lm_eval_ext.data.task_pairs import PRIOR_METRICS
+from lm_eval_ext.data.task_questions import load_tasks, question_id, requests_by_document
+from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.results import legacy_names
-from lm_eval_ext.results.samples import question_id
 from lm_eval_ext.scoring.token_trees import Tree, parts
 from lm_eval_ext.sweep.store import tree_key
 
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
     from lm_eval.api.instance import Instance
 
+    from lm_eval_ext.data.task_questions import Rendering
     from lm_eval_ext.scoring.requests import Request
-
-#: Metrics that need the options' log-likelihoods without the question.
-PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ class Questions:
         languages: keep only these; all if empty.
         default_language: of questions whose document and task name none.
         include_path: folder with the user's own task files.
+        rendering: how the harness asks, besides the number of examples.
         with_prior: score the options without the question too, where a task has mutual information.
 
     Raises:
@@ -102,18 +101,15 @@ class Questions:
         with_prior: bool = True,
         default_language: str | None = None,
         include_path: Path | None = None,
+        rendering: Rendering | None = None,
     ) -> None:
-        self._tasks = _load(names, num_fewshot, include_path)
+        self._tasks = load_tasks(names, num_fewshot, include_path, asking="a sweep takes")
         self.instances: list[Instance] = []
         self.questions: list[Question] = []
         self.with_prior = with_prior
         self.n_truncated = 0
         for name, task in self._tasks.items():
-            task.build_all_requests(limit=limit, rank=0, world_size=1)
-            by_document: dict[int, list[Instance]] = defaultdict(list)
-            for instance in task.instances:
-                by_document[instance.doc_id].append(instance)
-            for doc_id, instances in by_document.items():
+            for doc_id, instances in requests_by_document(task, limit, rendering).items():
                 language = request_language(instances[0], default_language)
                 if not languages or language in languages:
                     self._add(name, task, doc_id, instances, language)
@@ -154,6 +150,19 @@ class Questions:
     def keep(self, limit: int) -> None:
         """Keep the first documents of each task only, as `limit` does."""
         self.questions = [question for question in self.questions if question.doc_id < limit]
+
+    def metadata(self, task: str) -> dict[str, Any]:
+        """The metadata of a task's YAML."""
+        return dict(self._tasks[task].config.metadata or {})
+
+    def prompts(self, task: str) -> list[str]:
+        """The prompts of a task's questions."""
+        return [
+            str(self.instances[index].args[0])
+            for question in self.questions
+            if question.task == task
+            for index in question.instances[:1]
+        ]
 
     @property
     def languages(self) -> list[str]:
@@ -233,20 +242,6 @@ def _truncate(prompt: tuple[int, ...], continuation: tuple[int, ...], max_length
     """The end of the prompt that fits before the continuation, whose last token is not an input."""
     room = max_length - (len(continuation) - 1)
     return prompt[-room:]
-
-
-def _load(names: Sequence[str], num_fewshot: int | None, include_path: Path | None) -> dict[str, Any]:
-    tasks: dict[str, Any] = harness.task_manager(names, include_path).load(list(names))["tasks"]
-    unsupported = [name for name, task in tasks.items() if task.OUTPUT_TYPE != "multiple_choice"]
-    if unsupported:
-        raise UserError(f"a sweep takes multiple-choice tasks only, not {', '.join(unsupported)}")
-    for task in tasks.values():
-        if num_fewshot is not None and task.get_config("num_fewshot") != 0:
-            task.set_config(key="num_fewshot", value=num_fewshot)
-        elif task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=1234)  # the harness's
-    return tasks
 
 
 def _gold(task: Any, document: dict[str, Any]) -> int | None:

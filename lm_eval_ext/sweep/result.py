@@ -103,8 +103,16 @@ class SweepResult:
         if chosen is None:
             (out / "plan.yaml").unlink(missing_ok=True)
         else:
-            record = {**chosen, "vectors": {"sha256": self.vectors.digest}, "model": self.vectors.model.name}
+            record = {**chosen, "vectors": self._vectors_record(), "model": self.vectors.model.name}
             write_file(out / "plan.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
+
+    def _vectors_record(self) -> dict[str, Any]:
+        """The vector file, and which tasks its kinds were made from, where it says so."""
+        made_from: dict[str, list[str]] = {}
+        for (kind, _), entry in self.vectors.vectors.items():
+            if kind in self.vectors.kinds and (families := entry.info.made_from.get("families")):
+                made_from[kind] = list(families)
+        return {"sha256": self.vectors.digest, **({"made_from": made_from} if made_from else {})}
 
     def _description(self) -> list[str]:
         settings = self.settings

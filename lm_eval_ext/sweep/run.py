@@ -14,7 +14,7 @@ from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
 from lm_eval_ext.steering.vectors import VectorSet
-from lm_eval_ext.sweep.grid import Condition, Grid, problems
+from lm_eval_ext.sweep.grid import Condition, Grid, intervention, problems
 from lm_eval_ext.sweep.processes import Processes
 from lm_eval_ext.sweep.result import SweepResult
 
@@ -51,6 +51,9 @@ class Sweep:
     @cached_property
     def questions(self) -> Questions:
         """The questions of the tasks."""
+        from lm_eval_ext.data.task_questions import Rendering
+        from lm_eval_ext.models import embedded
+        from lm_eval_ext.models.loading import load_tokenizer
         from lm_eval_ext.sweep.questions import Questions
 
         settings = self.settings
@@ -62,6 +65,13 @@ class Sweep:
             with_prior=settings.prior,
             default_language=settings.lang,
             include_path=settings.include_path,
+            rendering=Rendering(
+                apply_chat_template=settings.apply_chat_template,
+                system_instruction=settings.system_instruction,
+                tokenizer=load_tokenizer(settings.model or str(embedded.path()))
+                if settings.apply_chat_template
+                else None,
+            ),
         )
 
     def grid(self) -> tuple[Grid, list[str]]:
@@ -110,11 +120,33 @@ class Sweep:
         if not grid.layers:  # the languages can be checked anyway
             some = self.vectors.vectors[next(iter(self.vectors.vectors))].info.layers[:1]
             errors += problems(replace(grid, layers=some).singles(), self.vectors, self.n_layers, languages)
+        errors += self._seen_questions()
         singles = grid.singles()
         errors += problems(singles, self.vectors, self.n_layers, languages)
         if errors:
             raise UserError("invalid sweep grid:\n" + "\n".join(f"  {error}" for error in errors))
         return [Condition(Plan()), *singles]
+
+    def _seen_questions(self) -> list[str]:
+        """The test tasks that ask what the vectors were made from; development tasks are for choosing, and noted."""
+        from lm_eval.utils import simple_parse_args_string
+
+        from lm_eval_ext.steering.reuse import HOW_TO_GO_ON, SeenQuestions
+
+        if simple_parse_args_string(self.settings.model_args).get("allow_same_split"):
+            return []
+        seen = SeenQuestions(Plan(tuple(intervention(k, 0, Gamma(1), "all") for k in self.vectors.kinds)), self.vectors)
+        errors, notes = list[str](), list[str]()
+        for task, split in {question.task: question.split for question in self.questions.questions}.items():
+            if problem := seen.of_task(task, self.questions.metadata(task), self.questions.prompts(task)):
+                (notes if split == "dev" else errors).append(problem)
+        if notes:
+            output(stderr=True).print(
+                f"note: {notes[0]}{f' (and {len(notes) - 1} tasks more)' if len(notes) > 1 else ''}; layers and strengths "
+                "are chosen on what the vectors were made from",
+                style="yellow",
+            )
+        return [*errors, HOW_TO_GO_ON] if errors else []
 
     def run(self, *, dry_run: bool = False) -> SweepResult | None:
         """Check, compute, and write the results; every process of a launch computes its share, the first one writes.

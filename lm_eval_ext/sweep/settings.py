@@ -30,7 +30,7 @@ class Settings:
         kinds: of vectors.
         layers: `all`, or layers as in a plan: `5,8-10,42%`.
         gammas: strengths as in a plan.
-        positions: tokens to steer: `prompt`, `last`, `all`.
+        positions: tokens to steer, as in a plan: `prompt`, `last`, `last3`, ...
         pair_layers: layers of each kind that are combined; 0 for no pairs.
         n_random: random directions of the same norm for each plan.
         controls: whether another language's vector and the negated one are tried for each plan.
@@ -39,6 +39,8 @@ class Settings:
         languages: only questions in these; all where empty.
         limit: documents of each task.
         num_fewshot: examples before each question; the task's own number where left out.
+        apply_chat_template: ask in the chat template of the model's tokenizer.
+        system_instruction: a text before every question.
         metric: the score that is compared.
         prior: score the options without a question too, under the same steering (mutual information).
         lang: language of questions that name none.
@@ -67,6 +69,8 @@ class Settings:
     languages: tuple[str, ...] = ()
     limit: int | None = None
     num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
     metric: str = "acc"
     prior: bool = True
     lang: str | None = None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lm_eval_ext.errors import DataError
-from lm_eval_ext.steering.extraction import _encode, _pad
+from lm_eval_ext.steering.extraction import _pad
+from lm_eval_ext.steering.pooling import PooledText, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,9 +63,9 @@ class PairBatcher:
     ) -> None:
         self._size = size
         self.n_groups = len(pairs) // size
-        self._sides = [_encode(tokenizer, [pair[side] for pair in _texts(pairs)]) for side in (0, 1)]
+        self._sides = [encode(tokenizer, [pair[side] for pair in _texts(pairs)]) for side in (0, 1)]
         if special_tokens:
-            self._sides = [[(ids, list(range(len(ids)))) for ids, _ in side] for side in self._sides]
+            self._sides = [[PooledText(ids, list(range(len(ids)))) for ids, _ in side] for side in self._sides]
         if not all(positions for side in self._sides for _, positions in side):
             raise DataError("the tokenizer makes no token of one of the parallel sentences")
 

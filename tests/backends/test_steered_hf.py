@@ -167,6 +167,9 @@ class Reference:
             "all": torch.ones_like(at, dtype=torch.bool),
             "prompt": at < self.prompt_length,
             "last": at == self.prompt_length - 1 if self.scoring else at >= self.prompt_length - 1,
+            "last3": (at >= self.prompt_length - 3) & ((at < self.prompt_length) | (not self.scoring)),
+            "first2": at < 2,
+            "generated": at >= self.prompt_length,
         }[self.position]
         return with_residual(output, hidden + steered * self.vector)
 
@@ -191,10 +194,11 @@ class Reference:
         return str(self.tokenizer.decode(ids[0, n:], skip_special_tokens=True))
 
 
+POSITIONS = ("prompt", "last", "all", "last3", "first2", "generated")
 PROMPTS = [text[: 12 + 11 * i] for i, text in enumerate(tiny.TEXTS.values())]
 
 
-@pytest.mark.parametrize("position", ["prompt", "last", "all"])
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_scores_equal_the_reference(family: str, position: str) -> None:
     model = tiny.steered(family, "loc@1:2", positions=position, batch_size=3)
@@ -206,7 +210,7 @@ def test_scores_equal_the_reference(family: str, position: str) -> None:
         assert score == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("position", ["prompt", "last", "all"])
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_generation_with_a_cache_equals_generation_without(family: str, position: str) -> None:
     """Mixed languages, left padding, one batch."""

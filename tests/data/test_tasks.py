@@ -23,7 +23,7 @@ from lm_eval_ext.paths import tasks_dir
 from lm_eval_ext.results import legacy_names
 
 GMMLU = ("gmmlu", "gmmlu_ca", "gmmlu_cs")
-SEVEN = (*GMMLU, "gmmlu_dev", "blend_decon", "blend_decon_dev", "blend_decon_firm", "blend_ctx")
+SEVEN = (*GMMLU, "gmmlu_dev", "blend_decon", "blend_decon_dev", "blend_decon_firm", "blend_ctx", "blend_ctx_dev")
 SEVEN = (*SEVEN, "transfer_mini", "localization_mini", "localization_mini_ctx", "bmlama", "bmlama_dev")
 ABOUT = tuple(LANGUAGES[code].country for code in NON_ENGLISH)
 GROUPS = {name: tuple(LANGUAGES) for name in SEVEN} | {
@@ -146,7 +146,7 @@ def test_every_task_says_what_it_is_as_its_name_did_before(task_manager: TaskMan
                 assert (said.axis, said.split, said.form) == (family.axis, family.split, form)
                 assert (said.family, said.language) == (family.name + suffix, member.language)
                 earlier = not family.name.startswith(
-                    ("english_bias", "blend_decon_en_about", "localization_gap", "blend_decon_firm")
+                    ("english_bias", "blend_decon_en_about", "localization_gap", "blend_decon_firm", "blend_ctx_dev")
                 )
                 if member.language in LANGUAGES and earlier:
                     known = legacy_names.family(name)
@@ -161,7 +161,7 @@ def test_every_task_says_what_it_is_as_its_name_did_before(task_manager: TaskMan
 
 def test_the_harness_indexes_every_name_and_no_other(task_manager: TaskManager) -> None:
     assert sorted(task_manager.all_tasks) == sorted(NAMES)
-    assert len(NAMES) == 11 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35 + 3 * 2 * 6 + 2 * 4 + 4 * 2
+    assert len(NAMES) == 12 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35 + 3 * 2 * 6 + 2 * 4 + 4 * 2
 
 
 def lm_eval(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,8 @@ from support.sweeps import given_settings, sweep
 
 from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.scoring import prefixes
-from lm_eval_ext.steering.extraction import POOLINGS, Pooling, extract
+from lm_eval_ext.steering.extraction import extract
+from lm_eval_ext.steering.pooling import POOLINGS, Pooling
 
 if TYPE_CHECKING:
     from pathlib import Path

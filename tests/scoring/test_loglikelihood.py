@@ -245,7 +245,7 @@ def share_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("share_all")
-@pytest.mark.parametrize("steer", ["", "loc@1:2", "loc@2:3/last", "loc@0-3:1/all"])
+@pytest.mark.parametrize("steer", ["", "loc@1:2", "loc@2:3/last", "loc@0-3:1/all", "loc@1:2/last5", "loc@1:2/first3"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_shared_beginnings_change_no_answer(family: str, steer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [*ALL, *FEW_SHOT]

@@ -18,7 +18,8 @@ from lm_eval_ext.data import pairs
 from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.errors import DataError, ModelError, PlanError
 from lm_eval_ext.steering.decoder import decoder_layers
-from lm_eval_ext.steering.extraction import POOLINGS, Pooling, extract, parse_layers
+from lm_eval_ext.steering.extraction import extract, parse_layers
+from lm_eval_ext.steering.pooling import POOLINGS, Pooling
 from lm_eval_ext.steering.vectors import SteeringVectors, VectorSet
 
 pytestmark = pytest.mark.transformers4

@@ -254,10 +254,24 @@ def test_tokens_of_a_forward_that_scores() -> None:
     assert tokens.mask("all", 0, 6) is True
     assert tokens.mask("prompt", 0, 6).int().tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
     assert tokens.mask("last", 0, 6).int().tolist() == [[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0]]
+    assert tokens.mask("last2", 0, 6).int().tolist() == [[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]]
+    assert tokens.mask("last9", 0, 6).int().tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
+    assert tokens.mask("first2", 0, 6).int().tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]
+    assert tokens.mask("generated", 0, 6).int().tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]]
+
+
+def test_the_first_tokens_of_a_prompt_that_goes_on_from_a_cache() -> None:
+    tokens = ScoredTokens(torch.tensor([-1, -5]), torch.tensor([2, 2]))
+    assert tokens.mask("first2", 0, 3).int().tolist() == [[1, 0, 0], [0, 0, 0]]
 
 
 def test_tokens_of_options() -> None:
     assert [OptionTokens().mask(position, 0, 3) for position in POSITIONS] == [False, False, True]
+    assert [OptionTokens().mask(position, 0, 3) for position in ("last3", "first9", "generated")] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_tokens_of_a_generation() -> None:
@@ -267,6 +281,16 @@ def test_tokens_of_a_generation() -> None:
     assert [tokens.mask(position, 3, 1) for position in POSITIONS] == [False, True, True]  # generated, with a cache
     assert tokens.mask("prompt", 0, 5).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0]]  # without one
     assert tokens.mask("last", 0, 5).int().tolist() == [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert tokens.mask("last3", 0, 5).int().tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert tokens.mask("first1", 0, 5).int().tolist() == [[0, 1, 0, 0, 0], [1, 0, 0, 0, 0]]
+    assert tokens.mask("generated", 0, 5).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
+    assert [tokens.mask(position, 3, 1) for position in ("last3", "first1", "generated")] == [True, False, True]
+
+
+def test_tokens_of_a_generation_padded_on_the_right() -> None:
+    tokens = GeneratedTokens(torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    assert tokens.mask("last2", 0, 3).int().tolist() == [[1, 1, 0], [0, 1, 1]]
+    assert tokens.mask("first1", 0, 3).int().tolist() == [[1, 0, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2"])

@@ -16,7 +16,8 @@ layers = st.integers(0, 10**6).map(lambda value: Layer(value, is_depth=False)) |
 gammas = st.builds(Gamma, st.floats(allow_nan=False, allow_infinity=False), st.booleans())
 words = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True)
 controls = st.none() | st.from_regex(r"random[0-9]{0,4}|[a-z]{2,3}", fullmatch=True)
-interventions = st.builds(Intervention, words, layers, layers, gammas, controls, st.none() | st.sampled_from(POSITIONS))
+positions = st.sampled_from([*POSITIONS, "last2", "last12", "first1", "first30"])
+interventions = st.builds(Intervention, words, layers, layers, gammas, controls, st.none() | positions)
 
 
 @given(st.lists(interventions, min_size=1, max_size=4))
@@ -159,3 +160,17 @@ def test_a_kind_is_what_a_plan_can_name(text: str) -> None:
     except (PlanError, ValueError):
         can = False
     assert is_kind(text) == can
+
+
+def test_positions_with_a_count() -> None:
+    parsed = [parse_position(text) for text in ("last1", "last03", "first1", "generated")]
+    assert parsed == ["last", "last3", "first1", "generated"]
+    assert Plan.parse("loc@1:2/last1") == Plan.parse("loc@1:2/last")
+    for text in ("last0", "first", "first0", "mean", "last3x"):
+        with pytest.raises(PlanError, match="or with a count last3, first2"):
+            parse_position(text)
+
+
+def test_the_position_after_is_for_extraction() -> None:
+    with pytest.raises(PlanError, match=r"character 9: 'after' .* is for extraction only"):
+        Plan.parse("loc@1:2/after")

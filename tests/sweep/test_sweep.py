@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,7 @@ from lm_eval_ext.results import legacy_names
 from lm_eval_ext.scoring.batching import Budget
 from lm_eval_ext.scoring.shared_forward import SweepModel
 from lm_eval_ext.scoring.token_trees import PROMPT, Aligned, Batch, Packed, Tree
+from lm_eval_ext.scoring.tree_attention import SteeredTokens
 from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.steering.table import Addition, SteeringTable
 from lm_eval_ext.sweep import questions
@@ -75,7 +77,13 @@ def trees_of(family: str, seed: int = 0, n: int = 6) -> tuple[list[Tree], list[s
 def test_sampled_cells_equal_runs_of_the_harness(family: str, tmp_path: Path):
     """The mini grid on real harness tasks, then the same plans one by one through `simple_evaluate`."""
     asked = given_settings(
-        family, tmp_path, layers="0,2", positions=("prompt", "last", "all"), pair_layers=1, n_random=1, limit=None
+        family,
+        tmp_path,
+        layers="0,2",
+        positions=("prompt", "last", "all", "last3", "first2", "generated"),
+        pair_layers=1,
+        n_random=1,
+        limit=None,
     )
     found = sweep(asked)
     names = sorted(name for name in found["condition"].unique() if name)
@@ -114,7 +122,7 @@ def _identity(folder: Path) -> dict[str, str]:
 
 @pytest.mark.transformers4
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("position", ["prompt", "last", "all"])
+@pytest.mark.parametrize("position", ["prompt", "last", "all", "last2", "last5", "first1", "first4", "generated"])
 def test_trees_equal_plain_forwards(family: str, position: str):
     """Against one forward per continuation with the vector added to its hidden states by hand."""
     model, (trees, languages) = tiny.load(family), trees_of(family)
@@ -142,7 +150,11 @@ def _by_hand(model: Any, table: SteeringTable, language: str, prompt: tuple[int,
         def hook(module: Any, inputs: Any, output: Any) -> Any:
             stream = residual(output).clone()
             for step in table.steps[layer]:
-                tokens = {"prompt": slice(0, n), "last": slice(n - 1, n), "all": slice(None)}[step.position]
+                word, count = step.position.rstrip("0123456789"), int(re.sub(r"\D", "", step.position) or 1)
+                tokens = {
+                    **{"prompt": slice(0, n), "last": slice(max(0, n - count), n), "all": slice(None)},
+                    **{"first": slice(0, min(count, n)), "generated": slice(n, None)},
+                }[word]
                 assert isinstance(step, Addition)
                 stream[:, tokens] += step.matrix[row]
             return with_residual(output, stream)
@@ -213,8 +225,10 @@ def test_packed_trees_share_rows_and_see_only_themselves(shapes: list[tuple[int,
     assert torch.equal(layout.ids[rows, queries], layout.ids[rows, keys])
     # A chain after a prompt is a text: each token sees as many as its place says.
     assert torch.equal(layout.ancestor_mask.sum(-1)[held], layout.positions[held] + 1)
-    assert int(batch.prompt.sum()) == sum(len(tree.prompt) for tree in trees)
-    assert int(batch.last.sum()) == len(trees)
+    masks = {name: SteeredTokens(*batch.spans).mask(name, 0, 0) & held for name in ("prompt", "last", "generated")}
+    assert int(masks["prompt"].sum()) == sum(len(tree.prompt) for tree in trees)
+    assert int(masks["last"].sum()) == len(trees)
+    assert int(masks["generated"].sum()) == sum(len(tree.tokens) for tree in trees)
     if sum(len(tree) for tree in trees) > 4 * 128:
         assert int(held.sum()) > 0.6 * held.numel()
 

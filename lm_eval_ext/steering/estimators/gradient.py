@@ -17,15 +17,16 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import kl_div
 
-from lm_eval_ext.errors import EstimatorError
+from lm_eval_ext.errors import EstimatorError, PlanError
 from lm_eval_ext.steering.estimators.base import Estimator, Fitted, Origin, PairStates
 from lm_eval_ext.steering.injection import Injector
-from lm_eval_ext.steering.plan import DEFAULT_POSITION, POSITIONS, Position
+from lm_eval_ext.steering.plan import DEFAULT_POSITION, VALID_POSITIONS, Position, parse_position
+from lm_eval_ext.steering.pooling import encode
 from lm_eval_ext.steering.table import Change, SteeringTable
 from lm_eval_ext.steering.tokens import ScoredTokens
 
@@ -43,7 +44,7 @@ class Trained(Estimator):
 
     Attributes:
         target: `answer` or `positive` (see the module); `answer` where left out and every pair has one.
-        position: the tokens that are steered in training: `prompt`, `last` or `all`, as in plans.
+        position: the tokens that are steered in training, as in plans: `prompt`, `last`, `last3`, ...
         budget: most norm of a trained tensor, as a share of the layer's mean residual norm.
         held_out: share of the pairs that training is stopped by.
         rate: step size of Adam, as a share of the budget.
@@ -69,8 +70,10 @@ class Trained(Estimator):
         """Refuse parameters out of range."""
         if self.target not in ("", "answer", "positive"):
             raise ValueError(f"target {self.target!r} must be answer or positive")
-        if self.position not in POSITIONS:
-            raise ValueError(f"position {self.position!r} must be one of {', '.join(get_args(Position))}")
+        try:
+            parse_position(self.position)
+        except PlanError:
+            raise ValueError(f"position {self.position!r} must be one of {VALID_POSITIONS}") from None
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out {self.held_out} must be between 0 and 1")
         if min(self.budget, self.rate, self.epochs, self.patience, self.batch_size) <= 0:
@@ -195,7 +198,7 @@ class _Objective:
         self.target = target
         self._model = origin.model
         tokenizer = origin.tokenizer
-        self._prompts = tokenizer([pair.negative for pair in self.pairs])["input_ids"]
+        self._prompts = [ids for ids, _ in encode(tokenizer, [pair.negative for pair in self.pairs])]
         self._device = self._model.get_input_embeddings().weight.device
         takes = inspect.signature(self._model.forward).parameters
         self._can_select = "logits_to_keep" in takes
@@ -205,7 +208,7 @@ class _Objective:
             self._answers: list[list[int]] = answers
         else:
             self._answers = [[] for _ in self.pairs]
-            self._positive = tokenizer([pair.positive for pair in self.pairs])["input_ids"]
+            self._positive = [ids for ids, _ in encode(tokenizer, [pair.positive for pair in self.pairs])]
             self._wanted: dict[int, Tensor] = {}
 
     def __enter__(self) -> _Objective:

@@ -1,0 +1,127 @@
+"""The questions of harness tasks, rendered by the harness: its requests, document by document."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext import harness
+from lm_eval_ext.errors import ModelError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lm_eval.api.instance import Instance
+
+    from lm_eval_ext.data.task_metadata import TaskMetadata
+
+#: Where a document may keep the id that the same question has in every language.
+_QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How the harness asks: its options of the same names.
+
+    Attributes:
+        num_fewshot: examples before each question; the task's own number if None.
+        apply_chat_template: render with the chat template of `tokenizer`.
+        fewshot_as_multiturn: examples as turns of a conversation, where a chat template is applied (the harness's default).
+        system_instruction: a text before everything.
+        tokenizer: of transformers, for the chat template.
+    """
+
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+    system_instruction: str | None = None
+    tokenizer: Any = None
+
+    def record(self) -> dict[str, Any]:
+        """What differs from a plain evaluation, as JSON values."""
+        record = {
+            "num_fewshot": self.num_fewshot,
+            "apply_chat_template": self.apply_chat_template,
+            "system_instruction": self.system_instruction,
+        }
+        return {name: value for name, value in record.items() if value not in (None, False)}
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of the harness's `build_all_requests`.
+
+        Raises:
+            ModelError: a chat template is asked for, and the tokenizer has none.
+        """
+        options: dict[str, Any] = {"system_instruction": self.system_instruction}
+        if not self.apply_chat_template:
+            return options
+        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
+            name = getattr(self.tokenizer, "name_or_path", "") or "that is given"
+            raise ModelError(
+                f"apply_chat_template: the tokenizer {name} has no chat template; leave the option out, or use a model that "
+                "was trained for chat"
+            )
+        from lm_eval.models.huggingface import HFLM
+
+        # The harness's own function, which needs no more of a model than this.
+        model = SimpleNamespace(tokenizer=self.tokenizer, chat_template_args={})
+        return {
+            **options,
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": self.fewshot_as_multiturn,
+            "chat_template": partial(HFLM.apply_chat_template, model),
+            "tokenizer_name": str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__"),
+        }
+
+
+def load_tasks(
+    names: Sequence[str], num_fewshot: int | None, include_path: Path | None, *, asking: str
+) -> dict[str, Any]:
+    """The multiple-choice tasks of some names and groups, by name.
+
+    Args:
+        names: tasks or groups.
+        num_fewshot: examples before each question; the task's own number if None.
+        include_path: folder with the user's own task files.
+        asking: who asks, for the message: "a sweep takes".
+
+    Raises:
+        UserError: an unknown task, or one that is not multiple choice.
+    """
+    tasks: dict[str, Any] = harness.task_manager(names, include_path).load(list(names))["tasks"]
+    unsupported = [name for name, task in tasks.items() if task.OUTPUT_TYPE != "multiple_choice"]
+    if unsupported:
+        raise UserError(f"{asking} multiple-choice tasks only, not {', '.join(unsupported)}")
+    for task in tasks.values():
+        if num_fewshot is not None and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=1234)  # the harness's
+    return tasks
+
+
+def requests_by_document(
+    task: Any, limit: int | None = None, rendering: Rendering | None = None
+) -> dict[int, list[Instance]]:
+    """The requests of each document of a task, by the document's number, as the harness builds them."""
+    options = rendering.options() if rendering else {}
+    task.build_all_requests(limit=limit, rank=0, world_size=1, **options)
+    by_document: dict[int, list[Instance]] = defaultdict(list)
+    for instance in task.instances:
+        by_document[instance.doc_id].append(instance)
+    return by_document
+
+
+def question_id(document: Mapping[str, Any], metadata: TaskMetadata) -> str | None:
+    """The id that a document shares with the same question in other languages, None where no column has one."""
+    return next((str(document[name]) for name in id_columns(metadata) if document.get(name) is not None), None)
+
+
+def id_columns(metadata: TaskMetadata) -> tuple[str, ...]:
+    """The columns that may hold that id, the task's own first."""
+    return (metadata.question_id, *_QUESTION_ID) if metadata.question_id else _QUESTION_ID

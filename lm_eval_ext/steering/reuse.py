@@ -1,0 +1,65 @@
+"""Whether a task asks what vectors were made from, or what a plan was chosen on: its result tells nothing of new ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.data import axes
+from lm_eval_ext.data.pairs import prompt_hash
+from lm_eval_ext.data.task_pairs import base_families, base_family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from lm_eval_ext.steering.plan import Plan
+    from lm_eval_ext.steering.vectors import VectorSet
+
+
+class SeenQuestions:
+    """The questions that a plan and its vectors have seen.
+
+    Args:
+        plan: says which kinds of vectors are used, and, read from the `plan.yaml` of a sweep, what it was chosen on.
+        vectors: say what they were made from.
+    """
+
+    def __init__(self, plan: Plan, vectors: VectorSet | None) -> None:
+        kinds = {term.kind for term in plan.interventions}
+        self._families: dict[str, str] = {
+            base_family(name): f"the plan was chosen on {name}" for name in plan.chosen_on
+        }
+        self._prompts: dict[str, str] = {}
+        for (kind, _), entry in vectors.vectors.items() if vectors else ():
+            info = entry.info
+            if kind in kinds and info.made_from:
+                why = f"the vectors of kind {kind} were made from {info.source}"
+                self._families |= {str(family): why for family in info.made_from.get("families", ())}
+                self._prompts |= {str(prompt): why for prompt in info.made_from.get("prompts", ())}
+
+    def __bool__(self) -> bool:
+        return bool(self._families or self._prompts)
+
+    def of_task(self, task: str, metadata: Mapping[str, Any], prompts: Iterable[str] = ()) -> str | None:
+        """Why a task asks seen questions; None where it does not, as far as is recorded.
+
+        Args:
+            task: its name.
+            metadata: of its YAML.
+            prompts: of its requests.
+        """
+        families = base_families(axes.metadata(task, metadata))
+        if reasons := [self._families[family] for family in sorted(families) if family in self._families]:
+            return f"task {task} asks questions that were seen: {reasons[0]}"
+        if not self._prompts:
+            return None
+        seen = {prompt for prompt in set(prompts) if prompt_hash(prompt) in self._prompts}
+        if not seen:
+            return None
+        return f"task {task} has {len(seen)} prompts that were seen: {self._prompts[prompt_hash(next(iter(seen)))]}"
+
+
+#: What to do about it.
+HOW_TO_GO_ON = (
+    "A result on them says nothing of other questions: evaluate a task of another split (of blend_decon_dev that is "
+    "blend_decon), extract from other pairs, or pass allow_same_split=True in --model_args to evaluate them all the same"
+)
