@@ -26,7 +26,7 @@ HEADER = "# Written by `python -m lm_eval_ext.data.tasks_tree`."
 LETTERS, CLOZE = "", "_cloze"
 
 #: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
-BLEND_ITEMS = "9b3e2372ba4309973871d9311efba6e7c28666a261ecb1b13f4976ff12e21abc"
+BLEND_ITEMS = "758469980ccb77442facd4fa8a6f0d934446d96de95cdb67d29c37a58ae65049"
 _BLEND_VERSION = f"3.0+{BLEND_ITEMS[:12]}"
 _MINI_VERSION = "2.0"
 
