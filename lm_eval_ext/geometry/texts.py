@@ -120,8 +120,8 @@ def _gmmlu(language: str) -> Iterable[tuple[str, str]]:
 def _blend(language: str) -> Iterable[tuple[str, str]]:
     from lm_eval_ext.data import blend
 
-    # No answer is used, so the evaluated questions are taken too; else few would be common to all languages.
-    return ((row["question_id"], row["question"]) for row in blend.documents(language, split="all"))
+    # No answer is used, so questions that are evaluated or yield no item are taken too: more are common to all languages.
+    return iter(blend.questions(language))
 
 
 #: For each source: axis, name of the data, and what reads (id, question) of a language.

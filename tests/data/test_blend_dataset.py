@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lm_eval_ext.data import blend
-from lm_eval_ext.data.blend import duplicates, forms, items, options, source, splits
+from lm_eval_ext.data.blend import dataset, duplicates, forms, items, options, source, splits
 from lm_eval_ext.data.blend.tables import EditError, meaning
 from lm_eval_ext.errors import DataError, LanguageError
 from lm_eval_ext.languages import ENGLISH_COUNTRIES, LANGUAGES, NON_ENGLISH
@@ -299,6 +299,7 @@ def test_unknown_languages_and_evaluated_questions_for_extraction_are_refused() 
 
 def test_a_language_is_built_once() -> None:
     items.build.cache_clear()
+    dataset.arranged.cache_clear()
     first = blend.documents("es")
     assert blend.documents("es") == first
     assert blend.documents("es", split="dev2", wording="ctx")

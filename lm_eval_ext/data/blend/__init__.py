@@ -6,7 +6,7 @@ split in `splits`, names of countries are detected by `leaks`, and `report` desc
 and are licensed CC-BY-SA-4.0.
 """
 
-from lm_eval_ext.data.blend.dataset import documents, load, pairs
+from lm_eval_ext.data.blend.dataset import documents, load, pairs, questions
 from lm_eval_ext.data.blend.report import audit, check, counts, fingerprint
 
-__all__ = ["audit", "check", "counts", "documents", "fingerprint", "load", "pairs"]
+__all__ = ["audit", "check", "counts", "documents", "fingerprint", "load", "pairs", "questions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,21 @@ def pairs(language: str, split: str = splits.DEV1) -> list[tuple[str, str, str]]
     data = corpus()
     extraction = [question_id for question_id in data.templates if splits.of(question_id) == splits.DEV1]
     return [(question_id, *items.wordings(data, code, question_id)) for question_id in extraction]
+
+
+def questions(language: str) -> list[tuple[str, str]]:
+    """Every question without its country, also those that yield no item: (question id, text); none kept for extraction.
+
+    Raises:
+        LanguageError: not one of the seven.
+    """
+    code, data = languages.get(language).code, corpus()
+    worded = []
+    for question_id in data.templates:
+        if splits.of(question_id) != splits.DEV1:
+            with suppress(DataError):  # left out by the tables
+                worded.append((question_id, items.wordings(data, code, question_id)[1]))
+    return worded
 
 
 @lru_cache(maxsize=32)
