@@ -26,7 +26,7 @@ HEADER = "# Written by `python -m lm_eval_ext.data.tasks_tree`."
 LETTERS, CLOZE = "", "_cloze"
 
 #: SHA-256 of all items of BLEnD as they are built (`lm-eval-ext data card blend`); part of the version of their tasks.
-BLEND_ITEMS = "758469980ccb77442facd4fa8a6f0d934446d96de95cdb67d29c37a58ae65049"
+BLEND_ITEMS = "db2520679f8d93fee491085e9f5d1136083133878b6fc2a5c7ee9d856e681f00"
 _BLEND_VERSION = f"3.0+{BLEND_ITEMS[:12]}"
 _MINI_VERSION = "2.0"
 
