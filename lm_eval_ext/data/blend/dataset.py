@@ -163,16 +163,19 @@ def _document(item: Item, wording: str) -> dict[str, Any]:
         "format": item.form,
         "split": splits.of(item.question_id),
         "core": item.question_id in splits.core(),
-        "firm": gold.votes >= options.FIRM_VOTES,
+        "firm": _is_firm(item),
         "universal": len(gold.countries) >= UNIVERSAL_FROM,
         "us_uk_shared": any(len(set(o.countries) - ENGLISH_COUNTRIES) >= SHARED_FROM for o in english_options),
         "numeric": item.form in forms.COUNTED,
     }
 
 
+def _is_firm(item: Item) -> bool:
+    return item.options[item.gold].votes >= options.FIRM_VOTES
+
+
 def _is_in(item: Item, subset: str) -> bool:
-    firm = item.options[item.gold].votes >= options.FIRM_VOTES
-    return subset == "all" or (firm if subset == "firm" else item.question_id in splits.core())
+    return subset == "all" or (_is_firm(item) if subset == "firm" else item.question_id in splits.core())
 
 
 def _check(what: str, value: str, valid: tuple[str, ...]) -> None:

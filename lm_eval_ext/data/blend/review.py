@@ -121,11 +121,6 @@ def edits(question_id: str, language: str) -> tuple[tuple[str, str], ...]:
     return tuple(edited.items())
 
 
-def is_read(question_id: str, language: str, reader: str = "") -> bool:
-    """Whether the item of this question was read in this language by this reader (a language model by default)."""
-    return any(row.language == language and row.reader == reader for row in _of(question_id, language))
-
-
 def _reason(question_id: str, language: str, subject: str, verdict: str) -> str | None:
     """The reason of the last row that rejects or keeps a subject, if it is this verdict."""
     decisions = [row for row in _of(question_id, language) if row.subject == subject and row.verdict in (KEEP, verdict)]
