@@ -15,6 +15,7 @@ import inspect
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.paths import tasks_dir
@@ -123,6 +124,18 @@ def task_metadata(task_name: str) -> dict[str, Any] | None:
 
 
 # The patches ----------------------------------------------------------------------------------------------------------
+
+
+def chat_template(tokenizer: Any) -> Callable[..., str]:
+    """The harness's own rendering of a conversation with a tokenizer's chat template.
+
+    Args:
+        tokenizer: of transformers, with a chat template.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    # The harness's method needs no more of its model than this.
+    return functools.partial(HFLM.apply_chat_template, SimpleNamespace(tokenizer=tokenizer, chat_template_args={}))
 
 
 def _register_models(module: ModuleType) -> None:

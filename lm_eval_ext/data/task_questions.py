@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import harness
@@ -65,15 +63,11 @@ class Rendering:
                 f"apply_chat_template: the tokenizer {name} has no chat template; leave the option out, or use a model that "
                 "was trained for chat"
             )
-        from lm_eval.models.huggingface import HFLM
-
-        # The harness's own function, which needs no more of a model than this.
-        model = SimpleNamespace(tokenizer=self.tokenizer, chat_template_args={})
         return {
             **options,
             "apply_chat_template": True,
             "fewshot_as_multiturn": self.fewshot_as_multiturn,
-            "chat_template": partial(HFLM.apply_chat_template, model),
+            "chat_template": harness.chat_template(self.tokenizer),
             "tokenizer_name": str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__"),
         }
 

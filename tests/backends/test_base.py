@@ -145,7 +145,9 @@ def test_what_is_wrong_is_found_before_another_engine_starts() -> None:
 @pytest.mark.usefixtures("registered")
 def test_arguments_of_another_engine() -> None:
     assert other(colour="red").colour == "red"
-    with pytest.raises(ModelError, match=r"unexpected keyword argument 'color'[\s\S]*any_model everything goes to"):
+    with pytest.raises(
+        ModelError, match=r"unexpected keyword argument 'color'[\s\S]*allow_same_split everything goes to"
+    ):
         other(color="red")
     with pytest.raises(LanguageError, match="task tiny: the language is not known"):
         other("loc@1/all").loglikelihood(tiny.requests("loglikelihood", [("Which bird", " rice")]))

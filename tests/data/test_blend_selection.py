@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.blend import IDS
@@ -12,6 +12,9 @@ from lm_eval_ext.data.blend import duplicates, selection, shortcuts
 from lm_eval_ext.data.blend.options import Candidate, Option, Pool
 from lm_eval_ext.data.blend.source import corpus
 from lm_eval_ext.data.blend.tables import meaning
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def candidate(text: str, country: str) -> Candidate:
@@ -93,7 +96,10 @@ def test_the_classifier_finds_an_ending_and_the_frequency_a_repeated_gold() -> N
     assert shortcuts.rates(one_cluster)["most frequent"] == 25  # a cluster is in one fold
 
 
-def test_near_duplicates_are_found_by_their_stems_and_all_of_upstreams_are_listed(shared_data: object) -> None:
+def test_near_duplicates_are_found_by_their_stems_and_all_of_upstreams_are_listed(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
     asked = {"a": "What do men like to watch in your country?", "b": "What do women like to watch in your country?"}
     asked |= {"c": "How long is a semester in your country? (Provide Arabic numerals only.)"}
     assert [pair[:2] for pair in duplicates.candidates(asked)] == [("a", "b")]
