@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.console import output
 from lm_eval_ext.errors import PlanError, UserError
-from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
 from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.grid import Condition, Grid, intervention, problems
@@ -25,10 +24,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lm_eval_ext.backends.base import SteeredBackend
-    from lm_eval_ext.sweep.engine import Engine
-    from lm_eval_ext.sweep.questions import Questions, ScoredTree
+    from lm_eval_ext.sweep.cells import Cells
+    from lm_eval_ext.sweep.questions import Questions
     from lm_eval_ext.sweep.settings import Settings
-    from lm_eval_ext.sweep.store import Store
 
 
 class Sweep:
@@ -171,11 +169,11 @@ class Sweep:
             model = self._load()
             dtype = model.get_model_info().get("dtype", {})
             self._note_vectors_dtype(dtype.get("used", ""), console)
-            computed = self._compute(model, singles, processes, console)
-        if computed is None:
+            cells = self._cells(model, processes, console)
+            conditions = self._compute(cells, singles)
+        if not processes.is_first:
             return None
-        conditions, trees, store = computed
-        frame = self._items(trees, conditions, store)
+        frame = cells.items(conditions)
         summary = self._summary(frame, conditions)
         seconds = time.monotonic() - started
         result = SweepResult(self.settings, self.vectors, self.questions, conditions, frame, summary, seconds, dtype)
@@ -217,77 +215,34 @@ class Sweep:
                 f"note: the model runs in {dtype}, the vectors were extracted in {', '.join(others)}", style="yellow"
             )
 
-    def _engine(self, model: SteeredBackend, tree: ScoredTree, console: Console) -> Engine:
-        from lm_eval_ext.scoring.batching import Budget
-        from lm_eval_ext.scoring.shared_forward import SweepModel
-        from lm_eval_ext.sweep.engine import MAX_TOKENS, SeparateEngine, SharedEngine
+    def _cells(self, model: SteeredBackend, processes: Processes, console: Console) -> Cells:
+        from lm_eval_ext.sweep.cells import Cells
 
         settings = self.settings
-        trees = SweepModel(model.model)
-        if reason := trees.check(tree.tree):
-            console.print(f"note: {reason}; every condition is computed in full", style="yellow")
-            return SeparateEngine(model.model, self.vectors, self.n_layers, max_length=model.max_length)
-        tokens = settings.max_tokens or MAX_TOKENS.get(model.device.type, MAX_TOKENS["cuda"])
-        return SharedEngine(trees, self.vectors, self.n_layers, Budget(tokens, settings.memory))
+        return Cells(
+            *(model, self.questions, self.vectors, settings.cells, processes, console),
+            likelihoods=settings.likelihoods,
+            max_tokens=settings.max_tokens,
+            memory=settings.memory,
+        )
 
-    def _compute(
-        self, model: SteeredBackend, singles: list[Condition], processes: Processes, console: Console
-    ) -> tuple[list[Condition], list[ScoredTree], Store] | None:
-        """All conditions and trees in the store of the first process; None in the others."""
-        from lm_eval_ext.sweep.store import Store
-
-        requests = model.encode(self.questions.instances)
-        trees = self.questions.trees(requests, model.max_length, likelihoods=self.settings.likelihoods)
-        if self.questions.n_truncated:
-            console.print(
-                f"note: {self.questions.n_truncated} prompts are truncated from the left: they are longer than the model's "
-                f"{model.max_length} tokens",
-                style="yellow",
-            )
-        store = Store(self.settings.cells, self._identity(model), processes.rank)
-        stored = store.trees()
-        if stored and processes.is_first:
-            requested = {tree.key for tree in trees}
-            console.print(
-                f"{self.settings.cells}: {len(stored & requested)} of {len(requested)} prompts were begun by earlier runs"
-                + (f", {len(stored - requested)} others are not used now" if stored - requested else "")
-            )
-        engine = self._engine(model, min(trees, key=lambda tree: len(tree.tree)), console)
+    def _compute(self, cells: Cells, singles: list[Condition]) -> list[Condition]:
+        """Compute all conditions; those of pairs and the controls of the best depend on the results of the others."""
         conditions = singles
-        self._run(engine, trees, conditions, store, processes, "Sweeping")
+        cells.compute(conditions, "Sweeping")
         if self.settings.has_pairs:
-            conditions = [*singles, *self._pairs(trees, singles, store)]
-            self._run(engine, trees, conditions, store, processes, "Pairs")
-        if missing := self._missing_controls(trees, conditions, store):
+            conditions = [*singles, *self._pairs(cells, singles)]
+            cells.compute(conditions, "Pairs")
+        if missing := self._missing_controls(cells, conditions):
             conditions = [*conditions, *missing]
-            self._run(engine, trees, conditions, store, processes, "Controls of the best")
-        return (conditions, trees, store) if processes.is_first else None
+            cells.compute(conditions, "Controls of the best")
+        return conditions
 
-    def _run(
-        self,
-        engine: Engine,
-        trees: list[ScoredTree],
-        conditions: Sequence[Condition],
-        store: Store,
-        processes: Processes,
-        title: str,
-    ) -> None:
-        from tqdm import tqdm
-
-        share = sorted(trees, key=lambda tree: (-len(tree.tree), tree.key))[processes.rank :: processes.count]
-        done = sum(store.get(condition.name, tree.key) is not None for condition in conditions for tree in share)
-        total = len(share) * len(conditions)
-        with tqdm(total=total, initial=done, desc=title, unit="cell", disable=not processes.is_first) as bar:
-            engine.run(share, conditions, store, bar.update)
-        processes.wait()
-        if processes.count > 1:
-            store.refresh()
-
-    def _pairs(self, trees: list[ScoredTree], singles: list[Condition], store: Store) -> list[Condition]:
+    def _pairs(self, cells: Cells, singles: list[Condition]) -> list[Condition]:
         """The two-layer conditions: the best layers of both kinds, by the axis of each."""
         from lm_eval_ext.sweep.choice import SURGICAL, Axes, best_by_layer
 
-        summary = self._summary(self._items(trees, [c for c in singles if c.control is None], store), singles)
+        summary = self._summary(cells.items([c for c in singles if c.control is None]), singles)
         axes = Axes.of(self.questions.questions, set(summary["family"]))
         families = {kind: axes[subject] or summary["family"].iloc[0] for kind, subject in SURGICAL.items()}
         best = {
@@ -295,24 +250,16 @@ class Sweep:
         }
         return self.grid()[0].pairs(best["en"], best["loc"])
 
-    def _missing_controls(self, trees: list[ScoredTree], conditions: list[Condition], store: Store) -> list[Condition]:
+    def _missing_controls(self, cells: Cells, conditions: list[Condition]) -> list[Condition]:
         """The controls of reported plans that have none yet."""
         from lm_eval_ext.sweep.choice import Axes, reported
 
         controlled = {condition.of for condition in conditions if condition.control}
         plans = [condition for condition in conditions if condition.control is None]
-        summary = self._summary(self._items(trees, plans, store), plans)
+        summary = self._summary(cells.items(plans), plans)
         axes = Axes.of(self.questions.questions, set(summary["family"]))
         best = [plan for plan in reported(summary, axes) if str(plan) not in controlled]
         return [control for plan in best for control in self.grid()[0].controls(plan)]
-
-    def _items(self, trees: list[ScoredTree], conditions: Sequence[Condition], store: Store) -> pd.DataFrame:
-        from tqdm import tqdm
-
-        from lm_eval_ext.sweep.summary import items
-
-        with tqdm(total=len(conditions), desc="Scoring", unit="condition") as bar:
-            return items(self.questions, trees, conditions, store, bar.update)
 
     def _summary(self, frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
         from lm_eval_ext.sweep.summary import summarise
@@ -322,13 +269,6 @@ class Sweep:
             metrics = [name for name in frame if frame[name].dtype == float and name != "margin"]
             raise UserError(f"--metric {self.settings.metric!r}: the tasks score {', '.join(map(str, metrics))}")
         return summary
-
-    def _identity(self, model: SteeredBackend) -> dict[str, str]:
-        return {
-            "model": weights_fingerprint(model.model),
-            "vector file": self.vectors.digest[:16],
-            "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
-        }
 
 
 def _gamma(text: str) -> Gamma:
