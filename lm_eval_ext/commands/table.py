@@ -17,6 +17,11 @@ COMMANDS = {
         "lm_eval_ext.commands.sweep:sweep",
         "Evaluate a grid of layers and strengths for little more than one evaluation.",
     ),
+    "tune": (
+        "lm_eval_ext.commands.tune:tune",
+        "Choose vectors, layers and strengths on a development split, confirm them on the test split.",
+    ),
+    "gap": ("lm_eval_ext.commands.gap:gap", "Find where naming the country leaves room for steering."),
     "geometry": ("lm_eval_ext.commands.geometry:geometry", "Measure how languages lie in a model, layer by layer."),
     "plane": ("lm_eval_ext.commands.plane:plane", "Draw the transfer-localization plane from result files."),
     "breakdown": (

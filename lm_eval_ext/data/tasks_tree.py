@@ -149,7 +149,7 @@ def _gap(name: str, split: str = "test", named: bool = False) -> Family:
         options={"named": True} if named else {},
         averaged=BY_COUNTRY,
         split=split,
-        variant_of="localization_gap" if named else "",
+        variant_of=name.replace("_ctx", "") if named else "",
         variant=EXPLICIT_CONTEXT if named else "",
     )
 
@@ -172,6 +172,7 @@ FAMILIES = (
     _gap("localization_gap"),
     _gap("localization_gap_dev", split="dev"),
     _gap("localization_gap_ctx", named=True),
+    _gap("localization_gap_ctx_dev", split="dev", named=True),
     Family("transfer_mini", "transfer_mini", version=_MINI_VERSION, axis="transfer"),
     Family("localization_mini", "localization_mini", averaged=BY_COUNTRY, version=_MINI_VERSION),
     Family(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import axes
 from lm_eval_ext.data.request_language import request_language
-from lm_eval_ext.data.task_pairs import PRIOR_METRICS
+from lm_eval_ext.data.task_pairs import PAIRED_BY, PRIOR_METRICS
 from lm_eval_ext.data.task_questions import load_tasks, question_id, requests_by_document
 from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.results import legacy_names
@@ -162,6 +162,20 @@ class Questions:
             for question in self.questions
             if question.task == task
             for index in question.instances[:1]
+        ]
+
+    def ids(self) -> list[str]:
+        """What tells each question from the others of its language, and is the same where other words ask it.
+
+        Its column `id` (or another of `task_pairs.PAIRED_BY`); the number of its document where it has none. Several
+        questions of one cluster have ids of their own.
+        """
+        return [
+            next(
+                (str(question.document[name]) for name in PAIRED_BY if question.document.get(name) is not None),
+                str(question.doc_id),
+            )
+            for question in self.questions
         ]
 
     @property

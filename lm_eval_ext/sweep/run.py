@@ -93,11 +93,11 @@ class Sweep:
         grid = Grid(
             kinds=tuple(kind for kind in settings.kinds if kind in self.vectors.kinds),
             layers=tuple(layers),
-            gammas=read(_gamma, settings.gammas),
+            gammas=read(parse_gamma, settings.gammas),
             positions=read(parse_position, settings.positions),
             n_random=settings.n_random,
             with_controls=settings.controls,
-            control_gammas=read(_gamma, settings.control_gammas),
+            control_gammas=read(parse_gamma, settings.control_gammas),
             n_shuffled={kind: self.vectors.n_shuffled(kind) for kind in self.vectors.kinds},
         )
         unknown = [kind for kind in settings.kinds if kind not in self.vectors.kinds]
@@ -271,7 +271,12 @@ class Sweep:
         return summary
 
 
-def _gamma(text: str) -> Gamma:
+def parse_gamma(text: str) -> Gamma:
+    """A strength as in a plan.
+
+    Raises:
+        PlanError: the text is none.
+    """
     try:
         return Plan.parse(f"x@0:{text}").interventions[0].gamma
     except PlanError:

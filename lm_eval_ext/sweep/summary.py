@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,10 @@ RESAMPLES = 2_000
 
 ENGLISH = "en"
 
+#: A score besides the tasks' own: the right option's share of the likelihood of all options. It changes by less than a whole
+#: answer, and so shows more on few questions.
+PROBABILITY = "probability"
+
 #: Columns of `items.parquet`; the tasks' own metrics follow, NaN where a task lacks one.
 ITEM_COLUMNS = {
     "condition": "the steering plan, with its positions; empty for the unsteered model",
@@ -45,7 +50,7 @@ def items(
     store: Store,
     progress: Callable[[int], object] = lambda done: None,
 ) -> pd.DataFrame:
-    """One row per condition and question, with the columns of `ITEM_COLUMNS` and a column for each metric (0 or 1)."""
+    """One row per condition and question: `ITEM_COLUMNS`, `PROBABILITY`, and a column for each metric (0 or 1)."""
     question_columns = pd.DataFrame(
         {
             "task": [question.task for question in questions.questions],
@@ -79,8 +84,17 @@ def _scores(questions: Questions, question: Question, values: list[float]) -> di
     return {
         "margin": margin(question, values),
         "chosen": int(np.argmax(values[: question.n_options])),
+        PROBABILITY: probability(question, values),
         **questions.score(question, values),
     }
+
+
+def probability(question: Question, values: Sequence[float]) -> float:
+    """Of the right option among the options, by their log-likelihoods; NaN where no option is right."""
+    if question.gold is None:
+        return math.nan
+    likelihoods = np.exp(np.asarray(values[: question.n_options]) - max(values[: question.n_options]))
+    return float(likelihoods[question.gold] / likelihoods.sum())
 
 
 def summarise(

@@ -30,7 +30,10 @@ GROUPS = {name: tuple(LANGUAGES) for name in SEVEN} | {
     "english_bias": NON_ENGLISH,
     "blend_decon_core": NON_ENGLISH,
     "blend_decon_en_about": ABOUT,
-    **dict.fromkeys(("localization_gap", "localization_gap_dev", "localization_gap_ctx"), localization_gap.LANGUAGES),
+    **dict.fromkeys(
+        ("localization_gap", "localization_gap_dev", "localization_gap_ctx", "localization_gap_ctx_dev"),
+        localization_gap.LANGUAGES,
+    ),
 }
 CLOZE_BY_NATURE = ("bmlama", "bmlama_dev")
 FORMS = {name: ("",) if name in CLOZE_BY_NATURE else ("", "_cloze") for name in GROUPS}

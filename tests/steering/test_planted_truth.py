@@ -216,50 +216,11 @@ def test_layers_are_trained_together_for_a_range() -> None:
 # The sweep ------------------------------------------------------------------------------------------------------------
 
 
-_TASK = """
-task: planted_{subject}_{language}
-custom_dataset: !function planted_documents.documents
-dataset_kwargs: {{subject: {subject}}}
-test_split: test
-num_fewshot: 0
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: options
-doc_to_target: gold
-metric_list: [{{metric: acc}}]
-metadata: {{version: 1.0, axis: {axis}, split: dev, form: texts, family: planted_{subject}, language: {language}}}
-"""
-
-_DOCUMENTS = """
-import datasets
-
-ROWS = {rows!r}
-
-
-def documents(subject, language, **_):
-    return {{"test": datasets.Dataset.from_list(ROWS[subject, language])}}
-"""
-
-
 @pytest.fixture
 def tasks(tmp_path: Path) -> TaskManager:
     """The questions as tasks of the harness."""
-    rows, folder = {}, tmp_path / "tasks"
-    folder.mkdir()
-    for subject, axis in (("u", "transfer"), ("c", "localization")):
-        for language in OTHERS:
-            rows[subject, language] = [
-                {
-                    "question": f"{language} {subject}{n} here-{n % planted.N_NAMES} ?",
-                    "options": [f"A{k}" for k in range(planted.N_ANSWERS)],
-                    "gold": model().right(subject, n, language),
-                }
-                for n in range(planted.DEV, planted.DEV + planted.ASKED)
-            ]
-            task = _TASK.format(subject=subject, axis=axis, language=language)
-            (folder / f"planted_{subject}_{language}.yaml").write_text(task, encoding="utf-8")
-    (folder / "planted_documents.py").write_text(_DOCUMENTS.format(rows=rows), encoding="utf-8")
-    return TaskManager(include_path=str(folder), include_defaults=False)
+    planted.write_tasks(tmp_path / "tasks", model())
+    return TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
 
 
 @pytest.mark.slow

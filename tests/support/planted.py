@@ -16,6 +16,7 @@ questions at random.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -259,3 +260,74 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<end>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<end>")
+
+
+# Tasks of the harness -------------------------------------------------------------------------------------------------
+
+_TASK = """
+task: {name}_{language}
+custom_dataset: !function planted_documents.documents
+dataset_kwargs: {{rows: {name}_{language}}}
+test_split: test
+num_fewshot: 0
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: options
+doc_to_target: gold
+metric_list: [{{metric: acc}}]
+metadata: {{version: 1.0, axis: {axis}, split: {split}, form: texts, family: {name}, language: {language}}}
+"""
+
+_DOCUMENTS = """
+import datasets
+
+ROWS = {rows!r}
+
+
+def documents(rows, **_):
+    return {{"test": datasets.Dataset.from_list(ROWS[rows])}}
+"""
+
+
+def write_tasks(
+    folder: Path, of: Planted, questions: range = range(DEV, DEV + ASKED), suffix: str = "", **more: Any
+) -> None:
+    """Write the questions as tasks of the harness, `planted_u_ko`, `planted_c_ko`, ...
+
+    Args:
+        folder: for the YAML files.
+        of: the model that knows the answers.
+        questions: which ones.
+        suffix: of the family and the tasks.
+        more: `split` (dev if not given), `named` (whether the country is named).
+    """
+    rows = {}
+    folder.mkdir(exist_ok=True)
+    for subject, axis in (("u", "transfer"), ("c", "localization")):
+        for language in OTHERS:
+            name = f"planted_{subject}{suffix}"
+            place = f"in-{language}" if more.get("named") else "here"
+            rows[f"{name}_{language}"] = [
+                {
+                    "id": f"{subject}{n}",
+                    "question": f"{language} {subject}{n} {place}-{n % N_NAMES} ?",
+                    "options": [f"A{k}" for k in range(N_ANSWERS)],
+                    "gold": of.right(subject, n, language),
+                }
+                for n in questions
+            ]
+            task = _TASK.format(name=name, language=language, axis=axis, split=more.get("split", "dev"))
+            task = task.replace("planted_documents", f"planted_documents{suffix}")
+            (folder / f"{name}_{language}.yaml").write_text(task, encoding="utf-8")
+    (folder / f"planted_documents{suffix}.py").write_text(_DOCUMENTS.format(rows=rows), encoding="utf-8")
+
+
+def write_pairs(file: Path, of: Planted, kind: str) -> Path:
+    """The pairs of `of.pairs(kind)` as JSON lines."""
+    pairs = [pair for pair_set in of.pairs(kind) for pair in pair_set.pairs]
+    lines = [
+        json.dumps({"language": p.language, "positive": p.positive, "negative": p.negative, "answer": p.answer})
+        for p in pairs
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file

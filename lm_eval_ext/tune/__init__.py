@@ -1,0 +1,1 @@
+"""Choosing what to steer: where naming the country leaves room, and the plan that a development split chooses."""
