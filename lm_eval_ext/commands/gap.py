@@ -52,7 +52,7 @@ def gap(
       lm-eval-ext gap --out gap/ --languages ko,el --limit 50
 
       lm-eval-ext gap --out gap/ --model $(lm-eval-ext model --name qwen2.5-coder-0.5b-instruct) \\
-        --pairs blend_decon_cloze/blend_ctx_cloze --num_fewshot 0,2 --chat-template both
+        --pairs blend_decon_cloze/blend_ctx_cloze --num-fewshot 0,2 --chat-template both
 
       lm-eval-ext gap --out gap/ --pairs localization_gap_cloze/localization_gap_ctx_cloze
     """
@@ -69,7 +69,7 @@ def gap(
 
     shots = [text.strip() for text in num_fewshot.split(",")]
     if not all(text.isdigit() for text in shots):
-        raise UserError(f"--num_fewshot {num_fewshot!r}: numbers joined by commas, such as 0,2")
+        raise UserError(f"--num-fewshot {num_fewshot!r}: numbers joined by commas, such as 0,2")
     if chat_template not in ("off", "on", "both"):
         raise UserError(f"--chat-template {chat_template!r} is unknown, valid: off, on, both")
     tokenizer = load_tokenizer(model or str(embedded.path())) if chat_template != "off" else None
@@ -92,7 +92,7 @@ def gap(
         include_path=include_path,
     )
     if conflicting := sorted({"vectors", "steer"} & simple_parse_args_string(model_args).keys()):
-        raise UserError(f"--model_args {', '.join(conflicting)}: the gap is of the unsteered model")
+        raise UserError(f"--model-args {', '.join(conflicting)}: the gap is of the unsteered model")
     arguments = {**simple_parse_args_string(model_args), **({"device": device} if device else {})}
     loaded = backends.load("steered-hf", model or None, **arguments)
     gaps = screen(loaded, wanted, out / "cells", output(stderr=True))
