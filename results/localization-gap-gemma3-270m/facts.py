@@ -1,6 +1,7 @@
 """The near-functional facts of BMLAMA-53 in Turkish, Bengali, French, Russian and English, as lines for `data import`.
 
     python facts.py FOLDER > facts.jsonl
+    python facts.py FOLDER dev > facts_dev.jsonl
 
 FOLDER holds {en,tr,bn,fr,ru}.tsv of 1_easyrun/BMLAMA53 of Betswish/Cross-Lingual-Consistency at commit 13c9d46c. Facts and
 relations are those of the package's `bmlama` (test split), with four candidates that differ in all five languages; the gap
@@ -20,8 +21,8 @@ CODES = ("en", "tr", "bn", "fr", "ru")
 OPTIONS = 4
 
 
-def main(folder: Path) -> None:
-    """Print one JSON object per fact and language."""
+def main(folder: Path, split: str = "test") -> None:
+    """Print one JSON object per fact and language of a split."""
     texts = ((folder / f"{code}.tsv").read_text("utf-8").replace("\r\n", "\n") for code in CODES)
     tables = [[line.split("\t") for line in text.split("\n")[1:] if line] for text in texts]
     facts = []
@@ -30,7 +31,7 @@ def main(folder: Path) -> None:
         template = prompt.replace(subject, "[X]", 1)
         names = [row[2].split(", ") for row in rows]
         same = len({len(candidates) for candidates in names}) == 1
-        in_split = int(hash_text("split", template, subject), 16) % 4 != 0
+        in_split = (int(hash_text("split", template, subject), 16) % 4 == 0) is (split == "dev")
         if template in _NEAR_FUNCTIONAL and same and in_split and len(names[0]) >= OPTIONS:
             facts.append((number, template, subject, rows, names))
     answers: dict[tuple[str, str], set[str]] = {}
@@ -60,4 +61,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:3])
