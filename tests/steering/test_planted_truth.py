@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lm_eval_ext.errors import PlanError
+from lm_eval_ext.geometry.measures import gram, variance_share
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering import registry
 from lm_eval_ext.steering.extraction import extract
@@ -260,9 +262,9 @@ def test_a_sweep_finds_the_planted_layers_and_its_bands_hold_the_controls(tasks:
 
 
 #: What alignment does, planted: more is known in every language, less is answered for the own country, some is lost.
-UNALIGNED = Planted(everywhere=0.25, local=0.75)
-MIST = Planted(everywhere=0.5, local=0.5, forgotten=0.25)
-CLO = Planted(everywhere=0.75, local=0.25, forgotten=0.5)
+UNALIGNED = Planted(everywhere=0.25, local=0.75, merged=0.2)
+MIST = Planted(everywhere=0.5, local=0.5, forgotten=0.25, merged=0.4)
+CLO = Planted(everywhere=0.75, local=0.25, forgotten=0.5, merged=0.6)
 EN, LOC = f"en@{UNIVERSAL - 1}:1", f"loc@{CULTURAL - 1}:1"
 
 
@@ -294,6 +296,34 @@ def test_steering_at_two_layers_does_what_neither_vector_does(aligned: Planted) 
     assert aligned.english_bias((vectors, f"{EN}+{LOC}")) < aligned.english_bias()
     assert plain[1] < both[1] < 1
     assert aligned is MIST or both[1] < UNALIGNED.accuracy("c")
+
+
+def shares(of: Planted, subject: str) -> list[float]:
+    """Between-language share of the variance of the last tokens' states, after each layer."""
+    asked = range(planted.DEV, planted.DEV + planted.ASKED)
+    places = [f"here-{n % planted.N_NAMES}" for n in asked]
+    texts = [f"{code} {subject}{n} {here} ?" for code in LANGUAGES for n, here in zip(asked, places, strict=True)]
+    ids = torch.tensor(planted.tokenizer()(texts)["input_ids"])
+    with torch.inference_mode():
+        states = of.model(input_ids=ids, output_hidden_states=True).hidden_states
+    # The last entry is after the final norm: the layer before it is the last that is compared.
+    by_layer = [layer[:, -1].double().view(len(LANGUAGES), len(asked), -1).numpy() for layer in states[1:-1]]
+    weights = np.ones((1, len(asked)))
+    return [float(variance_share(gram(layer), weights)[0]) for layer in by_layer]
+
+
+def test_universal_questions_merge_earlier_than_cultural_ones_and_alignment_tightens_both() -> None:
+    last = {subject: [] for subject in "uc"}
+    for of in (UNALIGNED, MIST, CLO):
+        for subject, layer in (("u", UNIVERSAL), ("c", CULTURAL)):
+            share = shares(of, subject)
+            assert share[layer - 1] == pytest.approx(share[0], rel=0.01)  # apart up to the layer that answers
+            assert share[layer] < 0.8 * share[layer - 1]
+            last[subject].append(share[-1])
+        assert shares(of, "u")[UNIVERSAL] < shares(of, "c")[UNIVERSAL]
+    for subject in "uc":
+        assert last[subject] == sorted(last[subject], reverse=True)
+        assert last[subject][0] > 1.5 * last[subject][-1]
 
 
 def test_the_vectors_are_orthogonal() -> None:

@@ -49,6 +49,9 @@ FEATURES = (
 )
 HIDDEN = 4 * -(-len(FEATURES) // 4)
 
+#: What a unit of an MLP reads, its threshold, the feature that it writes, and how strongly.
+Unit = tuple[dict[str, float], float, str, float]
+
 #: Length of the constant direction, which keeps the norm of the stream steady; and how sharply units tell above from below.
 _CONSTANT, _SHARPNESS = 30.0, 60.0
 
@@ -61,12 +64,15 @@ class Planted:
         everywhere: share of the universal questions that are answered in every language.
         local: share of the cultural questions that are answered for the language's own country without naming it.
         forgotten: share of the cultural questions whose answers outside of the US are lost.
+        merged: share of the language's direction that is taken away once a question is answered: at layer `UNIVERSAL` of a
+            universal one, at `CULTURAL` of a cultural one.
         seed: of the rotation, the answers and the noise.
     """
 
     everywhere: float = 0.5
     local: float = 0.5
     forgotten: float = 0.0
+    merged: float = 0.0
     seed: int = 0
     answers: Tensor = field(init=False, repr=False, compare=False)
     basis: Tensor = field(init=False, repr=False, compare=False)
@@ -182,11 +188,11 @@ class Planted:
             constant = self.direction("constant") / _CONSTANT / normed
             for layer, units in facts.items():
                 mlp = layers[layer].mlp
-                for k, (reads, threshold, answer, weight) in enumerate(units):
+                for k, (reads, threshold, written, weight) in enumerate(units):
                     read = self.direction(**{name.replace(" ", "_"): w for name, w in reads.items()}) / normed
                     mlp.gate_proj.weight[k] = _SHARPNESS * (read - threshold * constant)
                     mlp.up_proj.weight[k] = constant
-                    mlp.down_proj.weight[:, k] = weight / _SHARPNESS * self.direction(f"answer {answer}")
+                    mlp.down_proj.weight[:, k] = weight / _SHARPNESS * self.direction(written)
             for n in range(N_ANSWERS):
                 row = tokenizer().convert_tokens_to_ids(f"A{n}")
                 model.lm_head.weight[row] = 6 * self.direction(f"answer {n}") / normed
@@ -206,26 +212,34 @@ class Planted:
         is_noisy = token.startswith(("in-", "here-", "u", "c"))
         return self.direction(**{k.replace(" ", "_"): w for k, w in features.items()}) + (noise if is_noisy else 0)
 
-    def _universal(self) -> list[tuple[dict[str, float], float, int, float]]:
-        """Units: what each reads, its threshold, the answer that it gives, and how strongly."""
-        units = []
+    def _merging(self, subject: str) -> list[Unit]:
+        """Units that take a language's direction away where a question of the subject is asked."""
+        questions = {f"question {subject}{n}": 2.0 for n in range(DEV + ASKED)}
+        return [
+            ({**questions, f"language {code}": 1.0}, 2.5, f"language {code}", -2 * self.merged)
+            for code in LANGUAGES
+            if self.merged
+        ]
+
+    def _universal(self) -> list[Unit]:
+        units = self._merging("u")
         for n in range(DEV + ASKED):
             question = {f"question u{n}": 2.0}
             right, wrong = self.answers[0, n, :2].tolist()
             if self._is_in(n, self.everywhere):
-                units.append((question, 1.5, right, 1.0))
+                units.append((question, 1.5, f"answer {right}", 1.0))
             else:
-                units.append((question, 1.5, wrong, 1.0))
-                units.append(({**question, "language en": 1.0}, 2.0, right, 1.5))
+                units.append((question, 1.5, f"answer {wrong}", 1.0))
+                units.append(({**question, "language en": 1.0}, 2.0, f"answer {right}", 1.5))
         return units
 
-    def _cultural(self) -> list[tuple[dict[str, float], float, int, float]]:
-        units = []
+    def _cultural(self) -> list[Unit]:
+        units = self._merging("c")
         for n in range(DEV + ASKED):
             question = {f"question c{n}": 2.0}
-            units.append((question, 1.5, self.right("c", n, "en"), 1.0))
+            units.append((question, 1.5, f"answer {self.right('c', n, 'en')}", 1.0))
             for code in LANGUAGES:
-                answer = self.right("c", n, code)
+                answer = f"answer {self.right('c', n, code)}"
                 if code != "en" and self._is_in(n, self.forgotten):
                     continue
                 units.append(({**question, f"country {code}": 1.0}, 2.0, answer, 1.5))
