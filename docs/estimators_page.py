@@ -9,8 +9,8 @@ FOLDER = Path(__file__).parents[1] / "lm_eval_ext" / "steering" / "estimators"
 
 _INTRODUCTION = """# Estimators
 
-An estimator makes of the pairs' hidden states what is applied to the residual stream. `extract --estimator NAME` takes one for all
-kinds, `--estimator KIND=NAME` for one kind, `NAME:field=value,field=value` its parameters:
+An estimator makes of the pairs' hidden states what is applied to the residual stream. `extract --estimator NAME` takes one
+for all kinds, `--estimator KIND=NAME` for one kind, `NAME:field=value,field=value` its parameters:
 
 ```console
 lm-eval-ext extract --estimator en=least_squares:rank=16 --estimator loc=rotation:direction=lda --out v.safetensors

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path(__file__).parent / "runs"
+_ABOUT_THE_SWEEP = "Gemma 3 270M (base), 361 conditions; results/sweep-gemma3-270m/README.md says how it was run."
 SWEEP = ROOT / "results" / "sweep-gemma3-270m"
 
 
@@ -32,7 +33,7 @@ def pages() -> Iterator[tuple[str, str]]:
     summary = pd.read_csv(SWEEP / "summary.csv", keep_default_na=True).fillna({"condition": ""})
     yield (
         "live/sweep.html",
-        sweep_page(summary, ["Gemma 3 270M (base), 361 conditions; results/sweep-gemma3-270m/README.md says how it was run."]),
+        sweep_page(summary, [_ABOUT_THE_SWEEP]),
     )
     if not any(RUNS.rglob("results_*.json")):
         return

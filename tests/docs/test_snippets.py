@@ -27,7 +27,9 @@ def of(*languages: str) -> list[Block]:
 def test_every_command_exists_with_its_options() -> None:
     checked = [(block, words) for block in BLOCKS for words in snippets.commands(block)]
     problems = [
-        f"{block.where}: {problem}: {' '.join(words)}" for block, words in checked if (problem := snippets.problem(words))
+        f"{block.where}: {problem}: {' '.join(words)}"
+        for block, words in checked
+        if (problem := snippets.problem(words))
     ]
     assert not problems, "\n".join(problems)
     heads = [words[0] for _, words in checked]

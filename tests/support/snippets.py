@@ -51,7 +51,10 @@ class Block:
 
 def pages() -> list[Path]:
     """Every page of the documentation, generated ones by their source."""
-    found = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), ROOT / "examples" / "README.md"]
+    found = [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+        ROOT / "examples" / "README.md",
+    ]
     for pattern in ("docs/**/*.md", "tasks/*/README.md", "results/*/README.md", "lm_eval_ext/data/*/README.md"):
         found += sorted(ROOT.glob(pattern))
     return found
@@ -59,8 +62,12 @@ def pages() -> list[Path]:
 
 def blocks(page: Path) -> Iterator[Block]:
     """The code blocks of a page; an indented one counts as commands where it begins with one."""
-    name = str(page.relative_to(ROOT))
-    for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
+    yield from blocks_of(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT)))
+
+
+def blocks_of(text: str, name: str) -> Iterator[Block]:
+    """The code blocks of a page's text."""
+    for token in MarkdownIt().parse(text):
         if token.type not in ("fence", "code_block") or token.map is None:
             continue
         info = token.info.strip().strip("{}").strip()
@@ -204,9 +211,8 @@ def imports(block: Block) -> Iterator[str]:
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 importlib.import_module(alias.name)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lx":
-            if node.attr not in _public():
-                yield f"lx.{node.attr}"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "lx" and node.attr not in _public():
+            yield f"lx.{node.attr}"
 
 
 @cache
