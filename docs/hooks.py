@@ -46,6 +46,8 @@ PAGES = {
 #: Measured tables that go below the page of their folder.
 TABLES = {"benchmarks/blend.md": ["results/blend-gemma3-270m/scores.md"]}
 
+#: What a block of commands begins with.
+_COMMANDS = {"lm-eval-ext", "lm_eval", "make", "export", "pip", "python", "OMP_NUM_THREADS=1"}
 _IMAGE = re.compile(r"(!\[[^\]]*\]\()([^)\s]+\.(?:png|svg))(\))")
 #: Paths in backquotes that have a page of their own.
 _README = re.compile(r"`tasks/(\w+)/README\.md`")
@@ -103,7 +105,7 @@ def _linked(text: str, place: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    """Indented commands as blocks with a language, which get a button to copy them."""
+    """Indented blocks as blocks with a language."""
     lines: list[str] = []
     block: list[str] = []
     in_fence = False
@@ -112,7 +114,8 @@ def _fenced(text: str) -> str:
         while block and not block[-1]:
             block.pop()
         if block:
-            lines.extend(["```console", *(line[4:] for line in block), "```", ""])
+            language = "console" if block[0].split()[0] in _COMMANDS else "text"
+            lines.extend([f"```{language}", *(line[4:] for line in block), "```", ""])
             block.clear()
 
     previous = ""

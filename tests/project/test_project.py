@@ -56,7 +56,7 @@ def test_a_project_goes_from_questions_to_a_verdict(
     manager = TaskManager(include_path=[str(tasks_dir()), "tasks"], include_defaults=False)
     for name, vectors, plan in (("base", None, ""), ("candidate", tiny.vector_file("llama"), "loc@1:30")):
         folder = tiny.roomy_folder("llama")
-        options = {"pretrained": folder, "task_manager": manager, "device": "cpu", "limit": 20}
+        options = {"pretrained": folder, "task_manager": manager, "device": "cpu", "limit": 5}
         vectors = tiny.vector_set("llama") if vectors else None
         lx.evaluate(tasks=TASKS, output=f"results/{name}", vectors=vectors, plan=plan, **options)
 
@@ -68,7 +68,7 @@ def test_a_project_goes_from_questions_to_a_verdict(
     assert code == 0, output
     code, output = run("gate", *base, "results/base", "--any-order", "--json", "-")
     verdicts = json.loads(output[output.index("{") : output.rindex("}") + 1])
-    assert code == 2, output  # nothing changed, and twenty questions cannot show ten points
+    assert code == 2, output  # nothing changed, and five questions cannot show ten points
     assert {check["verdict"] for check in verdicts["checks"] if check["axis"] == "own_cloze"} == {"pass"}
     code, output = run("gate", *base, "results/candidate")
     assert code == 1, output
