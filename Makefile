@@ -5,6 +5,9 @@
 # make bench   every benchmark with a target, as one table (about ten minutes)
 # make study-smoke  a whole study at a reduced size: trains three models, steers and compares four (under 15 minutes)
 # make test-transformers4    the tests of models and steering with transformers 4, in an environment of its own
+# make docs    the documentation in site/, which needs no network to be read
+# make docs-check  the documentation, its links, and whether every command in it exists
+# make dist    sdist and wheel in dist/, checked
 # make clean   removes what these commands made here
 #
 # Needs Python 3.10 to 3.13 and make. A second run reuses what exists.
@@ -18,7 +21,10 @@ TORCH ?= torch==2.13.0
 TRANSFORMERS4 ?= transformers>=4.50,<5
 PYTEST ?= pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-transformers4 lint bench clean study-smoke
+# Of the builder of the documentation, about a successor of its own.
+export NO_MKDOCS_2_WARNING = 1
+
+.PHONY: demo test test-fast test-transformers4 lint bench clean study-smoke docs docs-check dist
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m lm_eval_ext demo
@@ -44,8 +50,20 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-demo
 	$(VENV)/bin/python benchmarks/run.py
 
+docs: $(VENV)/.installed-dev
+	$(VENV)/bin/mkdocs build --strict --quiet
+
+docs-check: docs
+	$(VENV)/bin/python docs/check_site.py site
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/docs
+
+dist:
+	rm -rf dist
+	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
+
 clean:
-	rm -rf .venv .venv-transformers4 results/demo results/gemma3-270m-smoke
+	rm -rf site dist .venv .venv-transformers4 results/demo results/gemma3-270m-smoke
 
 $(VENV)/.installed-demo: EXTRA = model,peft
 $(VENV)/.installed-study: EXTRA = model,train

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from lm_eval_ext import harness
 from lm_eval_ext.commands.table import COMMANDS, subcommand
-from lm_eval_ext.console import user_errors
+from lm_eval_ext.console import set_up_progress, user_errors
 from lm_eval_ext.version import __version__
 
 VERBATIM = {"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True}
@@ -27,6 +27,12 @@ lm-eval-ext plane results/ --baseline unsteered --out plane.html"""
 class _Commands(TyperGroup):
     """Ends every subcommand the same way: a user's mistake with status 2, an interruption with status 130."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The subcommand; its own options only where a shell completes them, as they take an import."""
+        if ctx.resilient_parsing and args and args[0] in COMMANDS:
+            return args[0], subcommand(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             with user_errors():
@@ -41,7 +47,6 @@ app = typer.Typer(
     help="Measure, and repair, what cross-lingual alignment does to a language model: a plugin for lm_eval.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -60,8 +65,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No notes and no progress: only results and errors."),
 ) -> None:
-    pass
+    set_up_progress(quiet=quiet)
 
 
 @app.command(

@@ -1,9 +1,16 @@
-"""The output of commands, and how they end on a user error."""
+"""The output of commands, how they end on a user error, and how talkative they are.
+
+Results go to standard output; notes, progress and errors go to standard error, which `--quiet` leaves to errors. Colours
+are off where the output is no terminal, and with `NO_COLOR`.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import UserError
 
@@ -11,6 +18,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
+
+#: Set by `--quiet`, for this process and those that it starts.
+QUIET = "LM_EVAL_EXT_QUIET"
+
+#: Seconds between two lines of a progress bar in a log.
+_LOG_INTERVAL = "10"
+
+
+def is_quiet() -> bool:
+    """Whether notes and progress are unwanted."""
+    return os.environ.get(QUIET, "") not in ("", "0")
+
+
+def set_up_progress(*, quiet: bool = False) -> None:
+    """Progress bars for a person at a terminal, few lines in a log, none at all where it is quiet.
+
+    To be called before tqdm is imported, which reads its environment then; what the user has set there stays.
+    """
+    if quiet:
+        os.environ[QUIET] = "1"
+    if is_quiet():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    elif not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", _LOG_INTERVAL)
 
 
 @contextmanager
@@ -24,6 +56,31 @@ def user_errors() -> Iterator[None]:
 
         Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
         raise SystemExit(2) from None
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON document on standard output; NaN is null."""
+    import json
+
+    text = json.dumps(_finite(content), ensure_ascii=False, indent=2, default=str)
+    sys.stdout.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if hasattr(value, "item"):  # a number of numpy
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def notes() -> Console:
+    """A console on standard error for what a reader should know and a script need not."""
+    console = output(160, stderr=True)
+    console.quiet = is_quiet()
+    return console
 
 
 def output(min_width: int = 0, *, stderr: bool = False) -> Console:

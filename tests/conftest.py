@@ -29,5 +29,5 @@ def shared_data() -> Path:
     """Folder with the real upstream data; the test is skipped where there is none (a public clone ships none)."""
     found = _shared_data()
     if found is None:
-        pytest.skip("needs the upstream data: set LM_EVAL_EXT_TEST_DATA to a mirror (see README, 'Data mirror')")
+        pytest.skip("needs the upstream data: set LM_EVAL_EXT_TEST_DATA to a mirror (see docs/how-to/offline.md)")
     return found

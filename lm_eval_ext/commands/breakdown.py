@@ -17,6 +17,7 @@ def breakdown(
     metric: Annotated[str, typer.Option(help="A score of 0 or 1 per document.")] = "acc",
     axes: options.AxisFile = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Break a score down by a column of the documents, with 95% intervals (Wilson).
 
@@ -28,16 +29,22 @@ def breakdown(
 
       lm-eval-ext breakdown results/ --task blend_decon_cloze --by topic --metric english_bias
     """
+    from lm_eval_ext.console import notes as console_of_notes
+    from lm_eval_ext.console import print_json
     from lm_eval_ext.results.breakdown import shares
     from lm_eval_ext.spreadsheets import rows_to_csv
 
     notes: list[str] = []
+    scores = shares(results, task, by, metric, notes)
+    for note in notes:
+        console_of_notes().print(f"note: {note}", soft_wrap=True)
+    if as_json:
+        print_json([share._asdict() | {"values": dict(zip(by, share.values, strict=True))} for share in scores])
+        return
     rows = [
         [share.run, *share.values, str(share.n), *(f"{100 * x:.1f}" for x in (share.score, share.low, share.high))]
-        for share in shares(results, task, by, metric, notes)
+        for share in scores
     ]
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
     titles = ["run", *by, "n", f"{metric} %", "low", "high"]
     if csv:
         typer.echo(rows_to_csv([titles, *rows]), nl=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lm_eval_ext.commands import options
 from lm_eval_ext.commands.data_instruct import instruct
 from lm_eval_ext.commands.data_review import review
 from lm_eval_ext.errors import DataError
@@ -30,17 +32,20 @@ _Language = Annotated[str, typer.Option("--lang", help="Language code, such as e
 
 
 @app.command()
-def check(data: _DataSet = "blend") -> None:
+def check(data: _DataSet = "blend", as_json: options.AsJson = False) -> None:
     """Check that the tables fit the data: ids that apply, drop or fail, and the items that are built.
 
     Exits with status 1 if an edit fails.
     """
-    from lm_eval_ext.console import output
+    from lm_eval_ext.console import output, print_json
     from lm_eval_ext.data import blend
 
     _check_name(data)
-    console = output(120)
     checks, counts = blend.check(), {count.language: count for count in blend.counts()}
+    if as_json:
+        print_json({"checks": [asdict(check) for check in checks], "counts": [asdict(n) for n in counts.values()]})
+        raise typer.Exit(int(any(check.failed or check.malformed for check in checks)))
+    console = output(120)
     edits = _table("Edits that take the country out of a question", [check.language for check in checks])
     edits.add_row("apply", *(str(check.applied) for check in checks))
     edits.add_row("drop", *(str(len(check.dropped)) for check in checks))

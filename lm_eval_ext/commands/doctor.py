@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from lm_eval_ext import doctor as checks
+from lm_eval_ext.console import output, print_json
 from lm_eval_ext.doctor import ABSENT, BROKEN, OK, Finding
 
 
@@ -25,13 +25,17 @@ def doctor(
         if not as_json:
             _print(finding)
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print_json([asdict(finding) for finding in findings])
     if any(finding.status == BROKEN for finding in findings):
         raise typer.Exit(1)
 
 
 def _print(finding: Finding) -> None:
-    colour = {OK: typer.colors.GREEN, ABSENT: typer.colors.YELLOW, BROKEN: typer.colors.RED}[finding.status]
-    typer.echo(f"{typer.style(f'{finding.status:<7}', fg=colour)} {finding.subject:<20} {finding.detail}")
+    from rich.text import Text
+
+    console = output()
+    colour = {OK: "green", ABSENT: "yellow", BROKEN: "red"}[finding.status]
+    line = Text.assemble((f"{finding.status:<7}", colour), f" {finding.subject:<20} {finding.detail}")
+    console.print(line, soft_wrap=True)
     if finding.remedy:
-        typer.echo(f"{'':<28} -> {finding.remedy}")
+        console.print(f"{'':<28} -> {finding.remedy}", soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from lm_eval_ext.commands.options import AxisFile
+from lm_eval_ext.console import notes as console_of_notes
 from lm_eval_ext.console import output
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.gate.verdicts import MISUSE, STATUS
@@ -18,6 +19,7 @@ from lm_eval_ext.io import cannot_write
 if TYPE_CHECKING:
     from collections.abc import Iterator
 _OUTPUT = "Outputs"
+_STANDARD_OUTPUT = Path("-")
 
 _Rules = Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)]
 _CandidateRun = Annotated[str | None, typer.Option(help="Which run, where the candidate's folder holds several.")]
@@ -27,7 +29,7 @@ class _Commands(TyperGroup):
     """Runs `check` unless another command is named, and exits with status 3 on errors, as 1 and 2 are verdicts."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in (*self.commands, "--help"):
+        if not ctx.resilient_parsing and (not args or args[0] not in (*self.commands, "--help")):
             args = ["check", *args]
         return super().parse_args(ctx, args)
 
@@ -80,7 +82,10 @@ def check(
     any_order: Annotated[
         bool, typer.Option("--any-order", help="The baseline may be newer than the candidate.")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="Write everything as JSON.", rich_help_panel=_OUTPUT)] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Write everything as JSON; - is standard output.", rich_help_panel=_OUTPUT),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", rich_help_panel=_OUTPUT)] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the table as a picture.", rich_help_panel=_OUTPUT)] = None,
     summary: Annotated[
@@ -135,12 +140,14 @@ def check(
             (svg, outputs.to_svg(result)),
         )
         for path, text in files:
-            if path is not None:
+            if path == _STANDARD_OUTPUT:
+                typer.echo(text)
+            elif path is not None:
                 write_file(path, text)
         if summary is not None:
             written = summary.stat().st_size if summary.is_file() else 0
             _append(summary, outputs.to_markdown(result, *sides, written=written))
-    notes = output(160, stderr=True)
+    notes = console_of_notes()
     told = (
         *(note for side in sides for note in side.notes),
         *dtype_notes(*sides),
@@ -149,7 +156,7 @@ def check(
     )
     for note in told:
         notes.print(f"note: {note}", style="yellow")
-    console = output(160)
+    console = output(160, stderr=json == _STANDARD_OUTPUT)
     console.print(outputs.table(result))
     for line in outputs.pooled_lines(result):
         console.print(line, soft_wrap=True, markup=False, highlight=False)

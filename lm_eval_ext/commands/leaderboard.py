@@ -65,7 +65,7 @@ def leaderboard(
       lm-eval-ext leaderboard results/* -o site/ --family gmmlu \\
         --family blend_decon --organization "Our lab"
     """
-    from lm_eval_ext.console import output
+    from lm_eval_ext.console import notes, output
     from lm_eval_ext.leaderboard.collect import collect
     from lm_eval_ext.leaderboard.records import RELATIONSHIPS, write_records
     from lm_eval_ext.leaderboard.site import write_site
@@ -76,7 +76,7 @@ def leaderboard(
     written = write_site(board, out, title=title)
     if records:
         written += write_records(board, out / "records", organization=organization, relationship=relationship)
-    warnings = output(stderr=True)
+    warnings = notes()
     for note in board.notes:
         warnings.print(f"note: {note}", style="yellow", soft_wrap=not warnings.is_terminal)
     console = output()

@@ -78,3 +78,4 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the resamples.", rich_he
 Figures = Annotated[
     Path | None, typer.Option(help="Folder for every figure as CSV, SVG and PNG (needs lm_eval_ext\\[figures]).")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]

@@ -29,6 +29,7 @@ def plane(
     resamples: options.Resamples = 10_000,
     seed: options.Seed = 0,
     figures: options.Figures = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw the transfer-localization plane of a folder of results.
 
@@ -57,12 +58,12 @@ def plane(
       lm-eval-ext plane results --baseline base --x arc_easy \\
         --y gsm8k --y-metric exact_match,strict-match
     """
-    from lm_eval_ext.console import output
+    from lm_eval_ext.console import notes, output, print_json
     from lm_eval_ext.io import write_file
     from lm_eval_ext.plane.figures import charts
     from lm_eval_ext.plane.page import page
     from lm_eval_ext.plane.shifts import measure
-    from lm_eval_ext.plane.table import terminal_table, to_csv
+    from lm_eval_ext.plane.table import terminal_table, to_csv, to_records
     from lm_eval_ext.plane.wording import conclusions
     from lm_eval_ext.results.runs import load
     from lm_eval_ext.viz.chart import write_charts
@@ -88,7 +89,10 @@ def plane(
     write_file(csv, to_csv(measured))
     written = write_charts(charts(measured), figures) if figures else []
 
-    warnings = output(stderr=True)
+    if as_json:
+        print_json(to_records(measured) | {"page": out, "csv": csv, "figures": written})
+        return
+    warnings = notes()
     for note in measured.notes:
         warnings.print(f"note: {note}", style="yellow")
     console = output(120)

@@ -58,7 +58,7 @@ def report(
       lm-eval-ext report results --baseline google/gemma-3-12b-pt \\
         --x gmmlu --y blend_decon --figures figures/
     """
-    from lm_eval_ext.console import output
+    from lm_eval_ext.console import notes, output
     from lm_eval_ext.report.build import report as make_report
     from lm_eval_ext.viz.chart import write_charts
 
@@ -79,7 +79,7 @@ def report(
     )
     written = [built.write(out), *(write_charts(built.charts, figures) if figures else [])]
 
-    warnings = output(stderr=True)
+    warnings = notes()
     for note in built.plane.notes:
         warnings.print(f"note: {note}", style="yellow", soft_wrap=not warnings.is_terminal)
     console = output()

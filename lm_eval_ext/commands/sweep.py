@@ -123,6 +123,7 @@ def sweep(
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of each interval.")] = 2_000,
     restart: Annotated[bool, typer.Option(help="Discard the results of earlier runs.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check the grid and print its size; load no model.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Evaluate a whole grid of steering plans on the same questions, in one process.
 
@@ -149,12 +150,13 @@ def sweep(
       accelerate launch -m lm_eval_ext sweep --model google/gemma-3-12b-pt \\
         --vectors v.safetensors --out sweep/ --tasks blend_decon_dev
     """
+    from lm_eval_ext.console import print_json
     from lm_eval_ext.sweep.run import Sweep
     from lm_eval_ext.sweep.settings import Settings
 
     if pairs not in ("surgical", "none"):
         raise UserError(f"--pairs {pairs!r} is unknown, valid: surgical, none")
-    result = Sweep(
+    run = Sweep(
         Settings(
             vectors=vectors,
             tasks=tuple(_split(tasks, "--tasks")),
@@ -185,8 +187,12 @@ def sweep(
             resamples=resamples,
             restart=restart,
         )
-    ).run(dry_run=dry_run)
-    if result is not None:
+    )
+    result = run.run(dry_run=dry_run)
+    if as_json and (dry_run or result is not None):
+        why = None if result is None or result.plan else result.why_no_plan()
+        print_json(run.size() if result is None else {"out": out, "plan": result.plan, "why_no_plan": why})
+    elif result is not None:
         _print(result)
 
 
@@ -194,11 +200,11 @@ def _print(result: SweepResult) -> None:
     """Print the largest effects, findings, and the paths of the files."""
     from rich.table import Table
 
-    from lm_eval_ext.console import output
+    from lm_eval_ext.console import notes, output
     from lm_eval_ext.sweep import page
 
     if result.plan is None:
-        output(stderr=True).print(f"note: {result.why_no_plan()}", style="yellow")
+        notes().print(f"note: {result.why_no_plan()}", style="yellow")
     table = Table(title="Largest effects (average over all languages but English)")
     for number, column in enumerate(page.HEADER):
         table.add_column(column, justify="left" if number < 2 else "right")

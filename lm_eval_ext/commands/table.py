@@ -38,6 +38,7 @@ COMMANDS = {
     "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import data sets."),
     "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
     "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
+    "init": ("lm_eval_ext.commands.init:init", "Write a project for a team: questions, gate, study, workflow."),
     "demo": ("lm_eval_ext.commands.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
     "model": ("lm_eval_ext.commands.model:model", "Prepare the embedded model and print where it is."),
     "doctor": (

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_ext.plane.wording import GLYPHS, interval, is_missing, verdict
+from lm_eval_ext.plane.wording import GLYPHS, conclusions, interval, is_missing, verdict
 from lm_eval_ext.spreadsheets import frame_to_csv
 from lm_eval_ext.stats import MIN_CHANGED
 
@@ -69,12 +69,28 @@ def terminal_table(plane: Plane) -> Table:
     return table
 
 
+def to_records(plane: Plane) -> dict[str, Any]:
+    """The plane for a script: what was scored, the rows of `to_csv`, and what the intervals allow to conclude."""
+    return {
+        "baseline": plane.baseline.name,
+        "level": plane.level,
+        "axes": {name: {"task": axis.name, "score": axis.score} for name, axis in (("x", plane.x), ("y", plane.y))},
+        "rows": _frame(plane).to_dict("records"),
+        "conclusions": conclusions(plane),
+        "notes": list(plane.notes),
+    }
+
+
 def to_csv(plane: Plane) -> str:
     """`Plane.shifts` and `Plane.contrasts` as one table; `against` is the run that a row is compared with.
 
     Shares lie between 0 and 1; the other columns say what was scored, on which level the intervals are, and whether a
     change is up, down or undecided.
     """
+    return frame_to_csv(_frame(plane), "%.6f")
+
+
+def _frame(plane: Plane) -> pd.DataFrame:
     parts = [
         plane.shifts.assign(against=plane.baseline.name),
         plane.contrasts.rename(columns={"control": "against"}),
@@ -87,7 +103,7 @@ def to_csv(plane: Plane) -> str:
     names = ["run", "model", "plan", "against", "language"]
     ordered = [f"{score}_{column}" for score in ("x", "y") for column in ("task", "score", "verdict")]
     figures = [column for column in frame if column not in {*names, *ordered, "level"}]
-    return frame_to_csv(frame[[*names, *ordered, *figures, "level"]], "%.6f")
+    return frame[[*names, *ordered, *figures, "level"]]
 
 
 def describe(plane: Plane) -> list[str]:

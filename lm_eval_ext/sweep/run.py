@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.console import output
+from lm_eval_ext.console import notes
 from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
 from lm_eval_ext.steering.vectors import VectorSet
@@ -107,6 +107,15 @@ class Sweep:
             )
         return grid, errors
 
+    def size(self) -> dict[str, Any]:
+        """How much a run of it computes, from the checked grid: what `--dry-run` tells."""
+        return {
+            "conditions": len(self._check()),
+            "questions": len(self.questions.questions),
+            "languages": self.questions.languages,
+            "pairs_of_the_best": self.settings.has_pairs,
+        }
+
     def _check(self) -> list[Condition]:
         """The unsteered condition and those of one vector, if all of them can run.
 
@@ -139,7 +148,7 @@ class Sweep:
             if problem := seen.of_task(task, self.questions.metadata(task), self.questions.prompts(task)):
                 (notes if split == "dev" else errors).append(problem)
         if notes:
-            output(stderr=True).print(
+            notes().print(
                 f"note: {notes[0]}{f' (and {len(notes) - 1} tasks more)' if len(notes) > 1 else ''}; layers and strengths "
                 "are chosen on what the vectors were made from",
                 style="yellow",
@@ -155,7 +164,7 @@ class Sweep:
         Raises:
             UserError: settings, tasks, vectors, a model or a folder that cannot be used.
         """
-        console = output(stderr=True)
+        console = notes()
         singles = self._check()
         console.print(
             f"{len(singles)} conditions on {len(self.questions.questions)} questions in "

@@ -72,7 +72,7 @@
     const list = make("dl", {}, ...facts.flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, String(value))]));
     const link = make("a", { href: `#${address({ ...start, run: run.name })}` }, "Link to this run");
     return make("tr", { class: "details" }, make("td", { colspan: columns.length + 2 },
-      make("div", { class: "inside" }, make("div", { class: "wide" }, table), list, link)));
+      make("div", { class: "inside" }, make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Languages of ${run.name}` }, table), list, link)));
   }
 
   function draw() {

@@ -43,8 +43,31 @@ const Charts = {
       layout.margin = { ...layout.margin, t: layout.margin.t + 42 };
     }
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; /* a finger scrolls the page */
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) delete layout.transition;
     await Plotly.newPlot(node, { data, layout, frames, config: this.config });
+    this.addKeyboard(node, layout);
     this.drawn.push({ node, name, dark });
+  },
+  /* Menus and sliders inside a figure answer the mouse only: the same as controls that a key reaches, shown when it does. */
+  addKeyboard(node, layout) {
+    const apply = ({ method, args }) => Plotly[method]?.(node, ...args);
+    const choices = (entries, choose, current, name) => {
+      const select = make("select", {}, ...entries.map(({ label }, place) => make("option", { value: place }, label)));
+      select.value = String(current ?? 0);
+      select.addEventListener("change", () => choose(Number(select.value)));
+      return make("label", {}, `${name} `, select);
+    };
+    const controls = [
+      ...(layout.updatemenus ?? []).map((menu, number) => choices(menu.buttons, (place) => {
+        apply(menu.buttons[place]);
+        Plotly.relayout(node, { [`updatemenus[${number}].active`]: place });
+      }, menu.active, "Show")),
+      ...(layout.sliders ?? []).map((slider, number) => choices(slider.steps, (place) => {
+        apply(slider.steps[place]);
+        Plotly.relayout(node, { [`sliders[${number}].active`]: place });
+      }, slider.active, slider.currentvalue?.prefix ?? "Show")),
+    ];
+    if (controls.length) node.parentElement.before(make("div", { class: "keyboard" }, ...controls));
   },
   async drawAll() {
     for (const node of document.querySelectorAll(".plot[data-chart]")) {
