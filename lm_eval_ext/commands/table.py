@@ -33,6 +33,9 @@ COMMANDS = {
     "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import data sets."),
     "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
     "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
+    "bundle": ("lm_eval_ext.commands.bundle:bundle", "Bundle a run into one file that others can check and rerun."),
+    "verify": ("lm_eval_ext.commands.bundle:verify", "Check that a bundle holds what its manifest says."),
+    "rerun": ("lm_eval_ext.commands.bundle:rerun", "Print or run the command that makes a bundle's run again."),
     "demo": ("lm_eval_ext.commands.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
     "model": ("lm_eval_ext.commands.model:model", "Prepare the embedded model and print where it is."),
     "doctor": (

@@ -148,7 +148,7 @@ def _table(checks: Sequence[Check], room: _Room) -> list[str]:
     """A row per check; those that do not fit are counted."""
     left_out = f"\n**{len(checks)} of {len(checks)} more stand in the step's log.**"
     room.take([*_TABLE, left_out, ""])
-    rows = []
+    rows: list[str] = []
     for number, check in enumerate(checks):
         row = _row(check)
         if not room.take([row]):

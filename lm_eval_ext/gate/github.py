@@ -226,10 +226,10 @@ def pull_request_number(given: int | None) -> int:
     if given is not None:
         return given
     content = _event()
-    issue = content.get("issue") if isinstance(content.get("issue"), dict) else {}
-    number = (content.get("pull_request") or {}).get("number") or (
-        issue.get("number") if "pull_request" in issue else None
-    )
+    number = (content.get("pull_request") or {}).get("number")
+    issue = content.get("issue") or {}
+    if "pull_request" in issue:  # a comment on a pull request is an event of its issue
+        number = issue.get("number")
     if not isinstance(number, int):
         event = os.environ.get("GITHUB_EVENT_NAME") or "no event of GitHub"
         raise GitHubError(f"this run belongs to no pull request ({event}); name one with --pull-request")
