@@ -13,12 +13,13 @@ from lm_eval_ext.commands.gate_github import fetch, post
 from lm_eval_ext.commands.options import AxisFile
 from lm_eval_ext.console import output
 from lm_eval_ext.errors import UserError
-from lm_eval_ext.gate.verdicts import MISUSE, STATUS
 from lm_eval_ext.io import cannot_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 _OUTPUT = "Outputs"
+#: Exit status where nothing can be judged; those of the verdicts are in `gate.verdicts`.
+_MISUSE = 3
 
 _Rules = Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)]
 _CandidateRun = Annotated[str | None, typer.Option(help="Which run, where the candidate's folder holds several.")]
@@ -39,7 +40,7 @@ class _Commands(TyperGroup):
             _misuse(str(error))
         except Exception as error:
             if hasattr(error, "format_message"):  # an unknown option or a missing one
-                error.exit_code = MISUSE  # type: ignore[attr-defined]
+                error.exit_code = _MISUSE  # type: ignore[attr-defined]
             raise
 
 
@@ -130,10 +131,11 @@ def check(
     from datetime import date
 
     from lm_eval_ext.gate import judge, outputs, pool, read_gate
-    from lm_eval_ext.gate.comment import marker, misuse_comment, to_comment
+    from lm_eval_ext.gate.comment import to_comment
+    from lm_eval_ext.gate.marker import marker, misuse_comment
     from lm_eval_ext.gate.measuring import Side, dtype_notes, left_out_notes, measure_rules, pair_rules
     from lm_eval_ext.gate.noise import apply_noise, read_noise
-    from lm_eval_ext.gate.verdicts import waive
+    from lm_eval_ext.gate.verdicts import STATUS, waive
     from lm_eval_ext.io import write_file
 
     marker(comment_name)
@@ -307,7 +309,7 @@ def _told_of_misuse(annotate: bool, comment: Path | None, to_comment: Callable[[
 
 def _misuse(message: str) -> None:
     output(160, stderr=True).print(f"error: {message}", style="red", soft_wrap=True)
-    raise SystemExit(MISUSE)
+    raise SystemExit(_MISUSE)
 
 
 def _append(path: Path, text: str) -> None:

@@ -36,8 +36,8 @@ def post(
 
       lm-eval-ext gate post comment.md --pull-request 12 --repository org/model
     """
-    from lm_eval_ext.gate.comment import MAX_COMMENT, is_comment, misuse_comment
     from lm_eval_ext.gate.github import GitHub, footer, pull_request_number
+    from lm_eval_ext.gate.marker import MAX_COMMENT, is_comment, misuse_comment
 
     try:
         text = comment.read_text(encoding="utf-8")

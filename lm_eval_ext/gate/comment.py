@@ -6,11 +6,10 @@ one. Texts come from files that others wrote: they are escaped, mention nobody, 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate.markdown import escape_references
+from lm_eval_ext.gate.marker import MAX_WRITTEN, marker
 from lm_eval_ext.gate.measuring import dtype_notes
 from lm_eval_ext.gate.outputs import GLYPHS, LEGEND, detail, pooled_lines, worst_first
 from lm_eval_ext.redaction import redact_text
@@ -26,40 +25,16 @@ if TYPE_CHECKING:
     from lm_eval_ext.gate.measuring import RulePair, Side
     from lm_eval_ext.gate.verdicts import Check, GateResult
 
-#: GitHub's limit of a comment's body, in characters; what is posted adds a line to what is written here.
-MAX_COMMENT = 65_536
-MAX_WRITTEN = MAX_COMMENT - 1_000
-
 #: Checks with examples, examples of each, characters of a question and of an answer.
 _MAX_CHECKS, _MAX_EXAMPLES, _MAX_QUESTION, _MAX_ANSWER = 12, 5, 300, 100
 #: Share of the comment that rows of the table may take, so that examples have room.
 _ROWS = 0.6
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _TABLE = ("| | axis | language | baseline | candidate | rule | result |", "|---|---|---|---:|---:|---|---|")
 _EXAMPLES = (
     "| item | question | expected | the baseline's answer | the candidate's answer |",
     "|---|---|---|---|---|",
 )
-
-
-def marker(name: str) -> str:
-    """The first line of a comment, by which it is found again.
-
-    Args:
-        name: of the gate: several gates of one pull request have a comment each.
-
-    Raises:
-        GateError: a name that could end the line.
-    """
-    if not _NAME.fullmatch(name):
-        raise GateError(f"a comment cannot be called {name!r}; valid: up to 50 letters, digits, '.', '_' and '-'")
-    return f"<!-- lm-eval-ext gate: {name} -->"
-
-
-def is_comment(text: str) -> bool:
-    """Whether a text begins with a marker."""
-    return re.fullmatch(rf"<!-- lm-eval-ext gate: {_NAME.pattern} -->", text.split("\n", 1)[0]) is not None
 
 
 def to_comment(
@@ -94,12 +69,6 @@ def to_comment(
     examples = _examples(broken, paired, baseline, candidate, room)
     passing = _folded_table([check for check in ordered if check.verdict == "pass"], room)
     return "\n".join([*head, *rows, *examples, *passing, *end])
-
-
-def misuse_comment(message: str, *, name: str = "gate") -> str:
-    """The comment of a gate that could not be judged, so that no earlier verdict stays."""
-    lines = [marker(name), "## ✗ Gate: not judged", "", _text(message[:20_000]), ""]
-    return "\n".join(lines)
 
 
 class _Room:

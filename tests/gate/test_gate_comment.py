@@ -13,7 +13,8 @@ from support.runs import write_run
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
-from lm_eval_ext.gate.comment import MAX_COMMENT, marker, to_comment
+from lm_eval_ext.gate.comment import to_comment
+from lm_eval_ext.gate.marker import MAX_COMMENT, marker
 from lm_eval_ext.gate.measuring import Side
 from lm_eval_ext.gate.rules import Rule
 from lm_eval_ext.gate.verdicts import Check, GateResult, Measured
