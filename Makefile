@@ -19,6 +19,9 @@ VENV ?= .venv
 VENV4 ?= .venv-transformers4
 TORCH ?= torch==2.13.0
 TRANSFORMERS4 ?= transformers>=4.50,<5
+# The project whose records we write validates them in the tests. Alone: it wants Python 3.12 and older packages than ours for
+# other parts of it.
+EVERY_EVAL_EVER ?= --no-deps --ignore-requires-python every-eval-ever==0.3.0
 PYTEST ?= pytest -n 2 --dist loadfile
 
 # Of the builder of the documentation, about a successor of its own.
@@ -74,6 +77,7 @@ define install
 test -x $*/bin/python || $(PYTHON) -m venv $*
 $*/bin/python -c 'import torch' 2>/dev/null || $*/bin/python -m pip install $(TORCH)
 $*/bin/python -m pip install --editable '.[$(EXTRA)]' $(ALSO)
+$(if $(filter dev,$(EXTRA)),$*/bin/python -m pip install $(EVERY_EVAL_EVER))
 touch $@
 endef
 

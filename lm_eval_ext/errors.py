@@ -55,6 +55,14 @@ class GateError(UserError):
     """Rules that cannot be read, or runs that a gate must not compare."""
 
 
+class ArchiveError(UserError):
+    """An archive that cannot be read, is damaged, or is not safe to unpack."""
+
+
+class GitHubError(UserError):
+    """What cannot be asked of GitHub: a token, pull request or artifact that is missing or refused."""
+
+
 class TrainingError(UserError):
     """A training run that cannot be started, continued or kept as asked."""
 

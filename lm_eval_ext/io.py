@@ -32,10 +32,21 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises:
         OutputError: it cannot be written; what was there before stays.
     """
+    with new_file(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to be written that becomes `path` when the block ends without an error, and its folder if needed.
+
+    Raises:
+        OutputError: it cannot be written; what was there before stays.
+    """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield unfinished
         unfinished.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from None

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LEFT_OUT = "(left out)"
 
@@ -124,3 +127,25 @@ def names_left_out(value: Any, name: str = "") -> list[str]:
     if isinstance(value, list):
         return list(dict.fromkeys(found for entry in value for found in names_left_out(entry, name)))
     return [name] if isinstance(value, str) and LEFT_OUT in value else []
+
+
+def secret_values(model_args: Any, least: int = 6) -> set[str]:
+    """The credentials among model arguments, to be looked for elsewhere.
+
+    Args:
+        model_args: in any of their forms.
+        least: length of what is no word that stands everywhere.
+    """
+
+    def search(value: Any, secret: bool) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                yield from search(entry, secret or is_secret(str(key)))
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                yield from search(entry, secret)
+        elif secret and isinstance(value, str) and len(value) >= least:
+            yield value
+            yield from (word for word in re.findall(r"[^\s\"',:{}]+", value) if len(word) >= least + 2)
+
+    return set(search(parse_args(model_args), False))

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lm_eval_ext.commands.gate_github import fetch, post
 from lm_eval_ext.commands.options import AxisFile
 from lm_eval_ext.console import notes as console_of_notes
 from lm_eval_ext.console import output
 from lm_eval_ext.errors import UserError
-from lm_eval_ext.gate.verdicts import MISUSE, STATUS
 from lm_eval_ext.io import cannot_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 _OUTPUT = "Outputs"
 _STANDARD_OUTPUT = Path("-")
+
+#: Exit status where nothing can be judged; those of the verdicts are in `gate.verdicts`.
+_MISUSE = 3
 
 _Rules = Annotated[Path, typer.Argument(help="The gate, a YAML file.", metavar="GATE.YAML", show_default=False)]
 _CandidateRun = Annotated[str | None, typer.Option(help="Which run, where the candidate's folder holds several.")]
@@ -40,11 +43,13 @@ class _Commands(TyperGroup):
             _misuse(str(error))
         except Exception as error:
             if hasattr(error, "format_message"):  # an unknown option or a missing one
-                error.exit_code = MISUSE  # type: ignore[attr-defined]
+                error.exit_code = _MISUSE  # type: ignore[attr-defined]
             raise
 
 
 gate = typer.Typer(cls=_Commands, add_completion=False)
+gate.command()(post)
+gate.command()(fetch)
 
 
 @gate.callback()
@@ -63,6 +68,11 @@ def _about() -> None:
         --candidate results/new
 
       lm-eval-ext gate noise gate.yaml results/a results/b --json noise.json
+
+      lm-eval-ext gate gate.yaml --baseline results/base --candidate results/new \\
+        --comment comment.md
+
+      lm-eval-ext gate post comment.md
     """
 
 
@@ -97,6 +107,14 @@ def check(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    comment: Annotated[
+        Path | None,
+        typer.Option(help="Write a comment for the pull request, as Markdown.", rich_help_panel=_OUTPUT),
+    ] = None,
+    comment_name: Annotated[
+        str,
+        typer.Option(help="Name of the comment: a pull request has one of each name.", rich_help_panel=_OUTPUT),
+    ] = "gate",
     annotate: Annotated[
         bool,
         typer.Option(
@@ -119,12 +137,15 @@ def check(
     from datetime import date
 
     from lm_eval_ext.gate import judge, outputs, pool, read_gate
+    from lm_eval_ext.gate.comment import to_comment
+    from lm_eval_ext.gate.marker import marker, misuse_comment
     from lm_eval_ext.gate.measuring import Side, dtype_notes, left_out_notes, measure_rules, pair_rules
     from lm_eval_ext.gate.noise import apply_noise, read_noise
-    from lm_eval_ext.gate.verdicts import waive
+    from lm_eval_ext.gate.verdicts import STATUS, waive
     from lm_eval_ext.io import write_file
 
-    with _annotated(annotate):
+    marker(comment_name)
+    with _told_of_misuse(annotate, comment, lambda message: misuse_comment(message, name=comment_name)):
         gate_rules = read_gate(rules)
         first, *others = (Side.read("candidate", folder, candidate_run) for folder in candidate)
         sides = Side.read("baseline", baseline, baseline_run), first.with_reruns(others)
@@ -144,6 +165,8 @@ def check(
                 typer.echo(text)
             elif path is not None:
                 write_file(path, text)
+        if comment is not None:
+            write_file(comment, to_comment(result, *sides, paired, name=comment_name))
         if summary is not None:
             written = summary.stat().st_size if summary.is_file() else 0
             _append(summary, outputs.to_markdown(result, *sides, written=written))
@@ -276,11 +299,15 @@ def _describe(moved: list[Any]) -> Iterator[str]:
 
 
 @contextmanager
-def _annotated(annotate: bool) -> Iterator[None]:
-    """Report a misuse as a GitHub annotation too."""
+def _told_of_misuse(annotate: bool, comment: Path | None, to_comment: Callable[[str], str]) -> Iterator[None]:
+    """Report a misuse as a GitHub annotation too, and in the comment, so that no earlier verdict stays there."""
     try:
         yield
     except UserError as error:
+        from lm_eval_ext.io import write_file
+
+        if comment is not None:
+            write_file(comment, to_comment(str(error)))
         if annotate:
             from lm_eval_ext.gate.outputs import misuse_annotation
 
@@ -290,7 +317,7 @@ def _annotated(annotate: bool) -> Iterator[None]:
 
 def _misuse(message: str) -> None:
     output(160, stderr=True).print(f"error: {message}", style="red", soft_wrap=True)
-    raise SystemExit(MISUSE)
+    raise SystemExit(_MISUSE)
 
 
 def _append(path: Path, text: str) -> None:

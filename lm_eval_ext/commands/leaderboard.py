@@ -43,6 +43,14 @@ def leaderboard(
             rich_help_panel=_RECORDS,
         ),
     ] = "other",
+    model_organization: Annotated[
+        str,
+        typer.Option(
+            help="Maker of the models whose names do not say it (local ones), for the records.",
+            show_default=False,
+            rich_help_panel=_RECORDS,
+        ),
+    ] = "",
     records: Annotated[
         bool, typer.Option(help="Write Every Eval Ever and .eval_results records.", rich_help_panel=_RECORDS)
     ] = True,
@@ -67,15 +75,23 @@ def leaderboard(
     """
     from lm_eval_ext.console import notes, output
     from lm_eval_ext.leaderboard.collect import collect
-    from lm_eval_ext.leaderboard.records import RELATIONSHIPS, write_records
+    from lm_eval_ext.leaderboard.records import RELATIONSHIPS, model_names, write_records
     from lm_eval_ext.leaderboard.site import write_site
 
     if relationship not in RELATIONSHIPS:
         raise ResultsError(f"unknown relationship {relationship!r}; valid: {', '.join(RELATIONSHIPS)}")
     board = collect(results, metric=metric, families=family or [], level=level, resamples=resamples, seed=seed)
+    if records:
+        model_names(board, model_organization)  # asked for before anything is written
     written = write_site(board, out, title=title)
     if records:
-        written += write_records(board, out / "records", organization=organization, relationship=relationship)
+        written += write_records(
+            board,
+            out / "records",
+            organization=organization,
+            relationship=relationship,
+            model_organization=model_organization,
+        )
     warnings = notes()
     for note in board.notes:
         warnings.print(f"note: {note}", style="yellow", soft_wrap=not warnings.is_terminal)

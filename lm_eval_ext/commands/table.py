@@ -39,6 +39,9 @@ COMMANDS = {
     "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
     "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
     "init": ("lm_eval_ext.commands.init:init", "Write a project for a team: questions, gate, study, workflow."),
+    "bundle": ("lm_eval_ext.commands.bundle:bundle", "Bundle a run into one file that others can check and rerun."),
+    "verify": ("lm_eval_ext.commands.bundle:verify", "Check that a bundle holds what its manifest says."),
+    "rerun": ("lm_eval_ext.commands.bundle:rerun", "Print or run the command that makes a bundle's run again."),
     "demo": ("lm_eval_ext.commands.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
     "model": ("lm_eval_ext.commands.model:model", "Prepare the embedded model and print where it is."),
     "doctor": (

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lm_eval_ext.gate.markdown import escape as _markdown
 from lm_eval_ext.gate.measuring import dtype_notes
 from lm_eval_ext.gate.verdicts import STATUS
 from lm_eval_ext.version import __version__
@@ -35,7 +36,6 @@ _FETCHED = re.compile(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", re.DOTALL)
 #: GitHub's limits: of each kind of annotation a step, and of a step's summary, where other steps' text is not counted.
 _MAX_ANNOTATIONS = 10
 _MAX_SUMMARY = 1_000_000  # bytes; 1 MiB is refused whole
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~@])")
 
 
 def worst_first(result: GateResult) -> list[Check]:
@@ -59,7 +59,7 @@ def table(result: GateResult) -> Table:
             Text(f"{measured.baseline:.1%}"),
             Text(f"{measured.candidate:.1%}"),
             Text(measured.rule.text),
-            Text(_detail(check)),
+            Text(detail(check)),
         )
     return shown
 
@@ -70,7 +70,7 @@ LEGEND = (
 )
 
 
-def _detail(check: Check) -> str:
+def detail(check: Check) -> str:
     """Why, and until when a broken rule is waived."""
     if check.decides or check.waiver is None:
         return check.detail
@@ -167,7 +167,7 @@ def to_junit(result: GateResult) -> str:
             problem.text = _xml(f"{check.name}: {check.detail}")
         else:
             ElementTree.SubElement(case, "system-out").text = _xml(
-                f"{'' if check.decides else f'{check.label}: '}{_detail(check)}"
+                f"{'' if check.decides else f'{check.label}: '}{detail(check)}"
             )
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
@@ -205,7 +205,7 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
             f"{measured.baseline:.1%}",
             f"{measured.candidate:.1%}",
             _markdown(measured.rule.text),
-            _markdown(_detail(check)),
+            _markdown(detail(check)),
         )
         line = "| " + " | ".join(cells) + " |"
         size += len(line.encode()) + 1
@@ -239,9 +239,7 @@ def github_annotations(result: GateResult) -> list[str]:
             verdict = " or ".join(dict.fromkeys(check.verdict for check in checks))
             text = f"{result.detail}; {len(shown)} of {len(checks)} are annotated, all stand in the step's log"
             lines.append(f"::{command} title={_property(f'gate: {len(checks)} checks {verdict}')}::{_command(text)}")
-        lines += [
-            f"::{command} title={_property(f'gate: {check.name}')}::{_command(_detail(check))}" for check in shown
-        ]
+        lines += [f"::{command} title={_property(f'gate: {check.name}')}::{_command(detail(check))}" for check in shown]
     return lines
 
 
@@ -262,8 +260,3 @@ def _property(text: str) -> str:
 def _xml(text: str) -> str:
     """ElementTree escapes markup; characters that XML cannot hold become a question mark."""
     return _NOT_XML.sub("?", text)
-
-
-def _markdown(text: str) -> str:
-    plain = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
-    return _MARKDOWN.sub(r"\\\1", plain)

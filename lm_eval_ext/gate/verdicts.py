@@ -39,7 +39,6 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 
 #: Worst first, with the exit status of a gate whose worst verdict it is; misuse is 3.
 STATUS: dict[Verdict, int] = {"fail": 1, "inconclusive": 2, "pass": 0}
-MISUSE = 3
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Records that travel: the Every Eval Ever schema, and the hub's `.eval_results`.
 
-Every Eval Ever (EvalEval coalition, schema 0.2.2): one JSON per run, `data/COLLECTION/DEVELOPER/MODEL/UUID.json`.
+Every Eval Ever (EvalEval coalition, schema 0.3.0, package `every-eval-ever`): one JSON per run,
+`data/COLLECTION/DEVELOPER/MODEL/UUID.json`.
 `.eval_results` (hub-docs, `eval-results.md`): a YAML list per benchmark that belongs into the model's repository; the hub
 takes data sets that it lists as benchmarks, so only tasks on a hub data set have one.
 """
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lm_eval_ext.data import tasks_tree
+from lm_eval_ext.errors import ResultsError
+from lm_eval_ext.harness import MODELS
 from lm_eval_ext.languages import AVERAGE
+from lm_eval_ext.models import embedded
 from lm_eval_ext.results.axes import records_of
-from lm_eval_ext.results.run import short_model
+from lm_eval_ext.results.run import short_model, some
 from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
@@ -31,18 +35,21 @@ if TYPE_CHECKING:
     from lm_eval_ext.leaderboard.collect import Board
     from lm_eval_ext.results.run import Run
 
-SCHEMA_VERSION = "0.2.2"
+SCHEMA_VERSION = "0.3.0"
 COLLECTION = "lm_eval_ext"
 
 #: Who evaluated, relative to who made the model, in the schema's words.
 RELATIONSHIPS = ("first_party", "third_party", "collaborative", "other")
+
+#: Makers of models whose names do not say them: that of the embedded one.
+_ORGANIZATIONS = {embedded.NAME: "google"}
 
 _BLEND = "https://github.com/nlee0212/BLEnD"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def every_eval_ever(
-    board: Board, *, organization: str, relationship: str = "other"
+    board: Board, *, organization: str, relationship: str = "other", model_organization: str = ""
 ) -> Iterator[tuple[PurePosixPath, dict[str, Any]]]:
     """One record per run, with its path under `data/`.
 
@@ -50,9 +57,13 @@ def every_eval_ever(
         board: what was collected.
         organization: who evaluated (`source_organization_name`).
         relationship: one of `RELATIONSHIPS`.
+        model_organization: whose the models are whose names do not say it (local ones).
+
+    Raises:
+        ResultsError: a model's organisation is not known.
     """
     now = str(int(time.time()))
-    names = model_names(board)
+    names = model_names(board, model_organization)
     for name, run in board.runs.items():
         rows = board.scores[board.scores["run"] == name].to_dict("records")
         if not rows:
@@ -79,18 +90,16 @@ def every_eval_ever(
         }
         if when:
             record["evaluation_timestamp"] = when
-        path = PurePosixPath(
-            COLLECTION, *_model_path(names[run.model]), f"{uuid.uuid5(uuid.NAMESPACE_URL, identity)}.json"
-        )
+        path = PurePosixPath(COLLECTION, *_model_path(names[run.model]), f"{_uuid(identity)}.json")
         yield path, record
 
 
-def hub_results(board: Board) -> Iterator[tuple[PurePosixPath, str]]:
+def hub_results(board: Board, *, model_organization: str = "") -> Iterator[tuple[PurePosixPath, str]]:
     """The YAML files of every run on a hub data set, each with its path under the model's name.
 
     A steered run is not the model as its repository has it: its file is one of its own and its notes say the plan.
     """
-    names, written = model_names(board), set[PurePosixPath]()
+    names, written = model_names(board, model_organization), set[PurePosixPath]()
     for name, run in board.runs.items():
         rows = board.scores[board.scores["run"] == name].to_dict("records")
         with_languages = {row["family"] for row in rows if row["language"] != AVERAGE}
@@ -110,33 +119,67 @@ def hub_results(board: Board) -> Iterator[tuple[PurePosixPath, str]]:
             yield path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
 
 
-def write_records(board: Board, folder: Path, *, organization: str, relationship: str) -> list[Path]:
-    """Write both kinds under a folder: `every_eval_ever/data/...` and `eval_results/MODEL/.eval_results/...`."""
+def write_records(
+    board: Board, folder: Path, *, organization: str, relationship: str, model_organization: str = ""
+) -> list[Path]:
+    """Write both kinds under a folder: `every_eval_ever/data/...` and `eval_results/MODEL/.eval_results/...`.
+
+    Raises:
+        ResultsError: a model's organisation is not known.
+        OutputError: a file cannot be written.
+    """
     from lm_eval_ext.io import write_file
 
     written = []
-    for path, record in every_eval_ever(board, organization=organization, relationship=relationship):
+    records = every_eval_ever(
+        board, organization=organization, relationship=relationship, model_organization=model_organization
+    )
+    for path, record in records:
         target = folder / "every_eval_ever" / "data" / path
         write_file(target, json.dumps(record, indent=2, ensure_ascii=False))
         written.append(target)
-    for path, text in hub_results(board):
+    for path, text in hub_results(board, model_organization=model_organization):
         target = folder / "eval_results" / path
         write_file(target, text)
         written.append(target)
     return written
 
 
-def model_names(board: Board) -> dict[str, str]:
-    """What each model is called in the records: its name without folders, with a hash where another has the same.
+def model_names(board: Board, organization: str = "") -> dict[str, str]:
+    """What each model is called in the records: `ORGANISATION/NAME`, with a hash where another has the same.
 
     Two checkpoints of two trainings are both called `checkpoint-1000`.
+
+    Args:
+        board: what was collected.
+        organization: whose the models are whose names do not say it.
+
+    Raises:
+        ResultsError: an organisation is not known, or is no part of a name.
     """
-    models = dict.fromkeys(run.model for run in board.runs.values())
-    sharing = Counter(_model_path(short_model(model)) for model in models)
+    if organization and _safe(organization) != organization:
+        raise ResultsError(
+            f"{organization!r} is no organisation of the hub; valid for --model-organization: letters, digits, '-', '_', '.'"
+        )
+    models = {model: short_model(model) for model in dict.fromkeys(run.model for run in board.runs.values())}
+    for model, short in models.items():
+        if "/" not in short and (known := _ORGANIZATIONS.get(short, organization)):
+            models[model] = f"{known}/{short}"
+    if flat := [short for short in models.values() if "/" not in short]:
+        raise ResultsError(
+            f"nothing says whose model {some(flat)} is, and records are filed by organisation; say --model-organization "
+            "ORGANISATION (the maker's name on the hub), or --no-records for the site alone"
+        )
+    sharing = Counter(map(_model_path, models.values()))
     return {
-        model: f"{short}-{_short_hash(model)}" if sharing[_model_path(short)] > 1 else short
-        for model, short in ((model, short_model(model)) for model in models)
+        model: f"{name}-{_short_hash(model)}" if sharing[_model_path(name)] > 1 else name
+        for model, name in models.items()
     }
+
+
+def _uuid(identity: str) -> uuid.UUID:
+    """The same for the same evaluation, in the form that the schema's project wants (version 4)."""
+    return uuid.UUID(bytes=hashlib.sha256(identity.encode()).digest()[:16], version=4)
 
 
 def _short_hash(text: str) -> str:
@@ -154,13 +197,19 @@ def _timestamp(date: Any) -> str | None:
 
 
 def _model(run: Run, model: str) -> dict[str, Any]:
-    details = {"plan": run.plan or "unsteered", **{key: short_model(value) for key, value in run.details.items()}}
+    deployment = "self_deployed" if _runs_weights(run.details.get("type", "")) else "unknown"
+    details = {"deployment_type": deployment, "model_availability": "unknown"}
+    details |= {"plan": run.plan or "unsteered", **{key: short_model(value) for key, value in run.details.items()}}
     info: dict[str, Any] = {"name": model, "id": model, "additional_details": details}
-    if "/" in model:
-        info["developer"] = model.split("/")[0]
+    info["developer"] = model.split("/")[0]
     if version := run.config.get("transformers_version"):
         info["inference_engine"] = {"name": "transformers", "version": str(version)}
     return info
+
+
+def _runs_weights(model_type: str) -> bool:
+    """Whether a model type of the harness runs the weights itself, not a server of somebody."""
+    return model_type in MODELS or model_type.partition("-")[0] in ("hf", "vllm", "sglang", "steered")
 
 
 def _result(board: Board, run: Run, row: dict[str, Any], when: str | None) -> dict[str, Any]:

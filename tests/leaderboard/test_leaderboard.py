@@ -180,7 +180,9 @@ def test_hostile_names_are_text_everywhere(tmp_path):
     named = [row for row in rows if "onerror" in row]
     assert named
     assert all("\\`x\\`" in row for row in named)
-    records = list(write_records(board, tmp_path / "records", organization=HOSTILE, relationship="other"))
+    records = list(
+        write_records(board, tmp_path / "records", organization=HOSTILE, relationship="other", model_organization="us")
+    )
     assert len(records) > 1
     for path in records:
         assert tmp_path / "records" in path.parents
@@ -200,7 +202,7 @@ def test_levels_are_drawn_when_there_is_one_family_of_each(board, tree):
 
 # --- records ---------------------------------------------------------------------------------------------------------
 
-#: What the Every Eval Ever schema 0.2.2 asks for and allows.
+#: What the Every Eval Ever schema 0.3.0 asks for and allows.
 TOP = {
     *(
         "schema_version",
@@ -215,12 +217,14 @@ TOP = {
 
 
 def test_records_follow_the_every_eval_ever_schema(board):
-    records = list(every_eval_ever(board, organization="Our lab", relationship="third_party"))
+    records = list(
+        every_eval_ever(board, organization="Our lab", relationship="third_party", model_organization="google")
+    )
     assert len(records) == 5
     for path, record in records:
         assert TOP - {"detailed_evaluation_results"} == record.keys()
-        assert re.fullmatch(r"lm_eval_ext/unknown/gemma-3-270m/[0-9a-f-]{36}\.json", str(path))
-        assert record["schema_version"] == "0.2.2"
+        assert re.fullmatch(r"lm_eval_ext/google/gemma-3-270m/[0-9a-f-]{36}\.json", str(path))
+        assert record["schema_version"] == "0.3.0"
         assert record["source_metadata"]["source_type"] == "evaluation_run"
         assert record["source_metadata"]["evaluator_relationship"] == "third_party"
         assert record["source_metadata"]["source_organization_name"] == "Our lab"
@@ -247,7 +251,9 @@ def test_records_follow_the_every_eval_ever_schema(board):
 
 
 def test_a_record_keeps_its_name_when_it_is_written_again(board):
-    first, again = ({str(path) for path, _ in every_eval_ever(board, organization="x")} for _ in range(2))
+    first, again = (
+        {str(path) for path, _ in every_eval_ever(board, organization="x", model_organization="us")} for _ in range(2)
+    )
     assert first == again
     assert len(first) == 5
 
@@ -307,7 +313,7 @@ def test_sources_of_the_data_are_told_by_kind(on_the_hub):
 
 def test_the_command_writes_site_and_records(tree, tmp_path):
     out = tmp_path / "site"
-    result = CliRunner().invoke(app, [str(tree), "-o", str(out), "--resamples", "100"])
+    result = CliRunner().invoke(app, [str(tree), "-o", str(out), "--resamples", "100", "--model-organization", "us"])
     assert result.exit_code == 0, result.output
     assert "5 runs, 2 families, 7 languages" in result.output
     assert sorted(path.name for path in out.iterdir()) == ["index.html", "leaderboard.csv", "leaderboard.md", "records"]
@@ -325,8 +331,10 @@ def test_the_command_writes_site_and_records(tree, tmp_path):
         (["/nowhere"], "not a folder"),
         (["TREE", "--metric", "f1"], "no family of tasks has the score 'f1'"),
         (["TREE", "--family", "arc"], "no results for arc"),
+        (["TREE"], "nothing says whose model gemma-3-270m is, and records are filed by organisation; say --model-org"),
+        (["TREE", "--model-organization", "a/b"], "'a/b' is no organisation of the hub"),
         (["TREE", "--relationship", "friend"], "unknown relationship 'friend'; valid: first_party"),
-        (["TREE", "-o", "/proc/none/site"], "cannot write /proc/none/site/index.html"),
+        (["TREE", "-o", "/proc/none/site", "--no-records"], "cannot write /proc/none/site/index.html"),
     ],
 )
 def test_a_mistake_is_a_user_error(tree, tmp_path, monkeypatch, arguments, message):

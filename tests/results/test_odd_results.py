@@ -160,7 +160,7 @@ def test_a_users_name_stands_on_no_page(tmp_path, root):
     edit(path, model_name=f"{root}m", config={**content["config"], "model_args": arguments})
     board = collect([tmp_path / "tree"], resamples=100)
     write_site(board, tmp_path / "site")
-    write_records(board, tmp_path / "site", organization="us", relationship="other")
+    write_records(board, tmp_path / "site", organization="us", relationship="other", model_organization="them")
     assert not [p for p in (tmp_path / "site").rglob("*") if p.is_file() and "mrsmith" in f"{p}{p.read_text()}"]
 
 
@@ -175,10 +175,10 @@ def test_two_models_of_one_name_have_records_of_their_own(tmp_path):
         }
         edit(path, model_name=model, config={**content["config"], "model_args": {"pretrained": model}}, configs=configs)
     board = collect([tmp_path], resamples=100)
-    paths = [path for path, _ in hub_results(board)]
+    paths = [path for path, _ in hub_results(board, model_organization="us")]
     assert len(set(paths)) == len(paths) == 4
     assert len({path.parts[1] for path in paths}) == 2
-    records = [record for _, record in every_eval_ever(board, organization="us")]
+    records = [record for _, record in every_eval_ever(board, organization="us", model_organization="us")]
     assert len({record["model_info"]["id"] for record in records}) == 2
 
 

@@ -49,7 +49,7 @@ def test_published_files_hold_no_credentials(tmp_path, form):
         file.write_text(json.dumps(content))
     board = collect([tree], resamples=100)
     write_site(board, tmp_path / "site")
-    write_records(board, tmp_path / "site", organization="us", relationship="other")
+    write_records(board, tmp_path / "site", organization="us", relationship="other", model_organization="us")
     plane = measure(tree, "unsteered", x="transfer_mini_cloze", y="localization_mini_cloze", resamples=100)
     written = [path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*") if path.is_file()]
     written += [page(plane), to_csv(plane), *commands(plane, []), str(run_rows(plane)), str(load(tree))]

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Evaluates a model and gates it before it is released.
 #
-#   examples/pre-release.sh gate.yaml baselines/main --model_args pretrained=org/model
+#   examples/ci/pre-release.sh gate.yaml baselines/main --model_args pretrained=org/model
 #
-# What follows gate and baseline goes to `lm_eval`. The first run, without a baseline, writes one.
+# What follows gate and baseline goes to `lm_eval`. The first run, without a baseline, writes one. Beside the results lie the
+# verdicts (gate.json, gate.xml, gate.svg, comment.md) and run.zip, a bundle of the run to be signed and kept.
 set -euo pipefail
 
 gate=$1 baseline=$2
@@ -13,13 +14,16 @@ output=${OUTPUT:-results/candidate-$(date +%Y%m%d-%H%M%S)}
 
 lm-eval-ext eval --model steered-hf --tasks "$tasks" --output_path "$output" --log_samples "$@"
 
+lm-eval-ext bundle "$output" -o "$output/run.zip"
+
 if [[ ! -e $baseline ]]; then
   echo "no baseline yet: this run becomes it"
   exec lm-eval-ext gate renew "$gate" --baseline "$baseline" --candidate "$output"
 fi
 status=0
 lm-eval-ext gate "$gate" --baseline "$baseline" --candidate "$output" \
-  --json "$output/gate.json" --junit "$output/gate.xml" || status=$?
+  --json "$output/gate.json" --junit "$output/gate.xml" --svg "$output/gate.svg" --comment "$output/comment.md" ||
+  status=$?
 case $status in
   0) echo "released: nothing speaks against it" ;;
   1) echo "not released: a loss is shown. If it is meant: lm-eval-ext gate renew $gate --baseline $baseline --candidate $output" ;;

@@ -1,0 +1,87 @@
+"""What a sample of the harness asks and what was answered: question, options, the right one, the one that was chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_ext.results.samples import log_likelihoods
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_QUESTIONS = ("question", "query", "problem", "prompt", "text")
+
+#: How a metric reads an option's score from its log-likelihood, its text and its log-likelihood after nothing; whether
+#: it needs the last.
+_RULES: dict[str, tuple[Callable[[float, str, float], float], bool]] = {
+    "acc_norm": (lambda given, text, _: given / max(len(text), 1), False),
+    "acc_bytes": (lambda given, text, _: given / max(len(text.encode()), 1), False),
+    "acc_mutual_info": (lambda given, _, alone: given - alone, True),
+    "acc_prior": (lambda _given, _, alone: alone, True),
+}
+
+
+def question(sample: dict[str, Any]) -> str:
+    """The question's text, else the prompt; "" where samples hold neither."""
+    document = _document(sample)
+    for name in _QUESTIONS:
+        if isinstance(document.get(name), str):
+            return str(document[name])
+    first: Any = next(iter(_arguments(sample)), {})
+    return str(first.get("arg_0", "")) if isinstance(first, dict) else ""
+
+
+def options(sample: dict[str, Any]) -> list[str]:
+    """The texts to choose from; none where an answer is generated."""
+    document = _document(sample)
+    for name in ("options", "choices"):
+        listed = document.get(name)
+        if isinstance(listed, dict):
+            listed = listed.get("text")
+        if isinstance(listed, list) and len(listed) > 1 and all(isinstance(text, str) for text in listed):
+            return listed
+    asked = [entry for entry in _arguments(sample) if isinstance(entry, dict)]
+    texts = [
+        str(entry["arg_1"]).strip() for entry in asked if entry.get("arg_0") and isinstance(entry.get("arg_1"), str)
+    ]
+    return texts if len(texts) > 1 else []
+
+
+def chosen(sample: dict[str, Any], metric: str) -> str:
+    """The option that a metric takes for the answer, or the generated text; "" where samples do not say."""
+    responses = sample.get("filtered_resps") or []
+    scores = log_likelihoods(responses)
+    if scores is None:
+        return str(responses[0])
+    listed = options(sample)
+    given, alone = scores[: len(listed)], scores[len(listed) :]
+    rule, needs_alone = _RULES.get(metric, (None, False))
+    if len(given) < 2 or len(given) < len(listed) or (needs_alone and len(alone) != len(given)):
+        return ""
+    if rule:
+        given = [rule(*parts) for parts in zip(given, listed, alone or given, strict=True)]
+    return listed[given.index(max(given))]
+
+
+def expected(sample: dict[str, Any]) -> str:
+    """The right answer; "" where samples do not say."""
+    listed, target = options(sample), sample.get("target")
+    for value in (_document(sample).get("gold"), target):
+        text = str(value).strip()
+        if text.isdigit() and int(text) < len(listed):
+            return listed[int(text)]
+        if len(text) == 1 and 0 <= ord(text) - ord("A") < len(listed):
+            return listed[ord(text) - ord("A")]
+        if text in listed:
+            return text
+    return "" if listed or target is None else str(target).strip()
+
+
+def _document(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample["doc"] if isinstance(sample.get("doc"), dict) else {}
+
+
+def _arguments(sample: dict[str, Any]) -> list[Any]:
+    """What the model was given, a dictionary for each request."""
+    given = sample.get("arguments")
+    return list(given.values()) if isinstance(given, dict) else []
