@@ -5,6 +5,7 @@
     baseline: {model: google/gemma-3-12b-it, plan: ""}     # optional: any other baseline is refused
     pooled: {decides: true, margin: 0.005}                 # optional: the test over all items together counts too
     noise: noise.json      # optional: of `lm-eval-ext gate noise`; a change within the noise is no failure
+    drift: {frozen: baselines/v1, margin: 0.03}            # optional: a baseline that is not renewed; also severity
     rules:
       - axis: blend_decon  # task, group or family, as in `lm-eval-ext plane --y`
         metric: acc
@@ -34,7 +35,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lm_eval_ext.configs import Names, Table, Text, read_config
 from lm_eval_ext.errors import GateError
-from lm_eval_ext.gate.rules import ALPHA, CHANCE_MARGIN, MARGIN, Gate, Kind, Pooled, Rule, Severity, Waiver
+from lm_eval_ext.gate.rules import ALPHA, CHANCE_MARGIN, MARGIN, Drift, Gate, Kind, Pooled, Rule, Severity, Waiver
 from lm_eval_ext.languages import AVERAGE, normalise
 from lm_eval_ext.results import where
 from lm_eval_ext.stats.bootstrap import RESAMPLES
@@ -190,6 +191,12 @@ class _Pooled(Table):
         )
 
 
+class _Drift(Table):
+    frozen: Text = Field(description="a folder of results, from the gate's file on")
+    margin: _Share
+    severity: _Severity = "error"
+
+
 class _Gate(Table):
     alpha: _Alpha = ALPHA
     power: _Share = POWER
@@ -199,9 +206,16 @@ class _Gate(Table):
     prompts: Literal["same", "any"] = Field(default="same", description="same or any")
     pooled: _Pooled = _Pooled()
     noise: Text | None = Field(default=None, description="a file of lm-eval-ext gate noise --json")
+    drift: _Drift | None = None
     rules: list[_Rule] = Field(min_length=1, description="a list of at least one rule")
     must_pass: list[_MustPass] = Field(default=[], description="a list of items")
     waivers: list[_Waiver] = Field(default=[], description="a list of waivers")
+
+    @model_validator(mode="after")
+    def _has_something_that_drifts(self) -> _Gate:
+        if self.drift is not None and all(rule.limits for rule in self.rules):
+            raise ValueError("drift needs a rule that compares two runs, one with a margin and no other limit")
+        return self
 
     @model_validator(mode="after")
     def _can_be_powerful(self) -> _Gate:
@@ -220,6 +234,7 @@ def read_gate(path: Path | str) -> Gate:
             valid.
     """
     file = read_config(Path(path), _Gate, GateError, "gate")
+    here = Path(path).parent
     return Gate(
         rules=(*(rule.rule(file) for rule in file.rules), *(items.rule() for items in file.must_pass)),
         baseline={key: getattr(file.baseline, key) or "" for key in file.baseline.model_fields_set},
@@ -228,5 +243,6 @@ def read_gate(path: Path | str) -> Gate:
         seed=file.seed,
         pooled=file.pooled.pooled(file),
         waivers=tuple(waiver.waiver() for waiver in file.waivers),
-        noise=Path(path).parent / file.noise if file.noise else None,
+        noise=here / file.noise if file.noise else None,
+        drift=None if (drift := file.drift) is None else Drift(here / drift.frozen, drift.margin, drift.severity),
     )

@@ -38,6 +38,7 @@ class Rule:
         alpha, power: of the tests.
         severity: "warning" where a broken rule is reported and does not decide.
         ids, where: the items that must pass, by question id or by conditions on the documents' columns.
+        since: the frozen baseline that the rule speaks of; empty for the baseline that moves with the releases.
     """
 
     axis: str
@@ -52,12 +53,13 @@ class Rule:
     severity: Severity = "error"
     ids: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    since: str = ""
 
     @property
     def text(self) -> str:
         """What is asked, in words."""
         return {
-            "non-inferiority": f"loses less than {100 * self.margin:g} points",
+            "non-inferiority": f"loses less than {100 * self.margin:g} points{f' since {self.since}' if self.since else ''}",
             "floor": f"at least {self.limit:g}",
             "chance": f"not {100 * self.margin:g} points below chance, {self.limit:g}",
             "unchanged": f"at most {100 * self.limit:g}% of the items change",
@@ -101,6 +103,21 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """What may be lost since a baseline that is not renewed: many small losses, each within its margin, add up.
+
+    Attributes:
+        frozen: folder of its results.
+        margin: the loss that must be excluded, for each axis and language of the rules that compare two runs.
+        severity: of these checks.
+    """
+
+    frozen: Path
+    margin: float
+    severity: Severity = "error"
+
+
+@dataclass(frozen=True)
 class Gate:
     """All rules.
 
@@ -112,6 +129,7 @@ class Gate:
         pooled: the test over all of them together.
         waivers: which broken rules do not decide for now.
         noise: a file of `lm-eval-ext gate noise`, whose noise a change must exceed; None where none is asked.
+        drift: the frozen baseline that the candidate is held against too; None where there is none.
     """
 
     rules: tuple[Rule, ...]
@@ -122,3 +140,4 @@ class Gate:
     pooled: Pooled = Pooled()
     waivers: tuple[Waiver, ...] = ()
     noise: Path | None = None
+    drift: Drift | None = None
