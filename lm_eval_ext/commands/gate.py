@@ -121,6 +121,7 @@ def check(
     from lm_eval_ext.gate.drift import pair_drift, read_frozen
     from lm_eval_ext.gate.measuring import Side, dtype_notes, left_out_notes, measure_rules, pair_rules
     from lm_eval_ext.gate.noise import apply_noise, read_noise
+    from lm_eval_ext.gate.side_effects import measure_side_effects, read_panel
     from lm_eval_ext.gate.verdicts import waive
     from lm_eval_ext.io import write_file
 
@@ -139,6 +140,8 @@ def check(
             floor = read_noise(gate_rules.noise)
             measured = apply_noise(floor, measured, [*paired, *since], first.run)
             pooled = replace(pooled, noise=floor.pooled.floor(pooled.asked.alpha))
+        if gate_rules.panel is not None:
+            measured += measure_side_effects(gate_rules, read_panel(gate_rules.panel, first.run))
         judged = judge(measured, pooled, drift)
         result = waive(judged, gate_rules.waivers, date.today())
         files = (

@@ -32,6 +32,10 @@ COMMANDS = {
     "leaderboard": ("lm_eval_ext.commands.leaderboard:leaderboard", "Make a static leaderboard of result trees."),
     "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import data sets."),
     "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
+    "side-effects": (
+        "lm_eval_ext.commands.side_effects:side_effects",
+        "Measure what steering or training changes besides its aim.",
+    ),
     "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
     "demo": ("lm_eval_ext.commands.demo:demo", "Measure and steer the embedded model, from extraction to the plane."),
     "model": ("lm_eval_ext.commands.model:model", "Prepare the embedded model and print where it is."),

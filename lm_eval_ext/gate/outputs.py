@@ -53,8 +53,7 @@ def table(result: GateResult) -> Table:
             Text(f"{GLYPHS[check.verdict]} {check.label}", style=style),
             Text(f"{measured.rule.axis} {measured.rule.metric}"),
             Text(measured.language),
-            Text(f"{measured.baseline:.1%}"),
-            Text(f"{measured.candidate:.1%}"),
+            *map(Text, check.levels),
             Text(measured.rule.text),
             Text(_detail(check)),
         )
@@ -146,6 +145,7 @@ def _record(check: Check) -> dict[str, Any]:
         "metric": rule.metric,
         "language": measured.language,
         "rule": rule.kind,
+        "bound": rule.bound if rule.kind == "side-effect" else None,
         **{key: getattr(rule, key) for key in ("limit", "margin", "alpha", "power")},
         **{key: getattr(measured, key) for key in figures},
         "p": measured.p,
@@ -215,8 +215,7 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
             f"{GLYPHS[check.verdict]} {check.label}",
             _markdown(f"{measured.rule.axis} {measured.rule.metric}"),
             _markdown(measured.language),
-            f"{measured.baseline:.1%}",
-            f"{measured.candidate:.1%}",
+            *check.levels,
             _markdown(measured.rule.text),
             _markdown(_detail(check)),
         )

@@ -43,7 +43,8 @@ def pooled_documents(paired: Iterable[RulePair]) -> pd.DataFrame:
             metrics.setdefault(task, one.axis.score)
         rows = rows[rows["task"].map(metrics) == one.axis.score]
         frames.append(rows[["task", "doc_hash", "copy", "language", "question", "change"]].assign(axis=one.rule.axis))
-    return pd.concat(frames).drop_duplicates(["task", "doc_hash", "copy"])
+    documents: pd.DataFrame = pd.concat(frames).drop_duplicates(["task", "doc_hash", "copy"])
+    return documents
 
 
 def pool_changes(gate: Gate, documents: pd.DataFrame) -> PooledResult:

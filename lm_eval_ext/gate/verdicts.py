@@ -20,6 +20,8 @@ Rules of severity "warning" and rules that are waived are reported and do not de
 The pooled test (see `pooled`) counts only where the gate says that it decides: it fails where a loss is shown, and is
 inconclusive where the items cannot show the loss that they are asked to.
 
+Side effects are held to limits by one-sided bounds over texts (see `side_effects`).
+
 A floor and the level of chance are held against exact binomial bounds, which few items make wide by themselves.
 """
 
@@ -30,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lm_eval_ext.errors import GateError
+from lm_eval_ext.side_effects.measures import change_text, level_text, scale
 from lm_eval_ext.stats.significance import holm
 
 if TYPE_CHECKING:
@@ -105,6 +108,13 @@ class Check:
     def label(self) -> str:
         """The verdict, and why it does not decide: `fail (waived)`."""
         return self.verdict if self.decides else f"{self.verdict} ({'waived' if self.waiver else 'warning'})"
+
+    @property
+    def levels(self) -> tuple[str, str]:
+        """The scores of baseline and candidate as text: shares as percentages, side effects in their unit."""
+        rule = self.measured.rule
+        kind = scale(rule.metric) if rule.kind == "side-effect" else "share"
+        return level_text(self.measured.baseline, kind), level_text(self.measured.candidate, kind)
 
     @property
     def name(self) -> str:
@@ -322,6 +332,8 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
             return "pass", f"all {measured.n} items are right"
         more = f" and {len(measured.items) - 5} more" if len(measured.items) > 5 else ""
         return "fail", f"{len(measured.items)} of {measured.n} items are wrong: {', '.join(measured.items[:5])}{more}"
+    if rule.kind == "side-effect":
+        return _decide_side_effect(measured)
     moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"
     if rule.kind == "max-gain":
         if measured.change > rule.limit and measured.low > 0:
@@ -338,6 +350,25 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
     if p <= rule.alpha:
         return "fail", f"{moved}: a loss is shown (p {_p(p)}), and {excluded} is not excluded"
     return "inconclusive", f"{moved}: no loss is shown (p {_p(p)}), but {excluded} is not excluded"
+
+
+def _decide_side_effect(measured: Measured) -> tuple[Verdict, str]:
+    """A limit that a bound over texts keeps, breaks, or leaves open."""
+    rule = measured.rule
+    sign = -1.0 if rule.bound in ("max", "max_rise") else 1.0
+    limit = -rule.limit if rule.bound == "max_fall" else rule.limit
+    of_level = rule.bound in ("max", "min")
+    if not math.isfinite(measured.low + measured.high):
+        return "inconclusive", "the baseline is 0, or nothing was written: no change can be told"
+    show = level_text if of_level else change_text
+    low, high = sorted(sign * bound + limit for bound in (measured.low, measured.high))
+    values = (show(value, scale(rule.metric)) for value in (sign * measured.change + limit, low, high))
+    text = "{} [{}, {}]".format(*values)
+    if measured.low >= 0:
+        return "pass", f"{text}: within the limit"
+    if measured.high < 0:
+        return "fail", f"{text}: beyond the limit"
+    return "inconclusive", f"{text}: too few texts to tell it from the limit"
 
 
 def _p(p: float) -> str:

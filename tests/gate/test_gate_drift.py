@@ -45,10 +45,10 @@ def test_losses_within_the_margin_add_up(releases):
         ("el", True): "fail",
     }
     assert {check["margin"] for check in content["checks"] if check["since"]} == {0.05}
-    assert {check["since"] for check in content["checks"]} == {None, "v1"}
+    assert {check["since"] for check in content["checks"]} == {None, "org/first"}
     assert (content["drift"]["tests"][0]["losses"], content["pooled"]["tests"][0]["losses"]) == (40, 20)
     output = " ".join(result.output.split())
-    assert "drift since v1 (reported only): −5.00 points (0 gained, 40 lost)" in output
+    assert "drift since org/first (reported only): −5.00 points (0 gained, 40 lost)" in output
     assert "against the baseline −2.50 points" in output
 
 
