@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lm_eval_ext.console import output
+from lm_eval_ext.console import notes, output
 from lm_eval_ext.errors import ArchiveError
 
 _Bundle = Annotated[Path, typer.Argument(help="What `lm-eval-ext bundle` wrote.", metavar="RUN.ZIP")]
@@ -49,9 +49,9 @@ def bundle(
             f"{results} is a baseline of `lm-eval-ext gate renew`, not an evaluation; it is small already"
         )
     manifest = write_bundle(chosen, out, samples=samples)
-    notes = output(stderr=True)
+    console = notes()
     for note in tree.notes:
-        notes.print(f"note: {note}", style="yellow", soft_wrap=True)
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     output().print(f"wrote {out} ({out.stat().st_size / 1000:,.0f} kB), hash {manifest.sha256}", soft_wrap=True)
 
 
@@ -121,9 +121,9 @@ def rerun(
     shown = rerun_command(manifest, {name: str(value) for name, value in redact_args(model_args).items()}, out)
     output().print(shlex.join(shown.words), soft_wrap=True)
     command = rerun_command(manifest, given, out)
-    notes = output(stderr=True)
+    console = notes()
     for note in command.notes:
-        notes.print(f"note: {note}", style="yellow", soft_wrap=True)
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     if not run:
         return
     check_files(manifest, command)

@@ -59,7 +59,7 @@ def gap(
     from lm_eval.utils import simple_parse_args_string
 
     from lm_eval_ext import backends
-    from lm_eval_ext.console import output
+    from lm_eval_ext.console import notes
     from lm_eval_ext.data.task_questions import Rendering
     from lm_eval_ext.io import write_file
     from lm_eval_ext.models import embedded
@@ -95,7 +95,7 @@ def gap(
         raise UserError(f"--model-args {', '.join(conflicting)}: the gap is of the unsteered model")
     arguments = {**simple_parse_args_string(model_args), **({"device": device} if device else {})}
     loaded = backends.load("steered-hf", model or None, **arguments)
-    gaps = screen(loaded, wanted, out / "cells", output(stderr=True))
+    gaps = screen(loaded, wanted, out / "cells", notes())
     write_file(out / "gap.csv", frame_to_csv(gaps, "%.5f"))
     table = [
         "| tasks | prompt | language | n | without | named | gap, points |",

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from lm_eval_ext.commands.gate_github import fetch, post
 from lm_eval_ext.commands.options import AxisFile
 from lm_eval_ext.console import notes as console_of_notes
-from lm_eval_ext.console import output
+from lm_eval_ext.console import output, picture
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.io import cannot_write
 
@@ -133,14 +133,20 @@ def check(
     items together, which counts where the file says `pooled: {decides: true}`.
     The exit status is 0 if all pass, 1 if one fails, 2 if none fails but some
     are inconclusive, 3 if the runs or the rules cannot be judged.
+
+    With `drift: {frozen: FOLDER, margin: 0.03}` in the file the candidate is
+    held against a baseline that is not renewed too.
     """
+    from dataclasses import replace
     from datetime import date
 
     from lm_eval_ext.gate import judge, outputs, pool, read_gate
     from lm_eval_ext.gate.comment import to_comment
+    from lm_eval_ext.gate.drift import pair_drift, read_frozen
     from lm_eval_ext.gate.marker import marker, misuse_comment
     from lm_eval_ext.gate.measuring import Side, dtype_notes, left_out_notes, measure_rules, pair_rules
     from lm_eval_ext.gate.noise import apply_noise, read_noise
+    from lm_eval_ext.gate.side_effects import measure_side_effects, read_panel
     from lm_eval_ext.gate.verdicts import STATUS, waive
     from lm_eval_ext.io import write_file
 
@@ -150,10 +156,19 @@ def check(
         first, *others = (Side.read("candidate", folder, candidate_run) for folder in candidate)
         sides = Side.read("baseline", baseline, baseline_run), first.with_reruns(others)
         paired = pair_rules(gate_rules, *sides, any_order=any_order)
-        measured = measure_rules(gate_rules, paired)
+        pooled, drift, since = pool(gate_rules, paired), None, []
+        if gate_rules.drift is not None:
+            frozen = read_frozen(gate_rules.drift, sides[0], any_order=any_order)
+            since = pair_drift(gate_rules, frozen, sides[1], any_order=any_order)
+            drift = pool(gate_rules, since)
+        measured = measure_rules(gate_rules, [*paired, *since])
         if gate_rules.noise is not None:
-            measured = apply_noise(read_noise(gate_rules.noise), measured, paired, first.run)
-        judged = judge(measured, pool(gate_rules, paired))
+            floor = read_noise(gate_rules.noise)
+            measured = apply_noise(floor, measured, [*paired, *since], first.run)
+            pooled = replace(pooled, noise=floor.pooled.floor(pooled.asked.alpha))
+        if gate_rules.panel is not None:
+            measured += measure_side_effects(gate_rules, read_panel(gate_rules.panel, first.run))
+        judged = judge(measured, pooled, drift)
         result = waive(judged, gate_rules.waivers, date.today())
         files = (
             (json, outputs.to_json(result, *sides)),
@@ -206,12 +221,14 @@ def renew(
     """
     from lm_eval_ext.gate import baseline as committed
     from lm_eval_ext.gate import read_gate
+    from lm_eval_ext.gate.drift import check_not_frozen
     from lm_eval_ext.gate.measuring import Side
 
     gate_rules = read_gate(rules)
     new = Side.read("candidate", candidate, candidate_run)
     if new.run.is_committed:
         raise UserError(f"{candidate} is itself a committed baseline; --candidate takes the results of an evaluation")
+    check_not_frozen(gate_rules, baseline)
     old = committed.read_old(baseline, Side)
     moved = committed.moves(gate_rules, old, new)
     console = output(160)
@@ -237,45 +254,57 @@ def noise(
     arguments: Annotated[
         str, typer.Option("--eval", help="With --runs: arguments of lm-eval-ext eval, in quotes.", show_default=False)
     ] = "",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --runs: what the runs take in turn; repeatable. Of batch_size, model (the engine), order (given, "
+            "reversed: of the tasks), or a model argument such as dtype.",
+            metavar="KEY=VALUE,VALUE",
+            show_default=False,
+        ),
+    ] = None,
     axes: AxisFile = None,
     json: Annotated[Path | None, typer.Option(help="Write what a gate reads.", rich_help_panel=_OUTPUT)] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the table as a picture.", rich_help_panel=_OUTPUT)] = None,
 ) -> None:
     """Measure what changes where the same model is evaluated again.
 
     Reads several evaluations (made with --log_samples; with other batch sizes,
     dtypes or engines), or with --runs makes them, each with another batch size
-    unless --eval says one. Shown per axis and language: how many answers flip,
-    by how much the score and the margins (of the best option over the second)
-    move. With `noise: noise.json` in the gate a change within the noise is
-    inconclusive.
-    """
-    from rich.table import Table
-    from rich.text import Text
+    unless --vary or --eval says otherwise. Shown per axis and language: how
+    many answers flip, by how much the score and the margins (of the best option
+    over the second) move. With `noise: noise.json` in the gate a change within
+    the noise is inconclusive.
 
-    from lm_eval_ext.gate import read_gate
+    Examples:
+
+      lm-eval-ext gate noise gate.yaml results/a results/b --json noise.json
+
+      lm-eval-ext gate noise gate.yaml noise/ --runs 4 --vary batch_size=1,8 \\
+        --vary dtype=float32,bfloat16 --json noise.json \\
+        --eval "--model steered-hf --tasks transfer_mini_cloze"
+    """
+    from lm_eval_ext.gate import outputs, read_gate
     from lm_eval_ext.gate.measuring import EVALUATION, Side
     from lm_eval_ext.gate.noise import measure_noise, run_evaluations
     from lm_eval_ext.io import write_file
 
     gate_rules = read_gate(rules)
+    if vary and runs is None:
+        raise UserError("--vary needs --runs: it says what the runs take in turn")
     if (runs is None) == bool(arguments):
         raise UserError("--runs and --eval belong together: how often, and what lm-eval-ext eval is told")
     if runs is not None:
         if len(evaluations) > 1:
             raise UserError(f"--runs writes into one folder, got {len(evaluations)}")
-        evaluations = run_evaluations(evaluations[0], runs, arguments)
+        evaluations = run_evaluations(evaluations[0], runs, arguments, vary or ())
     floor = measure_noise(gate_rules, [Side.read(EVALUATION, folder) for folder in evaluations])
-    shown = Table(title=Text(f"Noise of {floor.model}, {floor.runs} evaluations"), box=None, pad_edge=False)
-    for title in ("axis", "language", "items", "flips", "at most", "score moves", "95% of margins move"):
-        shown.add_column(title, justify="left" if title in ("axis", "language") else "right", overflow="fold")
-    for one in floor.noise:
-        margin = "" if one.margin is None else f"{one.margin:.3f} nats"
-        flips = (f"{share:.1%}" for share in (one.flips, one.most_flips))
-        cells = (f"{one.axis} {one.metric}", one.language, str(one.n), *flips, f"{100 * one.shift:.1f} points", margin)
-        shown.add_row(*map(Text, cells))
+    shown = outputs.noise_table(floor)
     output(160).print(shown)
     if json is not None:
         write_file(json, floor.to_json())
+    if svg is not None:
+        write_file(svg, picture([shown], "lm-eval-ext gate noise"))
 
 
 def _describe(moved: list[Any]) -> Iterator[str]:

@@ -44,10 +44,12 @@ def report(
 ) -> None:
     """Report what a folder of results shows, and what it does not, as one self-contained page.
 
-    What was run (models, plans, data versions and hashes), findings in
-    sentences with intervals, figures, tables, a browser of the items whose
-    answer changed, and the commands that do it again. The page needs no network
-    and runs only the scripts that it was written with.
+    It opens with one sentence and one picture for each question that a reader
+    has: did either axis change, did the English bias, in which languages, on
+    which items? Then a table with one run per row, findings with intervals, all
+    figures and tables, a browser of the items whose answer changed, which
+    compares any two runs, what was run, and the commands that do it again. The
+    page needs no network and runs only the scripts that it was written with.
 
     The runs must have been evaluated with --log_samples.
 
@@ -83,7 +85,7 @@ def report(
     for note in built.plane.notes:
         warnings.print(f"note: {note}", style="yellow", soft_wrap=not warnings.is_terminal)
     console = output()
-    for sentence in built.findings:
+    for sentence in built.in_short:
         console.print(f"• {sentence}", soft_wrap=not console.is_terminal)
     more = f" and {len(written) - 1} figure files in {figures}" if figures else ""
     console.print(f"\nwrote {out}{more}", soft_wrap=True)

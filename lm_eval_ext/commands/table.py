@@ -37,6 +37,10 @@ COMMANDS = {
     "leaderboard": ("lm_eval_ext.commands.leaderboard:leaderboard", "Make a static leaderboard of result trees."),
     "data": ("lm_eval_ext.commands.data:app", "Check, count, show, export and import data sets."),
     "train": ("lm_eval_ext.commands.train:app", "Train aligned models: MIST, MIDALIGN, CLO."),
+    "side-effects": (
+        "lm_eval_ext.commands.side_effects:side_effects",
+        "Measure what steering or training changes besides its aim.",
+    ),
     "gate": ("lm_eval_ext.commands.gate:gate", "Pass or fail a candidate against a baseline, item by item."),
     "init": ("lm_eval_ext.commands.init:init", "Write a project for a team: questions, gate, study, workflow."),
     "bundle": ("lm_eval_ext.commands.bundle:bundle", "Bundle a run into one file that others can check and rerun."),

@@ -5,6 +5,7 @@
     baseline: {model: google/gemma-3-12b-it, plan: ""}     # optional: any other baseline is refused
     pooled: {decides: true, margin: 0.005}                 # optional: the test over all items together counts too
     noise: noise.json      # optional: of `lm-eval-ext gate noise`; a change within the noise is no failure
+    drift: {frozen: baselines/v1, margin: 0.03}            # optional: a baseline that is not renewed; also severity
     rules:
       - axis: blend_decon  # task, group or family, as in `lm-eval-ext plane --y`
         metric: acc
@@ -15,28 +16,49 @@
       - {axis: transfer_mini_cloze, max_changed: 0.02}     # share of documents whose score may change at all
       - {axis: gmmlu, max_gain: 0.1}                       # a larger gain is suspicious: a warning
       - {axis: gmmlu, languages: ar, severity: warning}    # reported, does not decide
+    side_effects:          # of `lm-eval-ext side-effects --json`: max or min of the candidate, or against its baseline
+      file: side_effects.json
+      rules:
+        - {measure: perplexity, max_rise: 0.05}            # a share of the baseline's
+        - {measure: language, languages: [ko, el], min: 0.95}
+        - {measure: kl, languages: average, max: 0.1}      # also max_fall, severity, alpha
     must_pass:             # questions that the candidate must answer right, by id or by columns of the documents
       - {axis: blend_decon, ids: [Al-en-12, Ko-ko-7]}
       - {axis: blend_decon, where: topic=Food, languages: el}
     waivers:               # broken rules that do not decide until a day, which an expired waiver is an error after
       - {axis: gmmlu, languages: ko, reason: known regression of the tokenizer, until: 2026-12-31}
 
-All numbers are shares between 0 and 1.
+All numbers are shares between 0 and 1, but for limits on side effects, which are in the unit of the measure.
 """
 
 from __future__ import annotations
 
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from lm_eval_ext.configs import Names, Table, Text, read_config
 from lm_eval_ext.errors import GateError
-from lm_eval_ext.gate.rules import ALPHA, CHANCE_MARGIN, MARGIN, Gate, Kind, Pooled, Rule, Severity, Waiver
+from lm_eval_ext.gate.rules import (
+    ALPHA,
+    CHANCE_MARGIN,
+    MARGIN,
+    SIDE_EFFECTS,
+    Bound,
+    Drift,
+    Gate,
+    Kind,
+    Pooled,
+    Rule,
+    Severity,
+    Waiver,
+)
 from lm_eval_ext.languages import AVERAGE, normalise
 from lm_eval_ext.results import where
+from lm_eval_ext.side_effects.measures import ACCURACY, MEASURES, is_measure
 from lm_eval_ext.stats.bootstrap import RESAMPLES
 from lm_eval_ext.stats.power import POWER
 
@@ -48,6 +70,8 @@ _HINT = "(3 points are 0.03)"
 _Share = Annotated[float, Field(gt=0, lt=1, description=f"a share above 0, below 1 {_HINT}")]
 _Alpha = Annotated[float, Field(gt=0, lt=0.5, description="a share above 0, below 0.5")]
 _ONE_OR_MORE = f"at least one code, such as [ko, el, {AVERAGE}]; leave the key out for all"
+_Limit = Annotated[float | None, Field(ge=0, description="a number from 0, in the unit of the measure")]
+_BOUNDS = get_args(Bound)
 _Severity = Annotated[Severity, Field(description="error or warning")]
 
 
@@ -190,6 +214,57 @@ class _Pooled(Table):
         )
 
 
+class _Drift(Table):
+    frozen: Text = Field(description="a folder of results, from the gate's file on")
+    margin: _Share
+    severity: _Severity = "error"
+
+
+class _SideEffect(Table):
+    measure: Text = Field(description="a measure")
+    languages: Names = Field(default=(), description=_ONE_OR_MORE)
+    max: _Limit = None
+    min: _Limit = None
+    max_rise: _Limit = None
+    max_fall: _Limit = None
+    severity: _Severity = "error"
+    alpha: _Alpha = ALPHA
+
+    @model_validator(mode="after")
+    def _means_something(self) -> _SideEffect:
+        if not is_measure(self.measure):
+            close = get_close_matches(self.measure, MEASURES, n=1)
+            hint = f"did you mean {close[0]!r}? Valid" if close else "valid"
+            raise ValueError(f"measure is {self.measure!r}; {hint}: {', '.join(MEASURES)}, {ACCURACY}TASK")
+        if len(self.given) != 1:
+            raise ValueError(f"{' and '.join(self.given) or 'no limit'}; needed: one of {', '.join(_BOUNDS)}")
+        return self
+
+    @property
+    def given(self) -> list[Bound]:
+        """The limits that are given."""
+        return [bound for bound in _BOUNDS if getattr(self, bound) is not None]
+
+    def rule(self, gate: _Gate) -> Rule:
+        """The rule, with the gate's alpha where it has none."""
+        return Rule(
+            axis=SIDE_EFFECTS,
+            metric=self.measure,
+            languages=_codes(self.languages),
+            kind="side-effect",
+            bound=self.given[0],
+            limit=getattr(self, self.given[0]),
+            margin=0.0,
+            alpha=self.alpha if "alpha" in self.model_fields_set else gate.alpha,
+            severity=self.severity,
+        )
+
+
+class _SideEffects(Table):
+    file: Text = Field(description="a file of lm-eval-ext side-effects --json")
+    rules: list[_SideEffect] = Field(min_length=1, description="a list of at least one rule")
+
+
 class _Gate(Table):
     alpha: _Alpha = ALPHA
     power: _Share = POWER
@@ -199,9 +274,17 @@ class _Gate(Table):
     prompts: Literal["same", "any"] = Field(default="same", description="same or any")
     pooled: _Pooled = _Pooled()
     noise: Text | None = Field(default=None, description="a file of lm-eval-ext gate noise --json")
+    drift: _Drift | None = None
+    side_effects: _SideEffects | None = None
     rules: list[_Rule] = Field(min_length=1, description="a list of at least one rule")
     must_pass: list[_MustPass] = Field(default=[], description="a list of items")
     waivers: list[_Waiver] = Field(default=[], description="a list of waivers")
+
+    @model_validator(mode="after")
+    def _has_something_that_drifts(self) -> _Gate:
+        if self.drift is not None and all(rule.limits for rule in self.rules):
+            raise ValueError("drift needs a rule that compares two runs, one with a margin and no other limit")
+        return self
 
     @model_validator(mode="after")
     def _can_be_powerful(self) -> _Gate:
@@ -220,6 +303,7 @@ def read_gate(path: Path | str) -> Gate:
             valid.
     """
     file = read_config(Path(path), _Gate, GateError, "gate")
+    here = Path(path).parent
     return Gate(
         rules=(*(rule.rule(file) for rule in file.rules), *(items.rule() for items in file.must_pass)),
         baseline={key: getattr(file.baseline, key) or "" for key in file.baseline.model_fields_set},
@@ -228,5 +312,8 @@ def read_gate(path: Path | str) -> Gate:
         seed=file.seed,
         pooled=file.pooled.pooled(file),
         waivers=tuple(waiver.waiver() for waiver in file.waivers),
-        noise=Path(path).parent / file.noise if file.noise else None,
+        noise=here / file.noise if file.noise else None,
+        side_effects=tuple(rule.rule(file) for rule in file.side_effects.rules) if file.side_effects else (),
+        panel=here / file.side_effects.file if file.side_effects else None,
+        drift=None if (drift := file.drift) is None else Drift(here / drift.frozen, drift.margin, drift.severity),
     )

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 #: The role of each of several evaluations of one model, where neither is the baseline.
 EVALUATION = "evaluation"
 
+#: Roles whose run can be named on the command line.
+_NAMED = ("baseline", "candidate")
+
 _SEEDS = ("few-shot seed", "random seed")
 
 
@@ -49,7 +52,7 @@ class Side:
     """Baseline or candidate, or one of several evaluations whose noise is measured.
 
     Attributes:
-        role: "baseline", "candidate" or "evaluation".
+        role: "baseline", "candidate", "evaluation" or "frozen baseline".
         run: the run.
         notes: what the reader of its folder said.
         reruns: other evaluations of the same model (other seeds); a document's score is the mean over all of them, so they
@@ -72,7 +75,7 @@ class Side:
         """
         tree = load(folder)
         if name is None and len(tree.runs) > 1:
-            choose = "give the folder of one" if role == EVALUATION else f"name one with --{role}-run"
+            choose = f"name one with --{role}-run" if role in _NAMED else "give the folder of one"
             raise GateError(
                 f"the {role} {folder} holds {len(tree.runs)} runs, and a gate never averages them; "
                 f"{choose}:\n{list_runs(tree.runs)}"
@@ -169,7 +172,7 @@ def measure(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = Fa
 def pair_rules(gate: Gate, baseline: Side, candidate: Side, *, any_order: bool = False) -> list[RulePair]:
     """The scores that each rule speaks of, with the arguments and the errors of `measure`."""
     for side in (candidate, *candidate.reruns):
-        _check_sides(gate, baseline.run, side.run, any_order=any_order)
+        _check_sides(gate, baseline, side.run, any_order=any_order)
     return [pair_rule(rule, gate, baseline, candidate) for rule in gate.rules]
 
 
@@ -218,9 +221,10 @@ def left_out_notes(gate: Gate, *sides: Side) -> list[str]:
     return notes
 
 
-def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) -> None:
+def _check_sides(gate: Gate, before: Side, candidate: Run, *, any_order: bool) -> None:
+    role, baseline = before.role, before.run
     if baseline.path.resolve() == candidate.path.resolve():
-        raise GateError(f"baseline and candidate are both {baseline.path}; a run cannot be held against itself")
+        raise GateError(f"{role} and candidate are both {baseline.path}; a run cannot be held against itself")
     if candidate.is_committed:
         raise GateError(
             f"{candidate.path} was written by `lm-eval-ext gate renew`: it is a baseline, not a candidate; "
@@ -236,7 +240,7 @@ def _check_sides(gate: Gate, baseline: Run, candidate: Run, *, any_order: bool) 
     # Clocks of other places count for nothing where the baseline cannot be the candidate.
     if baseline.date > candidate.date and not (any_order or baseline.is_committed):
         raise GateError(
-            f"the baseline was evaluated on {baseline.date}, after the candidate, on {candidate.date}: are --baseline "
+            f"the {role} was evaluated on {baseline.date}, after the candidate, on {candidate.date}: are --baseline "
             "and --candidate swapped? If this is meant, say --any-order"
         )
 

@@ -13,17 +13,20 @@ import math
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentError, ArgumentParser
 from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from pydantic import Field, ValidationError
 from scipy import stats as laws
 
 from lm_eval_ext.configs import Table, Text, messages
 from lm_eval_ext.errors import GateError
 from lm_eval_ext.gate.measuring import pair_rule
+from lm_eval_ext.gate.pooled import pooled_documents
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.results.run import short_model
 from lm_eval_ext.results.samples import log_likelihoods, read_documents
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    import pandas as pd
     from numpy.typing import NDArray
 
     from lm_eval_ext.gate.measuring import RulePair, Side
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.gate.verdicts import Measured
     from lm_eval_ext.results.run import Run
 
+_ORDERS = ("given", "reversed")
 #: Share of the answers whose margin moves by less than what is called the noise of margins.
 _MARGIN_LEVEL = 0.95
 
@@ -47,31 +50,39 @@ _Scores = dict[tuple[str, str], "NDArray[np.float64]"]
 _Share = Field(ge=0, le=1, description="a share from 0 to 1")
 
 
-class Noise(Table):
-    """One axis in one language, or in the average.
+class Flips(Table):
+    """How the scores of some documents differ between evaluations of one model.
 
     Attributes:
-        axis, metric, language: as the gate's rules and their checks are called.
         n: documents.
         flips, most_flips: share of the documents whose score differs between two evaluations, mean and maximum.
         shift: the largest difference between two scores.
         deviation: standard deviation of the difference of two scores, from the flips by question.
+    """
+
+    n: int = Field(ge=1, description="a whole number, at least 1")
+    flips: float = _Share
+    most_flips: float = _Share
+    shift: float = _Share
+    deviation: float = _Share
+
+    def floor(self, alpha: float) -> float:
+        """The change of a score that noise alone exceeds with a probability of about alpha, and no smaller than one seen."""
+        return max(self.shift, float(laws.norm.ppf(1 - alpha)) * self.deviation)
+
+
+class Noise(Flips):
+    """One axis in one language, or in the average.
+
+    Attributes:
+        axis, metric, language: as the gate's rules and their checks are called.
         margin: what 95% of the margins move by less than, in nats; None where nothing has options.
     """
 
     axis: Text
     metric: Text
     language: Text
-    n: int = Field(ge=1, description="a whole number, at least 1")
-    flips: float = _Share
-    most_flips: float = _Share
-    shift: float = _Share
-    deviation: float = _Share
     margin: float | None = Field(default=None, ge=0, description="a number from 0")
-
-    def floor(self, alpha: float) -> float:
-        """The change of a score that noise alone exceeds with a probability of about alpha, and no smaller than one seen."""
-        return max(self.shift, float(laws.norm.ppf(1 - alpha)) * self.deviation)
 
 
 class NoiseFloor(Table):
@@ -81,11 +92,13 @@ class NoiseFloor(Table):
         model: which was evaluated several times.
         runs: how often.
         noise: per axis and language.
+        pooled: of all documents together, as the pooled test counts them.
     """
 
     model: str
     runs: int = Field(ge=2, description="a whole number, at least 2")
     noise: tuple[Noise, ...] = Field(min_length=1, description="at least one entry")
+    pooled: Flips
 
     def to_json(self) -> str:
         """The file that a gate reads."""
@@ -107,17 +120,20 @@ def read_noise(path: Path) -> NoiseFloor:
         raise GateError(f"{path} was not written by `lm-eval-ext gate noise --json`: {first}") from None
 
 
-def run_evaluations(folder: Path, runs: int, arguments: str) -> list[Path]:
-    """Evaluate a model several times, each time with another batch size (1, 2, 4, ...) unless the arguments name one.
+def run_evaluations(folder: Path, runs: int, arguments: str, vary: Sequence[str] = ()) -> list[Path]:
+    """Evaluate a model several times, each time with another batch size (1, 2, 4, ...) unless something else varies.
 
     Args:
         folder: results go to `run1`, `run2`, ... in it.
         runs: how often.
         arguments: of `lm-eval-ext eval`, without where results go.
+        vary: `KEY=VALUE,VALUE,...`, values that the runs take in turn: of `batch_size`, `model` (the engine), `order` (of
+            the tasks: given, reversed) or of a key of `--model_args`, such as `dtype`.
 
     Raises:
-        GateError: there are such results, an evaluation failed, or arguments that cannot be split.
+        GateError: there are such results, an evaluation failed, or arguments that cannot be read.
     """
+    varied = [_values(text) for text in vary]
     folders = [folder / f"run{number}" for number in range(1, runs + 1)]
     if there := [path for path in folders if path.exists()]:
         raise GateError(f"{there[0]} exists; give another folder, or leave out --runs to read what is there")
@@ -128,14 +144,55 @@ def run_evaluations(folder: Path, runs: int, arguments: str) -> list[Path]:
     names = {argument.partition("=")[0] for argument in given}
     if names & {"--output_path", "-o"}:
         raise GateError("--eval must not say --output_path: the results go to the folder that is given")
-    is_sized = bool(names & {"--batch_size", "-b"})
+    if not varied and not names & {"--batch_size", "-b"}:
+        varied = [("batch_size", [str(2**number) for number in range(runs)])]
     for number, path in enumerate(folders):
-        size = [] if is_sized else [f"--batch_size={2**number}"]
-        command = [sys.executable, "-m", "lm_eval_ext", "eval", *given, *size, f"--output_path={path}", "--log_samples"]
+        told = given
+        for key, values in varied:
+            told = _told(told, key, values[number % len(values)])
+        command = [sys.executable, "-m", "lm_eval_ext", "eval", *told, f"--output_path={path}", "--log_samples"]
         status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603
         if status:
             raise GateError(f"evaluation {number + 1} of {runs} failed with status {status}: {shlex.join(command[3:])}")
     return folders
+
+
+def _values(text: str) -> tuple[str, list[str]]:
+    """The key and the values of `KEY=VALUE,VALUE`."""
+    key, _, listed = text.partition("=")
+    values = [value.strip() for value in listed.split(",")]
+    if not key.strip() or len(values) < 2 or not all(values):
+        raise GateError(f"--vary {text!r}: write KEY=VALUE,VALUE with two values or more, such as batch_size=1,8")
+    if key == "order" and not set(values) <= set(_ORDERS):
+        raise GateError(f"--vary {text!r}: valid orders: {', '.join(_ORDERS)}")
+    return key.strip(), values
+
+
+def _told(given: Sequence[str], key: str, value: str) -> list[str]:
+    """The arguments of the harness with another value of a key."""
+    options = ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    options.add_argument("--model", "-M")
+    options.add_argument("--batch_size", "-b")
+    options.add_argument("--tasks", "-t", nargs="+", default=[])
+    options.add_argument("--model_args", "-a", nargs="+", default=[])
+    try:
+        named, told = options.parse_known_args(list(given))
+    except ArgumentError as error:
+        raise GateError(f"--eval: {error}") from None
+    tasks, model_args = (",".join(words).split(",") for words in (named.tasks, named.model_args))
+    if key in ("model", "batch_size"):
+        setattr(named, key, value)
+    elif key == "order":
+        tasks = tasks[:: 1 if value == "given" else -1]
+    else:
+        model_args = [*(part for part in model_args if part.partition("=")[0] != key), f"{key}={value}"]
+    listed = {
+        "model": named.model,
+        "batch_size": named.batch_size,
+        "tasks": ",".join(filter(None, tasks)),
+        "model_args": ",".join(filter(None, model_args)),
+    }
+    return [*told, *(f"--{name}={text}" for name, text in listed.items() if text)]
 
 
 def measure_noise(gate: Gate, evaluations: Sequence[Side]) -> NoiseFloor:
@@ -158,12 +215,14 @@ def measure_noise(gate: Gate, evaluations: Sequence[Side]) -> NoiseFloor:
     cheap = replace(gate, resamples=1)  # no interval is read
     found: dict[tuple[str, str, str], Noise] = {}
     scores: dict[int, _Scores] = {}
+    couples = list(combinations(evaluations, 2))
+    of_couple: list[list[RulePair]] = [[] for _ in couples]
     for rule in gate.rules:
         if rule.kind == "must-pass":
             continue
-        pairs = [
-            (before, after, pair_rule(rule, cheap, before, after)) for before, after in combinations(evaluations, 2)
-        ]
+        pairs = [(before, after, pair_rule(rule, cheap, before, after)) for before, after in couples]
+        for one, paired in zip(pairs, of_couple, strict=True):
+            paired.append(one[2])
         for side in evaluations:
             _read_options(scores.setdefault(id(side), {}), side.run, pairs[0][2].pair.frame)
         for language in pairs[0][2].languages:
@@ -171,7 +230,27 @@ def measure_noise(gate: Gate, evaluations: Sequence[Side]) -> NoiseFloor:
             if key not in found:
                 compared = [(one, scores[id(before)], scores[id(after)]) for before, after, one in pairs]
                 found[key] = _noise(key, compared)
-    return NoiseFloor(model=short_model(first.model), runs=len(evaluations), noise=tuple(found.values()))
+    pooled = _pooled_flips([pooled_documents(paired) for paired in of_couple])
+    return NoiseFloor(model=short_model(first.model), runs=len(evaluations), noise=tuple(found.values()), pooled=pooled)
+
+
+def _pooled_flips(of_couple: Sequence[pd.DataFrame]) -> Flips:
+    """The noise of all documents together; each frame has those of two evaluations."""
+    rows = pd.DataFrame(
+        {
+            "flips": (documents["change"] != 0).mean(),
+            "shift": abs(documents["change"].mean()),
+            "variance": (documents.groupby("question")["change"].sum() ** 2).sum() / len(documents) ** 2,
+        }
+        for documents in of_couple
+    )
+    return Flips(
+        n=len(of_couple[0]),
+        flips=float(rows["flips"].mean()),
+        most_flips=float(rows["flips"].max()),
+        shift=float(rows["shift"].max()),
+        deviation=math.sqrt(float(rows["variance"].mean())),
+    )
 
 
 def apply_noise(

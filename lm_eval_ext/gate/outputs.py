@@ -5,34 +5,30 @@ Names of tasks, models and runs come from files that others wrote: every format 
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lm_eval_ext.console import picture, xml_text
 from lm_eval_ext.gate.markdown import escape as _markdown
 from lm_eval_ext.gate.measuring import dtype_notes
-from lm_eval_ext.gate.verdicts import STATUS
+from lm_eval_ext.gate.verdicts import STATUS, points
 from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
     from lm_eval_ext.gate.measuring import Side
-    from lm_eval_ext.gate.verdicts import Check, GateResult, Verdict
+    from lm_eval_ext.gate.noise import NoiseFloor
+    from lm_eval_ext.gate.verdicts import Check, GateResult, PooledResult, Verdict
 
 GLYPHS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 _COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
-#: What XML 1.0 cannot hold, escaped or not.
-_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_FETCHED = re.compile(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", re.DOTALL)
 #: GitHub's limits: of each kind of annotation a step, and of a step's summary, where other steps' text is not counted.
 _MAX_ANNOTATIONS = 10
 _MAX_SUMMARY = 1_000_000  # bytes; 1 MiB is refused whole
@@ -56,8 +52,7 @@ def table(result: GateResult) -> Table:
             Text(f"{GLYPHS[check.verdict]} {check.label}", style=style),
             Text(f"{measured.rule.axis} {measured.rule.metric}"),
             Text(measured.language),
-            Text(f"{measured.baseline:.1%}"),
-            Text(f"{measured.candidate:.1%}"),
+            *map(Text, check.levels),
             Text(measured.rule.text),
             Text(detail(check)),
         )
@@ -78,21 +73,34 @@ def detail(check: Check) -> str:
 
 
 def pooled_lines(result: GateResult) -> list[str]:
-    """The pooled test: what it can show, then what it shows."""
-    if result.pooled is None:
-        return []
-    name = "all items together" if result.pooled.asked.decides else "all items together (reported only)"
-    return [f"{name}: {result.pooled.sensitivity}", f"{name}: {result.pooled.detail}"]
+    """The pooled test: what it can show, then what it shows; and the drift since the frozen baseline."""
+    lines = []
+    if (pooled := result.pooled) is not None:
+        name = "all items together" if pooled.asked.decides else "all items together (reported only)"
+        lines = [f"{name}: {pooled.sensitivity}", f"{name}: {pooled.detail}"]
+        if (drift := result.drift) is not None:
+            since = next(check.measured.rule.since for check in result.checks if check.measured.rule.since)
+            now = f"against the baseline {points(pooled.suite.change, 2)} points"
+            lines.append(f"drift since {since} (reported only): {drift.detail}; {now}")
+    return lines
+
+
+def noise_table(floor: NoiseFloor) -> Table:
+    """One line per axis and language, and one for all items together."""
+    shown = Table(title=Text(f"Noise of {floor.model}, {floor.runs} evaluations"), box=None, pad_edge=False)
+    for title in ("axis", "language", "items", "flips", "at most", "score moves", "95% of margins move"):
+        shown.add_column(title, justify="left" if title in ("axis", "language") else "right", overflow="fold")
+    named = [(f"{one.axis} {one.metric}", one.language, one, one.margin) for one in floor.noise]
+    for axis, language, flips, margin in [*named, ("all items together", "", floor.pooled, None)]:
+        shares = (f"{share:.1%}" for share in (flips.flips, flips.most_flips))
+        cells = (axis, language, str(flips.n), *shares, f"{100 * flips.shift:.2f} points")
+        shown.add_row(*map(Text, (*cells, "" if margin is None else f"{margin:.3f} nats")))
+    return shown
 
 
 def to_svg(result: GateResult) -> str:
-    """The terminal as a picture, without fonts from elsewhere."""
-    console = Console(record=True, width=150, file=io.StringIO())
-    console.print(table(result))
-    for line in pooled_lines(result):
-        console.print(line, markup=False, highlight=False)
-    console.print(result.detail, markup=False, highlight=False)
-    return _xml(_FETCHED.sub("", console.export_svg(title="lm-eval-ext gate")))
+    """The terminal as a picture."""
+    return picture([table(result), *pooled_lines(result), result.detail], "lm-eval-ext gate")
 
 
 def to_json(result: GateResult, baseline: Side, candidate: Side) -> str:
@@ -107,19 +115,21 @@ def to_json(result: GateResult, baseline: Side, candidate: Side) -> str:
             | {"evaluations": 1 + len(side.reruns)}
             for side in (baseline, candidate)
         },
-        "pooled": _pooled_record(result),
+        "pooled": _pooled_record(result.pooled),
+        "drift": _pooled_record(result.drift),
         "checks": [_record(check) for check in result.checks],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _pooled_record(result: GateResult) -> dict[str, Any] | None:
-    if (pooled := result.pooled) is None:
+def _pooled_record(pooled: PooledResult | None) -> dict[str, Any] | None:
+    if pooled is None:
         return None
     return {
         "verdict": pooled.verdict,
         **asdict(pooled.asked),
         "smallest": pooled.smallest if math.isfinite(pooled.smallest) else None,
+        "noise": pooled.noise,
         "detail": pooled.detail,
         "tests": [asdict(test) for test in (pooled.suite, *pooled.parts)],
     }
@@ -134,6 +144,7 @@ def _record(check: Check) -> dict[str, Any]:
         "metric": rule.metric,
         "language": measured.language,
         "rule": rule.kind,
+        "bound": rule.bound if rule.kind == "side-effect" else None,
         **{key: getattr(rule, key) for key in ("limit", "margin", "alpha", "power")},
         **{key: getattr(measured, key) for key in figures},
         "p": measured.p,
@@ -142,6 +153,7 @@ def _record(check: Check) -> dict[str, Any]:
         "items": list(measured.items),
         **{key: getattr(measured, key) for key in ("noise", "noise_flips", "undecided")},
         "severity": rule.severity,
+        "since": rule.since or None,
         "waived": {"until": str(check.waiver.until), "reason": check.waiver.reason} if check.waiver else None,
     }
     return {
@@ -157,16 +169,16 @@ def to_junit(result: GateResult) -> str:
     suite = ElementTree.SubElement(suites, "testsuite", attributes)
     for check in result.checks:
         rule = check.measured.rule
-        of_axis = {"classname": _xml(f"{rule.axis}.{rule.metric}"), "time": "0"}
+        of_axis = {"classname": xml_text(f"{rule.axis}.{rule.metric}"), "time": "0"}
         case = ElementTree.SubElement(
-            suite, "testcase", {**of_axis, "name": _xml(f"{check.measured.language}: {rule.text}")}
+            suite, "testcase", {**of_axis, "name": xml_text(f"{check.measured.language}: {rule.text}")}
         )
         if check.verdict != "pass" and check.decides:
             tag = "failure" if check.verdict == "fail" else "error"
-            problem = ElementTree.SubElement(case, tag, {"type": check.verdict, "message": _xml(check.detail)})
-            problem.text = _xml(f"{check.name}: {check.detail}")
+            problem = ElementTree.SubElement(case, tag, {"type": check.verdict, "message": xml_text(check.detail)})
+            problem.text = xml_text(f"{check.name}: {check.detail}")
         else:
-            ElementTree.SubElement(case, "system-out").text = _xml(
+            ElementTree.SubElement(case, "system-out").text = xml_text(
                 f"{'' if check.decides else f'{check.label}: '}{detail(check)}"
             )
     ElementTree.indent(suites)
@@ -202,8 +214,7 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
             f"{GLYPHS[check.verdict]} {check.label}",
             _markdown(f"{measured.rule.axis} {measured.rule.metric}"),
             _markdown(measured.language),
-            f"{measured.baseline:.1%}",
-            f"{measured.candidate:.1%}",
+            *check.levels,
             _markdown(measured.rule.text),
             _markdown(detail(check)),
         )
@@ -255,8 +266,3 @@ def _command(text: str) -> str:
 
 def _property(text: str) -> str:
     return _command(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def _xml(text: str) -> str:
-    """ElementTree escapes markup; characters that XML cannot hold become a question mark."""
-    return _NOT_XML.sub("?", text)

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def pool(gate: Gate, paired: Iterable[RulePair]) -> PooledResult:
-    """The pooled test over the documents of all rules; a document counts once, with the metric that is named first."""
+    """The pooled test over the documents of all rules."""
+    return pool_changes(gate, pooled_documents(paired))
+
+
+def pooled_documents(paired: Iterable[RulePair]) -> pd.DataFrame:
+    """The documents of all rules with the columns of `pool_changes`; each once, with the metric that is named first."""
     metrics: dict[str, str] = {}
     frames = []
     for one in paired:
@@ -38,8 +43,8 @@ def pool(gate: Gate, paired: Iterable[RulePair]) -> PooledResult:
             metrics.setdefault(task, one.axis.score)
         rows = rows[rows["task"].map(metrics) == one.axis.score]
         frames.append(rows[["task", "doc_hash", "copy", "language", "question", "change"]].assign(axis=one.rule.axis))
-    documents = pd.concat(frames).drop_duplicates(["task", "doc_hash", "copy"])
-    return pool_changes(gate, documents)
+    documents: pd.DataFrame = pd.concat(frames).drop_duplicates(["task", "doc_hash", "copy"])
+    return documents
 
 
 def pool_changes(gate: Gate, documents: pd.DataFrame) -> PooledResult:

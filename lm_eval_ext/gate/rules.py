@@ -12,9 +12,20 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
-Kind = Literal["non-inferiority", "floor", "chance", "unchanged", "max-gain", "must-pass"]
+Kind = Literal["non-inferiority", "floor", "chance", "unchanged", "max-gain", "must-pass", "side-effect"]
+#: What a limit on a side effect holds: the level of the candidate, or its change against the baseline.
+Bound = Literal["max", "min", "max_rise", "max_fall"]
+#: The axis of rules on side effects; their metric is the measure.
+SIDE_EFFECTS = "side effects"
 #: Whether a broken rule decides, or is only reported.
 Severity = Literal["error", "warning"]
+
+_BOUNDS: dict[Bound, str] = {
+    "max": "at most",
+    "min": "at least",
+    "max_rise": "rises by at most",
+    "max_fall": "falls by at most",
+}
 
 #: Our defaults.
 ALPHA = 0.05
@@ -31,13 +42,15 @@ class Rule:
         metric: per-document score, `metric` or `metric,filter`.
         languages: codes and `average`; empty means all the results have, and their average.
         kind: what is asked.
-        limit: the floor, the level of chance, the share of documents that may change, or the gain that is not suspicious;
-            0 for others.
+        limit: the floor, the level of chance, the share of documents that may change, the gain that is not suspicious, or
+            that of a side effect; 0 for others.
         margin: the loss that must be excluded.
         better: "higher" or "lower"; None: as the task says.
         alpha, power: of the tests.
         severity: "warning" where a broken rule is reported and does not decide.
         ids, where: the items that must pass, by question id or by conditions on the documents' columns.
+        since: the frozen baseline that the rule speaks of; empty for the baseline that moves with the releases.
+        bound: of a side effect, what its limit holds.
     """
 
     axis: str
@@ -52,16 +65,19 @@ class Rule:
     severity: Severity = "error"
     ids: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    since: str = ""
+    bound: Bound = "max"
 
     @property
     def text(self) -> str:
         """What is asked, in words."""
         return {
-            "non-inferiority": f"loses less than {100 * self.margin:g} points",
+            "non-inferiority": f"loses less than {100 * self.margin:g} points{f' since {self.since}' if self.since else ''}",
             "floor": f"at least {self.limit:g}",
             "chance": f"not {100 * self.margin:g} points below chance, {self.limit:g}",
             "unchanged": f"at most {100 * self.limit:g}% of the items change",
             "max-gain": f"gains at most {100 * self.limit:g} points",
+            "side-effect": f"{_BOUNDS[self.bound]} {self.limit:g}",
             "must-pass": f"right on {' and '.join(self.where) or f'{len(self.ids)} named questions'}",
         }[self.kind]
 
@@ -101,6 +117,21 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """What may be lost since a baseline that is not renewed: many small losses, each within its margin, add up.
+
+    Attributes:
+        frozen: folder of its results.
+        margin: the loss that must be excluded, for each axis and language of the rules that compare two runs.
+        severity: of these checks.
+    """
+
+    frozen: Path
+    margin: float
+    severity: Severity = "error"
+
+
+@dataclass(frozen=True)
 class Gate:
     """All rules.
 
@@ -112,6 +143,8 @@ class Gate:
         pooled: the test over all of them together.
         waivers: which broken rules do not decide for now.
         noise: a file of `lm-eval-ext gate noise`, whose noise a change must exceed; None where none is asked.
+        drift: the frozen baseline that the candidate is held against too; None where there is none.
+        side_effects: rules on these, and `panel` the file of `lm-eval-ext side-effects` with them.
     """
 
     rules: tuple[Rule, ...]
@@ -122,3 +155,6 @@ class Gate:
     pooled: Pooled = Pooled()
     waivers: tuple[Waiver, ...] = ()
     noise: Path | None = None
+    drift: Drift | None = None
+    side_effects: tuple[Rule, ...] = ()
+    panel: Path | None = None

@@ -9,13 +9,18 @@
   With too few items only a change as large as these items can show is judged.
 
 Where the noise floor is known (see `noise`), a change that the same model shows from one evaluation to the next is
-inconclusive, not a failure.
+inconclusive, not a failure; so is a loss of all items together.
+
+Where a frozen baseline is given (see `drift`), the rules that compare two runs are held against it too, with a margin of
+their own: a baseline that moves with every release never shows losses that are small each time.
 
 Items that must pass fail with any wrong answer. A gain beyond its limit fails, as a warning, where the items show a gain.
 Rules of severity "warning" and rules that are waived are reported and do not decide.
 
 The pooled test (see `pooled`) counts only where the gate says that it decides: it fails where a loss is shown, and is
 inconclusive where the items cannot show the loss that they are asked to.
+
+Side effects are held to limits by one-sided bounds over texts (see `side_effects`).
 
 A floor and the level of chance are held against exact binomial bounds, which few items make wide by themselves.
 """
@@ -27,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lm_eval_ext.errors import GateError
+from lm_eval_ext.side_effects.measures import change_text, level_text, scale
 from lm_eval_ext.stats.significance import holm
 
 if TYPE_CHECKING:
@@ -103,9 +109,18 @@ class Check:
         return self.verdict if self.decides else f"{self.verdict} ({'waived' if self.waiver else 'warning'})"
 
     @property
+    def levels(self) -> tuple[str, str]:
+        """The scores of baseline and candidate as text: shares as percentages, side effects in their unit."""
+        rule = self.measured.rule
+        kind = scale(rule.metric) if rule.kind == "side-effect" else "share"
+        return level_text(self.measured.baseline, kind), level_text(self.measured.candidate, kind)
+
+    @property
     def name(self) -> str:
         """What was checked: `blend_decon acc el`."""
-        return f"{self.measured.rule.axis} {self.measured.rule.metric} {self.measured.language}"
+        rule = self.measured.rule
+        since = f" since {rule.since}" if rule.since else ""
+        return f"{rule.axis} {rule.metric} {self.measured.language}{since}"
 
 
 @dataclass(frozen=True)
@@ -138,19 +153,26 @@ class PooledResult:
         suite: the test over all items.
         parts: those of the axes and their languages.
         smallest: the smallest loss that all items can show.
+        noise: the loss that noise alone may make; 0 where it is not asked.
     """
 
     asked: Pooled
     suite: PooledTest
     parts: tuple[PooledTest, ...]
     smallest: float
+    noise: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
         """What it says, whether or not it decides."""
         if self.suite.p <= self.asked.alpha:
-            return "fail"
+            return "inconclusive" if self.is_within_noise else "fail"
         return "inconclusive" if self.asked.margin and self.smallest > self.asked.margin else "pass"
+
+    @property
+    def is_within_noise(self) -> bool:
+        """Whether the same model evaluated again may lose as much."""
+        return -self.suite.change <= self.noise
 
     @property
     def sensitivity(self) -> str:
@@ -167,20 +189,28 @@ class PooledResult:
         """The verdict in a sentence."""
         suite = self.suite
         text = f"{points(suite.change, 2)} points ({suite.gains} gained, {suite.losses} lost)"
-        if self.verdict == "fail":
+        if suite.p <= self.asked.alpha:
             lost = [f"{part.name} (p {_p(part.p)})" for part in self.parts if part.p <= self.asked.alpha]
             where = f", in {', '.join(lost)}" if lost else ", in no single part"
-            return f"{text}: a loss is shown (p {_p(suite.p)}){where}"
+            noise = f"; the same model moves by {100 * self.noise:.2f} points" if self.is_within_noise else ""
+            return f"{text}: a loss is shown (p {_p(suite.p)}){where}{noise}"
         short = f", but {100 * self.asked.margin:g} points cannot be seen" if self.verdict == "inconclusive" else ""
         return f"{text}: no loss is shown (p {_p(suite.p)}){short}"
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """All verdicts, and the pooled one where it was tested."""
+    """All verdicts, and the pooled one where it was tested.
+
+    Attributes:
+        checks: rules in languages, those of the drift behind the others.
+        pooled: the pooled test against the baseline.
+        drift: the same against the frozen baseline; it is reported and does not decide, as its checks do.
+    """
 
     checks: tuple[Check, ...]
     pooled: PooledResult | None = None
+    drift: PooledResult | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -222,12 +252,15 @@ class GateResult:
         return f"{self.verdict}: {(counts + aside).removeprefix(', ')}, of {len(self.checks)} checks{decided}"
 
 
-def judge(measured: Sequence[Measured], pooled: PooledResult | None = None) -> GateResult:
+def judge(
+    measured: Sequence[Measured], pooled: PooledResult | None = None, drift: PooledResult | None = None
+) -> GateResult:
     """Verdicts on everything that was measured, corrected for its number.
 
     Args:
         measured: rules in languages.
         pooled: the test over all of them, where it was made.
+        drift: the same against the frozen baseline.
 
     Raises:
         ValueError: nothing was measured.
@@ -236,7 +269,7 @@ def judge(measured: Sequence[Measured], pooled: PooledResult | None = None) -> G
         raise ValueError("a gate needs at least one measurement")
     corrected = holm([measurement.p for measurement in measured]).tolist()
     checks = tuple(Check(one, *_decide_noisy(one, p), p) for one, p in zip(measured, corrected, strict=True))
-    return GateResult(checks, pooled)
+    return GateResult(checks, pooled, drift)
 
 
 def waive(result: GateResult, waivers: Iterable[Waiver], today: date) -> GateResult:
@@ -298,6 +331,8 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
             return "pass", f"all {measured.n} items are right"
         more = f" and {len(measured.items) - 5} more" if len(measured.items) > 5 else ""
         return "fail", f"{len(measured.items)} of {measured.n} items are wrong: {', '.join(measured.items[:5])}{more}"
+    if rule.kind == "side-effect":
+        return _decide_side_effect(measured)
     moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"
     if rule.kind == "max-gain":
         if measured.change > rule.limit and measured.low > 0:
@@ -314,6 +349,25 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
     if p <= rule.alpha:
         return "fail", f"{moved}: a loss is shown (p {_p(p)}), and {excluded} is not excluded"
     return "inconclusive", f"{moved}: no loss is shown (p {_p(p)}), but {excluded} is not excluded"
+
+
+def _decide_side_effect(measured: Measured) -> tuple[Verdict, str]:
+    """A limit that a bound over texts keeps, breaks, or leaves open."""
+    rule = measured.rule
+    sign = -1.0 if rule.bound in ("max", "max_rise") else 1.0
+    limit = -rule.limit if rule.bound == "max_fall" else rule.limit
+    of_level = rule.bound in ("max", "min")
+    if not math.isfinite(measured.low + measured.high):
+        return "inconclusive", "the baseline is 0, or nothing was written: no change can be told"
+    show = level_text if of_level else change_text
+    low, high = sorted(sign * bound + limit for bound in (measured.low, measured.high))
+    values = (show(value, scale(rule.metric)) for value in (sign * measured.change + limit, low, high))
+    text = "{} [{}, {}]".format(*values)
+    if measured.low >= 0:
+        return "pass", f"{text}: within the limit"
+    if measured.high < 0:
+        return "fail", f"{text}: beyond the limit"
+    return "inconclusive", f"{text}: too few texts to tell it from the limit"
 
 
 def _p(p: float) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lm_eval_ext.data.parallel import sentences as load_sentences
 from lm_eval_ext.errors import ModelError, UserError
 from lm_eval_ext.geometry import figures, page, tables, texts
 from lm_eval_ext.geometry.states import distinct, hidden_states
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from lm_eval_ext.geometry.texts import ParallelTexts
+    from lm_eval_ext.data.parallel import ParallelTexts
     from lm_eval_ext.steering.pooling import Pooling
     from lm_eval_ext.viz.chart import Chart
 
@@ -216,7 +217,7 @@ def _load_texts(
         for source in dict.fromkeys(questions):
             text_sets += texts.questions(source.strip(), codes, max_questions)
     if "sentences" in parts:
-        text_sets.append(texts.sentences(sentences, codes, max_sentences))
+        text_sets.append(load_sentences(sentences, codes, max_sentences))
     return text_sets
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lm_eval_ext.geometry.texts import ParallelTexts
+    from lm_eval_ext.data.parallel import ParallelTexts
     from lm_eval_ext.steering.pooling import Pooling
 
 

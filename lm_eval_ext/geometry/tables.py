@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lm_eval_ext.geometry.texts import ParallelTexts
+    from lm_eval_ext.data.parallel import ParallelTexts
     from lm_eval_ext.steering.vectors import VectorSet
 
 NORMS = ("layer", "kind", "language", "norm", "residual_norm", "relative_norm", "position", "n_pairs", "source")

@@ -13,6 +13,7 @@ from lm_eval_ext.plane.figures.context import context_gaps
 from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.plane.table import LEGEND, describe, header, rows
 from lm_eval_ext.report import provenance
+from lm_eval_ext.report.answers import answers, run_table, sentences
 from lm_eval_ext.report.findings import findings, open_questions
 from lm_eval_ext.report.items import changed_items
 from lm_eval_ext.results.run import short_model
@@ -22,6 +23,7 @@ from lm_eval_ext.viz.page import figure_part, render, sentence
 
 if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
+    from lm_eval_ext.report.answers import Answer
     from lm_eval_ext.viz.chart import Chart
 
 #: Of more runs each has fewer resamples: our default, so that 200 runs are reported in a minute.
@@ -89,8 +91,18 @@ class Report:
 
     @cached_property
     def charts(self) -> list[Chart]:
-        """Every figure."""
-        return charts(self.plane)
+        """Every figure: those of the plane, then those of the answers."""
+        return [*charts(self.plane), *(answer.chart for answer in self.answers if answer.chart is not None)]
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """What a reader asks first, each with a sentence and a picture."""
+        return answers(self.plane)
+
+    @property
+    def in_short(self) -> list[str]:
+        """These questions and their answers as lines."""
+        return sentences(self.answers)
 
     @cached_property
     def findings(self) -> list[str]:
@@ -110,13 +122,20 @@ class Report:
         """The whole page. Every name and text in it is escaped."""
         plane = self.plane
         table = rows(plane)
+        parts = {chart.name: figure_part(chart) for chart in self.charts}
+        in_short = [
+            (answer.question, answer.sentence, parts.pop(answer.chart.name) if answer.chart else None)
+            for answer in self.answers
+        ]
         browser = changed_items(plane, self.max_items) if self.max_items else None
         return render(
             "report.html",
             folder=_HERE,
             title=self.title,
             charts=self.charts,
-            parts_of_charts=[figure_part(chart) for chart in self.charts],
+            in_short=in_short,
+            parts_of_charts=list(parts.values()),
+            run_table=run_table(plane),
             scripts=[(_HERE / "report.js").read_text(encoding="utf-8")],
             data={"items-data": browser.data} if browser else {},
             plane=plane,

@@ -97,18 +97,21 @@ def _changed(
     wanted = {doc_hash for doc_hash in hashes if zlib.crc32(doc_hash.encode()) < share * 2**32}
     before = {sample["doc_hash"]: sample for sample in _samples(plane.baseline, axis, task, wanted)}
     items: dict[str, dict[str, Any]] = {}
+    answered: list[set[str]] = []
     for place, run in enumerate(runs):
-        if task not in run.tasks:
-            continue
-        for after in _samples(run, axis, task, wanted):
+        answered.append(set())
+        for after in _samples(run, axis, task, wanted) if task in run.tasks else ():
             doc_hash = after["doc_hash"]
             if doc_hash not in before:
                 continue
+            answered[place].add(doc_hash)
             old, new = (_answer(sample, axis) for sample in (before[doc_hash], after))
-            if old != new:
+            if old[:2] != new[:2]:
                 if doc_hash not in items:
                     items[doc_hash] = _item(plane, before[doc_hash], axis, number, task)
                 items[doc_hash]["r"][place] = new
+    for doc_hash, item in items.items():
+        item["r"] |= {place: None for place, known in enumerate(answered) if doc_hash not in known}
     languages = {*plane.languages, ""}
     yield from (item for item in items.values() if item["l"] in languages or not plane.languages)
 
@@ -124,7 +127,8 @@ def _samples(run: Run, axis: Axis, task: str, wanted: Container[str]) -> Iterato
 def _item(plane: Plane, sample: dict[str, Any], axis: Axis, number: int, task: str) -> dict[str, Any]:
     """One item: a axis, l language, t topic, q question, o options, c their countries, g gold, b the baseline's answer.
 
-    An answer is [chosen option or generated text, whether it is right]; `r` holds those of the runs by their place.
+    An answer is [chosen option or generated text, whether it is right, the margin of the chosen option over the second];
+    `r` holds those of the runs by their place where they differ from the baseline's, None where a run lacks the item.
     """
     document = _document(sample)
     options = _options(sample)
@@ -179,7 +183,7 @@ def _options(sample: dict[str, Any]) -> list[str]:
 
 
 def _answer(sample: dict[str, Any], axis: Axis) -> list[Any]:
-    """[chosen option, or the generated text, whether it is right]."""
+    """[chosen option, or the generated text, whether it is right, and of options the margin over the second]."""
     score = sample[axis.metric]
     right = int(score == 1) if isinstance(score, (int, float)) else 0
     responses = sample.get("filtered_resps") or []
@@ -193,7 +197,8 @@ def _answer(sample: dict[str, Any], axis: Axis) -> list[Any]:
         return [None, right]
     if rule:
         given = [rule(*parts) for parts in zip(given, options, alone or given, strict=True)]
-    return [given.index(max(given)), right]
+    second, best = sorted(given)[-2:]
+    return [given.index(best), right, round(best - second, 3)]
 
 
 def _gold(sample: dict[str, Any], options: list[str]) -> int | None:

@@ -143,14 +143,14 @@ class Sweep:
         if simple_parse_args_string(self.settings.model_args).get("allow_same_split"):
             return []
         seen = SeenQuestions(Plan(tuple(intervention(k, 0, Gamma(1), "all") for k in self.vectors.kinds)), self.vectors)
-        errors, notes = list[str](), list[str]()
+        errors, in_dev = list[str](), list[str]()
         for task, split in {question.task: question.split for question in self.questions.questions}.items():
             if problem := seen.of_task(task, self.questions.metadata(task), self.questions.prompts(task)):
-                (notes if split == "dev" else errors).append(problem)
-        if notes:
+                (in_dev if split == "dev" else errors).append(problem)
+        if in_dev:
             notes().print(
-                f"note: {notes[0]}{f' (and {len(notes) - 1} tasks more)' if len(notes) > 1 else ''}; layers and strengths "
-                "are chosen on what the vectors were made from",
+                f"note: {in_dev[0]}{f' (and {len(in_dev) - 1} tasks more)' if len(in_dev) > 1 else ''}; layers and "
+                "strengths are chosen on what the vectors were made from",
                 style="yellow",
             )
         return [*errors, HOW_TO_GO_ON] if errors else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_eval_ext.console import output
+from lm_eval_ext.console import notes
 from lm_eval_ext.data import axes
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.fingerprints import hash_json
@@ -144,7 +144,7 @@ class Chooser:
         return max(1, int(minutes * 60 / seconds * len(conditions) * len(trees)))
 
     def _halve(self, plans: list[Plan], stage: str, cells: int) -> list[Plan]:
-        console = output(stderr=True)
+        console = notes()
         tried, rungs = within_budget(
             plans,
             self._most,

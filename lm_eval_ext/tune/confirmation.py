@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lm_eval_ext.console import output
+from lm_eval_ext.console import notes
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.stats import cluster_bootstrap, recovery, resample_together
 from lm_eval_ext.steering.plan import Plan
@@ -76,7 +76,7 @@ def confirm(
         processes: of the launch.
         resamples: of the bootstrap.
     """
-    console = output(stderr=True)
+    console = notes()
     conditions = [Condition(Plan()), Condition(plan, of=str(plan)), *controls]
     cells = Cells(model, questions, vectors, folder / "test", processes, console)
     cells.compute(conditions, "Confirming")

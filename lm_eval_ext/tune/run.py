@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lm_eval_ext.console import output
+from lm_eval_ext.console import notes
 from lm_eval_ext.data import axes
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.fingerprints import hash_json, weights_fingerprint
@@ -58,7 +58,7 @@ class Tune:
         """
         started = time.monotonic()
         self._check()
-        settings, console = self.settings, output(stderr=True)
+        settings, console = self.settings, notes()
         console.print(
             f"{len(self.candidates)} kinds of vectors; choosing on {len(self.dev.questions)} questions in "
             f"{', '.join(self.dev.languages)}"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from lm_eval_ext import cli
 from lm_eval_ext.gate import read_gate
-from lm_eval_ext.gate.noise import read_noise
+from lm_eval_ext.gate.noise import _told, read_noise
 
 PASS, FAIL, INCONCLUSIVE, MISUSE = 0, 1, 2, 3
 RULE = "axis: qa, margin: 0.02, languages: [es, el, average]"
@@ -246,3 +246,55 @@ def test_candidates_that_are_no_reruns(tmp_path, model, n, message):
     assert (result.exit_code, message in words(result.stderr)) == (MISUSE, True), result.stderr
     twice = run(write_gate(tmp_path, RULE), "--baseline", base, "--candidate", new, "--candidate", new)
     assert (twice.exit_code, "is given twice" in words(twice.stderr)) == (MISUSE, True)
+
+
+# --- all items together ----------------------------------------------------------------------------------------------
+
+
+def test_the_pooled_loss_must_exceed_the_noise(tmp_path):
+    """A loss that the pooled test shows, in a model that loses as much when it is only evaluated again."""
+    lose = dict.fromkeys(("en", "es", "el"), 0.02)
+    noisy, quiet = tmp_path / "noisy", tmp_path / "quiet"
+    rule, head = "axis: qa, margin: 0.5", "pooled: {decides: true}\nnoise: noise.json"
+    for root, moved in ((noisy, {"el": 0.09}), (quiet, {"el": 0.01})):
+        root.mkdir()
+        out = root / "noise.json"
+        run("noise", write_gate(root, rule), *evaluations(root / "e", answers(), answers(lose=moved)), "--json", out)
+        assert read_noise(out).pooled.shift == pytest.approx(moved["el"] / 3)
+        write_pair(root, answers(), answers(lose=lose))
+    results = {
+        root: run(write_gate(root, rule, head=head), "--baseline", root / "base", "--candidate", root / "new")
+        for root in (noisy, quiet)
+    }
+    assert (results[quiet].exit_code, results[noisy].exit_code) == (FAIL, INCONCLUSIVE)
+    assert "the same model moves by 3.00 points" in words(results[noisy].output)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("batch_size", "8", "--batch_size=8"),
+        ("model", "hf", "--model=hf"),
+        ("order", "reversed", "--tasks=c,b,a"),
+        ("dtype", "bfloat16", "--model_args=pretrained=x,dtype=bfloat16"),
+    ],
+)
+def test_what_evaluations_vary_in(key, value, expected):
+    given = ["-M", "steered-hf", "--tasks", "a,b", "c", "--model_args=pretrained=x,dtype=float32", "--limit", "4"]
+    told = _told(given, key, value)
+    assert {*told[:2], expected} <= {"--limit", "4", *told}
+    assert sum(word.startswith(expected.partition("=")[0] + "=") for word in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vary", "batch_size=1,2"], "--vary needs --runs"),
+        (["--runs", "2", "--eval", "--tasks a", "--vary", "batch_size"], "write KEY=VALUE,VALUE"),
+        (["--runs", "2", "--eval", "--tasks a", "--vary", "dtype=float32"], "write KEY=VALUE,VALUE"),
+        (["--runs", "2", "--eval", "--tasks a", "--vary", "order=given,random"], "valid orders: given, reversed"),
+    ],
+)
+def test_what_evaluations_cannot_vary_in(tmp_path, arguments, message):
+    result = run("noise", write_gate(tmp_path, RULE), tmp_path / "x", *arguments)
+    assert (result.exit_code, message in words(result.stderr)) == (MISUSE, True), result.stderr

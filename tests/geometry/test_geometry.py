@@ -20,12 +20,12 @@ from support import gmmlu_mirror, tiny
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
+from lm_eval_ext.data.parallel import ParallelTexts, sentences
 from lm_eval_ext.errors import DataError, ModelError, UserError, VectorFileError
 from lm_eval_ext.geometry import measures, tables, texts
 from lm_eval_ext.geometry.run import geometry
 from lm_eval_ext.geometry.states import distinct, hidden_states
 from lm_eval_ext.geometry.tables import StateTables, vector_tables
-from lm_eval_ext.geometry.texts import ParallelTexts
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.steering.extraction import pooled_states
@@ -291,7 +291,7 @@ def test_questions_are_those_that_all_languages_have(monkeypatch: pytest.MonkeyP
 
 
 def test_sentences_are_numbered_not_shown() -> None:
-    found = texts.sentences("mini", ["en", "ko", "es"], 10)
+    found = sentences("mini", ["en", "ko", "es"], 10)
     assert list(found.texts) == ["en", "ko", "es"]
     assert found.ids == tuple(map(str, range(1, 11)))
 

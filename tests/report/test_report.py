@@ -17,6 +17,7 @@ from lm_eval_ext.commands.report import report as command
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.report import provenance
+from lm_eval_ext.report.answers import answers, run_table
 from lm_eval_ext.report.build import Report, default_resamples
 from lm_eval_ext.report.findings import findings, open_questions
 from lm_eval_ext.report.items import _answer, changed_items
@@ -28,6 +29,7 @@ from lm_eval_ext.results.samples import read_samples
 app = typer.Typer()
 app.command()(command)
 
+OF_ANSWERS = {"change_x", "change_y", "change_bias", "language_changes", "moved_items"}
 AXES = ["--x", "transfer_mini_cloze", "--y", "localization_mini_cloze"]
 
 
@@ -168,6 +170,49 @@ def test_many_runs_are_counted_and_not_recited(tmp_path):
     assert (default_resamples(26), default_resamples(200)) == (10_000, 1_000)
 
 
+# --- in short --------------------------------------------------------------------------------------------------------
+
+
+def test_each_question_has_a_sentence_and_a_picture(html, plane):
+    asked = answers(plane)
+    assert [answer.question for answer in asked] == [
+        "Did transfer change?",
+        "Did localization change?",
+        "Did the English bias change?",
+        "In which languages?",
+        "On which items?",
+    ]
+    assert {answer.chart.name for answer in asked} == OF_ANSWERS
+    assert re.match(r"Of 4 runs \d are up, \d down, \d undecided; highest ", asked[1].sentence)
+    assert re.search(r"transfer up in Indonesian \(1\).* of 4, in which the change is sure", asked[3].sentence)
+    short = html[html.index('id="short"') : html.index('id="runs"')]
+    positions = [short.index(text) for answer in asked for text in (answer.question, f"figure-{answer.chart.name}")]
+    assert positions == sorted(positions)
+    assert html.index('id="runs"') < html.index('id="findings"')
+
+
+def test_a_sentence_counts_what_the_plane_says(plane):
+    average = plane.shifts[plane.shifts["language"] == "average"].set_index("run").drop("unsteered")
+    up = sum((average["y_low"] > 0) & (average["y_changed"] >= 6))
+    down = sum((average["y_high"] < 0) & (average["y_changed"] >= 6))
+    sentence = answers(plane)[1].sentence
+    assert sentence.startswith(f"Of 4 runs {up} are up, {down} down, {4 - up - down} undecided")
+    moved = int(average.loc["loc", ["x_gains", "x_losses", "y_gains", "y_losses"]].sum())
+    titles, rows = run_table(plane)
+    assert titles == ["run", "transfer", "localization", "English bias", "quadrant", "items gained", "items lost"]
+    (row,) = [row for row in rows if row[0][0] == "loc"]
+    assert row[-1][1] + row[-2][1] == moved
+    assert row[2][1] == average.loc["loc", "y_change"]
+
+
+def test_one_run_is_answered_with_yes_or_undecided(tmp_path):
+    write_run(tmp_path / "base", random_scores(0, n=80))
+    write_run(tmp_path / "run", random_scores(2, {"localization": 0.4}, n=80))
+    transfer, localization, *_ = answers(measure(load(tmp_path), "base", resamples=200))
+    assert transfer.sentence.startswith("Undecided: run ")
+    assert localization.sentence.startswith("Yes, up: run +")
+
+
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +328,7 @@ def test_only_the_page_s_own_scripts_may_run(html):
 def test_plotly_is_in_the_page_once_and_every_figure_brings_its_csv(html):
     assert html.count("plotly.js v") == 1
     names = {name.removeprefix("chart-") for name in blocks(html) if name.startswith("chart-")}
-    assert names == {"plane", "plane_by_language", "slopes", "english_bias", "context_gap"}
+    assert names == {"plane", "plane_by_language", "slopes", "english_bias", "context_gap"} | OF_ANSWERS
     assert blocks(html)["chart-slopes"]["csv"].startswith("run,language,x_baseline")
     assert len(html) < 8_000_000
 
@@ -305,7 +350,7 @@ def test_the_command_writes_page_and_figures_data(tree, tmp_path, monkeypatch):
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "• loc: transfer" in result.output
+    assert "• Did transfer change? Of 4 runs" in result.output
     assert f"wrote {out}" in result.output.replace("\n", "")
     html = out.read_text()
     assert "<h1>My &lt;title&gt;</h1>" in html

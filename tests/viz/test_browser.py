@@ -218,6 +218,37 @@ def test_items_are_filtered_by_language_topic_change_and_country(report, open_pa
     assert tab.locator("#list > li").count() == 0
 
 
+def test_runs_are_sorted_by_a_column(report, open_page):
+    tab = open_page(report)
+    tab.click("#runs th:nth-child(3) button")
+    keys = "[...document.querySelectorAll('#runs tbody tr')].map((row) => Number(row.children[2].dataset.key))"
+    down = tab.evaluate(keys)
+    assert down == sorted(down, reverse=True)
+    tab.click("#runs th:nth-child(3) button")
+    assert tab.evaluate(keys) == sorted(down)
+
+
+def test_any_two_runs_are_compared_item_by_item(report, open_page):
+    """The diff of two steered runs, of which the page holds only how each differs from the baseline."""
+    tab = open_page(report)
+    runs = tab.evaluate("read('items-data').runs")
+    items = tab.evaluate("read('items-data').items")
+    one, other = runs.index("en"), runs.index("loc")
+    sides = [[item["r"].get(str(run), item["b"])[:2] for run in (one, other)] for item in items]
+    differing = [(before, after) for before, after in sides if before != after]
+    tab.select_option("[name=from]", label="en")
+    tab.select_option("[name=run]", label="loc")
+    tab.select_option("[name=view]", "table")
+    lost = sum(before[1] > after[1] for before, after in differing)
+    text = tab.inner_text("#count")
+    assert f"{len(differing)} changed answers on {len(differing)} questions" in text
+    assert f"({lost} right → wrong" in text
+    heads = tab.evaluate("[...document.querySelectorAll('#diff th')].map((head) => head.textContent)")
+    assert heads[3:8] == ["en", "margin", "to", "answer", "margin"]
+    assert tab.locator("#diff tbody tr").count() == min(30, len(differing))
+    assert not tab.locator("#list li").count()
+
+
 def test_more_items_are_shown_when_asked_for(report, open_page):
     tab = open_page(report)
     assert tab.locator("#list > li").count() == 30

@@ -112,6 +112,21 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+/* Tables whose heads sort them: by data-key where a cell has one, else by its text; numbers as numbers. */
+document.addEventListener("click", (event) => {
+  const head = event.target.closest?.("table.sortable th");
+  if (!head) return;
+  const descending = head.getAttribute("aria-sort") !== "descending";
+  const place = [...head.parentNode.children].indexOf(head);
+  for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const key = (row) => row.children[place].dataset.key ?? row.children[place].textContent;
+  const isNumber = (text) => text !== "" && !Number.isNaN(Number(text));
+  const compare = (a, b) => (isNumber(a) && isNumber(b) ? a - b : a.localeCompare(b));
+  const body = head.closest("table").tBodies[0];
+  body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b)) * (descending ? -1 : 1)));
+});
+
 const chosenTheme = Theme.stored();
 if (chosenTheme === "light" || chosenTheme === "dark") document.documentElement.dataset.theme = chosenTheme;
 document.getElementById("theme").addEventListener("click", () => {
