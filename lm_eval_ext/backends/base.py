@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +254,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             ModelError: a prompt or a continuation without tokens.
         """
         rows = self.rows(instances)
-        pairs = encode_pairs(self, [instance.args for instance in instances])
+        pairs, merged = encode_pairs(self, [instance.args for instance in instances])
+        if merged:
+            _warn_of_merged([instances[index] for index in merged])
         for instance, pair in zip(instances, pairs, strict=True):
             if not pair.prompt or not pair.continuation:
                 raise ModelError(
@@ -262,7 +264,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
                     f"{'continuation' if pair.prompt else 'prompt'} in {instance.args!r}: change the document, or the "
                     "task's target_delimiter"
                 )
-        return [Request(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
+        return [Request(pair.prompt, pair.continuation, row, pair.lead) for pair, row in zip(pairs, rows, strict=True)]
 
     # Called by the harness: languages share batches ---------------------------------------------------------------------
 
@@ -354,6 +356,18 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         if not self._plan:
             return {key: identity[key] for key in ("plan", "model_fingerprint", "pretrained", "peft")}
         return {**identity, "vectors": identity["vectors"]["sha256"]}  # a plan has vectors
+
+
+def _warn_of_merged(instances: Sequence[Instance]) -> None:
+    counts = Counter(instance.task_name or "?" for instance in instances)
+    first = instances[0]
+    log.warning(
+        "A token spans prompt and option in %d requests (%s; first: document %s, %r after %r): the options of these prompts "
+        "are scored from that token on, all of them; the harness's hf leaves the characters in it out of the score. Where "
+        "that is not meant, change the task's target_delimiter",
+        *(len(instances), ", ".join(f"{task}: {n}" for task, n in counts.items()), first.doc_id, first.args[1]),
+        first.args[0][-20:],
+    )
 
 
 def _vectors_identity(vectors: VectorSet) -> dict[str, Any]:

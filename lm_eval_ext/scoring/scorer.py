@@ -192,7 +192,7 @@ class Scorer:
         scored, kv_cache = self._forward(rows, before, keep=any(row.branches for row in rows))
         options = [
             Row(
-                *(row.row, row.tokens + branch, len(row.tokens)),
+                *(row.row, row.tokens + branch, row.prompt_length),
                 targets=[(request, request.continuation[1:]) for request in requests],
                 past=len(row.tokens),
                 parent=parent,

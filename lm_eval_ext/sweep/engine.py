@@ -198,7 +198,7 @@ def _score(
     scorer: Scorer, trees: Sequence[ScoredTree], condition: str, table: SteeringTable
 ) -> Iterator[tuple[str, str, Values]]:
     requests = [
-        Request(tree.tree.prompt, tuple(token for _, token in path), table.row(tree.language))
+        Request(tree.tree.prompt, tuple(token for _, token in path), table.row(tree.language), tree.tree.lead)
         for tree in trees
         for path in tree.tree.targets
     ]
