@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring.prefixes import shared_prefixes
 from lm_eval_ext.scoring.token_trees import Tree, parts
@@ -87,6 +89,25 @@ class Row:
         lead = self.prompt_length - len(self.tokens)
         for part in parts(self.tokens, list(by_continuation)):
             yield [by_continuation[continuation] for continuation in part], Tree.grow(self.tokens, part, lead)
+
+
+def not_a_number(where: str, dtype: torch.dtype, plan: str) -> ModelError:
+    """The error for an output of NaN, which would be counted as an answer like any other.
+
+    Args:
+        where: the tasks.
+        dtype: of the model.
+        plan: of the steering; empty without.
+    """
+    advice = {
+        torch.float16: ["use dtype=bfloat16 or dtype=float32 (float16 holds no number above 65504)"],
+        torch.bfloat16: ["use dtype=float32"],
+    }.get(dtype, [])
+    advice += [f"lower the strength of {plan}"] if plan else []
+    return ModelError(
+        f"{where}: the model's output in {str(dtype).removeprefix('torch.')} is not a number (NaN), so that nothing can be "
+        f"said of its answers: {', '.join([*advice, 'check whether the weights are damaged'])}"
+    )
 
 
 def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], bool]) -> list[Row]:

@@ -64,6 +64,7 @@ class ScoredTree:
         normalised: whether its values are log-likelihoods, or logits, which differ from them by a constant per prompt.
         requests: indices of the requests of each continuation.
         key: identifies the tree in the store across runs.
+        tasks: that ask it.
     """
 
     tree: Tree
@@ -71,6 +72,7 @@ class ScoredTree:
     normalised: bool
     requests: tuple[tuple[int, ...], ...]
     key: str
+    tasks: tuple[str, ...] = ()
 
 
 class Questions:
@@ -212,6 +214,7 @@ class Questions:
                 truncated = _truncate(prompt, continuation, max_length)
                 key = truncated, question.language, normalised[index], continuation[:n_lead]
                 by_prompt.setdefault(key, {}).setdefault(continuation, []).append(index)
+        task_of = {index: question.task for question in self.questions for index in question.instances}
         return [
             ScoredTree(
                 tree=Tree.grow(prompt, part, len(lead)),
@@ -219,6 +222,7 @@ class Questions:
                 normalised=normal,
                 requests=tuple(tuple(continuations[continuation]) for continuation in part),
                 key=tree_key(prompt, part, language, normal, len(lead)),
+                tasks=tuple({task_of[index]: None for answered in part for index in continuations[answered]}),
             )
             for (prompt, language, normal, lead), continuations in by_prompt.items()
             for part in parts(prompt, list(continuations))
