@@ -11,7 +11,7 @@ import torch
 from lm_eval_ext.errors import TrainingError, UserError
 from lm_eval_ext.io import write_folder
 from lm_eval_ext.models import embedded
-from lm_eval_ext.models.loading import load_config, load_model, loading
+from lm_eval_ext.models.loading import load_config, load_model, loading, with_adapter
 from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.training import checkpoints
 
@@ -81,10 +81,8 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
     Raises:
         ModelError: the adapter cannot be read, or fits another architecture.
     """
-    from peft import PeftModel
-
     with loading(str(folder), "Give the folder of a finished run, with adapter_config.json and its weights"):
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return with_adapter(model, str(folder)).eval()
 
 
 def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:

@@ -18,6 +18,7 @@ from lm_eval_ext.backends.hf.compilation import compile_layers
 from lm_eval_ext.backends.hf.generation import NotANumberWatch, SteeredGeneration
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.fingerprints import hash_json, hash_text, state_fingerprint, tokenizer_fingerprint
+from lm_eval_ext.models.loading import with_adapter
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.tokens import GeneratedTokens
@@ -155,6 +156,14 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             enabled=self.mixed_precision_dtype is not None,
         ):
             return self._scorer.score(requests, None if self.batch_size == "auto" else int(self.batch_size), progress)
+
+    def _create_model(self, pretrained: str, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
+        """The harness's, but for the adapter: see `loading.with_adapter`."""
+        if peft and kwargs.get("delta"):
+            raise ModelError("peft= and delta= cannot be used together: leave one out")
+        super()._create_model(pretrained, *args, **kwargs)
+        if peft:
+            self._model = with_adapter(self._model, peft, revision=kwargs.get("revision"))
 
     # Generation: by the harness, with the row of each prompt ------------------------------------------------------------
 
