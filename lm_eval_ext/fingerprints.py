@@ -90,13 +90,52 @@ def _add(digest: Any, path: Path) -> None:
 
 def weights_fingerprint(model: Any) -> str:
     """A hash of every weight's name, shape, sum and some of its values: changes with any training step, reads all once."""
+    return _tensors_fingerprint((name, _on_hand(model, name, weight)) for name, weight in model.named_parameters())
+
+
+def state_fingerprint(model: Any) -> str:
+    """`weights_fingerprint` of all that a checkpoint holds: quantized weights are buffers."""
+    weights = dict(model.named_parameters())
+    buffers = ((name, tensor) for name, tensor in model.state_dict().items() if name not in weights)
+    of_buffers = _tensors_fingerprint((name, tensor) for name, tensor in buffers if hasattr(tensor, "flatten"))
+    return hash_text(weights_fingerprint(model), of_buffers)[:16]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A hash of a tokenizer of transformers: of its vocabulary and of all else that decides a text's tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # written in Python
+        content = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer)]
+    else:
+        content = json.loads(backend.to_str())
+        for state in ("padding", "truncation"):  # of the latest call
+            content.pop(state, None)
+    return hash_json(content)[:16]
+
+
+def _tensors_fingerprint(tensors: Iterable[tuple[str, Any]]) -> str:
     import torch
 
     digest = hashlib.sha256()
     with torch.inference_mode():
-        for name, weight in model.named_parameters():
-            flat = weight.detach().flatten()
-            some = flat[:: max(1, len(flat) // 64)][:64].float()
+        for name, tensor in tensors:
+            flat = tensor.detach().flatten()
+            some = flat[:: max(1, len(flat) // 64)][:64]
+            if flat.is_meta:
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                continue
             total = flat.sum(dtype=torch.float64 if flat.device.type == "cpu" else torch.float32)
-            digest.update(f"{name} {tuple(weight.shape)} {float(total)!r} {some.tolist()}".encode())
+            digest.update(f"{name} {tuple(tensor.shape)} {float(total)!r} {some.float().tolist()}".encode())
     return digest.hexdigest()[:16]
+
+
+def _on_hand(model: Any, name: str, weight: Any) -> Any:
+    """A weight itself, read from where accelerate has offloaded it."""
+    if not weight.is_meta:
+        return weight
+    from accelerate.utils import align_module_device
+
+    module, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(module)
+    with align_module_device(owner, "cpu"):
+        return getattr(owner, attribute).detach().clone()

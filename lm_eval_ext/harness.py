@@ -51,7 +51,7 @@ class Patch:
 
 def install() -> None:
     """Make models, tasks and task metadata known to the harness in this process, with or without the import hook."""
-    for name in ("lm_eval.models", "lm_eval.tasks"):
+    for name in ("lm_eval.models", "lm_eval.tasks", "lm_eval.api.model"):
         extend(importlib.import_module(name))
 
 
@@ -113,6 +113,13 @@ def loads_entry_points() -> bool:
     from lm_eval.api import registry
 
     return hasattr(registry, "load_plugins")
+
+
+def looks_up_by_row() -> bool:
+    """Whether `--use_cache` asks the model before it reuses a response (`forget_other_rows`)."""
+    from lm_eval.api.model import CachingLM
+
+    return hasattr(CachingLM.__getattr__, _PATCHED)
 
 
 def task_metadata(task_name: str) -> dict[str, Any] | None:
@@ -196,6 +203,26 @@ def _note_task_metadata(module: ModuleType) -> None:
     _replace(task_manager, "load", load_and_note)
 
 
+def _look_up_by_row(module: ModuleType) -> None:
+    """Make `CachingLM` ask a steered model before it looks responses up: their keys do not say what steered them."""
+    caching = module.CachingLM
+    get = caching.__getattr__
+
+    def get_and_forget(self: Any, attr: str) -> Any:
+        attribute = get(self, attr)
+        forget = getattr(self.lm, "forget_other_rows", None)
+        if forget is None or attr not in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+            return attribute
+
+        def look_up(requests: Any) -> Any:
+            forget(attr, requests)
+            return attribute(requests)
+
+        return look_up
+
+    _replace(caching, "__getattr__", get_and_forget)
+
+
 def _report_user_errors(module: ModuleType) -> None:
     """Make the harness's command line end with one message, and status 2, on a mistake our code reports."""
     command_line = module.HarnessCLI
@@ -229,6 +256,12 @@ PATCHES = (
         _search_task_folder,
     ),
     TASK_METADATA,
+    Patch(
+        "response cache",
+        "--use_cache computes the responses of steered requests again",
+        ("lm_eval.api.model",),
+        _look_up_by_row,
+    ),
     Patch(
         "user errors",
         "a mistake in the input ends lm_eval with a traceback; its last line is the message",

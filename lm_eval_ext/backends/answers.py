@@ -28,6 +28,7 @@ from lm_eval_ext.scoring.tree_attention import TreeModel
 from lm_eval_ext.steering import pooling as poolings
 from lm_eval_ext.steering.extraction import Capture, KnownStates, check_lengths, default_pooling
 from lm_eval_ext.steering.injection import Injector
+from lm_eval_ext.steering.pooling import PooledText
 from lm_eval_ext.steering.table import SteeringTable
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lm_eval_ext.backends.encoding import Pair as Tokenised
     from lm_eval_ext.data.pairs import Pair, PairSet
     from lm_eval_ext.data.task_pairs import Asked
-    from lm_eval_ext.steering.pooling import PooledText, Pooling
+    from lm_eval_ext.steering.pooling import Pooling
 
 #: Fewest pairs of a language that are left (our default).
 MIN_PAIRS = 10
@@ -116,8 +118,8 @@ def score_answers(
         prefix_token_id=_first_id(tokenizer.bos_token_id, tokenizer.eos_token_id),
     )
     pairs = [(text, option) for text, asked, _ in texts for option in asked.options]
-    tokens = iter(encode_pairs(encoder, pairs))
-    trees = [Tree.grow(tuple(text.ids), [next(tokens).continuation for _ in asked.options]) for _, asked, text in texts]
+    of_options = iter(encode_pairs(encoder, pairs).pairs)
+    trees = [_tree([next(of_options) for _ in asked.options]) for _, asked, _ in texts]
     answers: Answers = {}
     known: KnownStates = {}
     runner = TreeModel(model)
@@ -125,18 +127,23 @@ def score_answers(
         with Capture(model, layers) as capture:
             for numbers in Packed.divide(trees, _MAX_TOKENS):
                 batch = Packed([trees[number] for number in numbers])
-                pooled = [texts[number][2] for number in numbers]
+                whole = [len(tree.prompt) + tree.lead == len(texts[n][2].ids) for n, tree in zip(numbers, batch.trees, strict=True)]
+                # Where an option merges with the prompt, the prompt's last tokens are not all in the tree.
+                pooled = [texts[n][2] if is_whole else PooledText([], [0]) for n, is_whole in zip(numbers, whole, strict=True)]
                 scores = capture.during(lambda batch=batch: runner.score(batch), _take(batch, pooled))  # type: ignore[misc]
                 states, norms = (torch.stack(parts) for parts in zip(*capture.taken, strict=True))
                 for place, number in enumerate(numbers):
                     text = pooled[place]
-                    known[tuple(text.ids), tuple(text.indices)] = states[:, place], norms[:, place]
+                    if whole[place]:
+                        known[tuple(text.ids), tuple(text.indices)] = states[:, place], norms[:, place]
                     values = [sum(value for value, _ in path) for path in scores[place]]
                     _note(answers, texts[number][1], values, metric)
                 progress(len(numbers))
         return answers, known
     scorer = Scorer(model, Injector(model, SteeringTable()), max_length=10**9)
-    requests = [Request(tree.prompt, tuple(token for _, token in path), 0) for tree in trees for path in tree.targets]
+    requests = [
+        Request(tree.prompt, tuple(token for _, token in path), 0, tree.lead) for tree in trees for path in tree.targets
+    ]
     scored = iter(scorer.score(requests, 8))
     for _, prompt, _ in texts:
         _note(answers, prompt, [next(scored).log_likelihood for _ in prompt.options], metric)
@@ -243,6 +250,12 @@ def _asked(pair_set: PairSet) -> list[tuple[Asked, Asked]]:
             "where pairs are task:POSITIVE/NEGATIVE"
         )
     return asked
+
+
+def _tree(options: Sequence[Tokenised]) -> Tree:
+    """The tree of a prompt with its options: the tokens of the prompt's text are its prompt and its lead."""
+    lead = min(option.lead for option in options)
+    return Tree.grow(options[0].prompt, [option.continuation for option in options], lead)
 
 
 def _take(batch: Packed, pooled: Sequence[PooledText]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -7,8 +7,9 @@ request's language, keeps cached responses of different steering apart, and toke
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.models import embedded, precision
 from lm_eval_ext.models.loading import load_config, loading
-from lm_eval_ext.scoring.requests import Request, Score
+from lm_eval_ext.scoring.requests import Request, Score, not_a_number
 from lm_eval_ext.steering.decoder import fingerprint, layer_count
 from lm_eval_ext.steering.plan import DEFAULT_POSITION, Plan, parse_position
 from lm_eval_ext.steering.reuse import HOW_TO_GO_ON, SeenQuestions
@@ -161,6 +162,10 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             f"{', '.join(STEERING_ARGUMENTS)} everything goes to the harness's model"
         )
 
+    def engine_identity(self) -> dict[str, Any]:
+        """What an answer depends on besides steering and request, as JSON: weights, dtype, tokenizer, context length."""
+        return {}
+
     @property
     def adapter(self) -> str | None:
         """Name or folder of the adapter on top of the model, None where there is none."""
@@ -254,7 +259,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             ModelError: a prompt or a continuation without tokens.
         """
         rows = self.rows(instances)
-        pairs = encode_pairs(self, [instance.args for instance in instances])
+        pairs, merged = encode_pairs(self, [instance.args for instance in instances])
+        if merged:
+            _warn_of_merged([instances[index] for index in merged])
         for instance, pair in zip(instances, pairs, strict=True):
             if not pair.prompt or not pair.continuation:
                 raise ModelError(
@@ -262,7 +269,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
                     f"{'continuation' if pair.prompt else 'prompt'} in {instance.args!r}: change the document, or the "
                     "task's target_delimiter"
                 )
-        return [Request(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
+        return [Request(pair.prompt, pair.continuation, row, pair.lead) for pair, row in zip(pairs, rows, strict=True)]
 
     # Called by the harness: languages share batches ---------------------------------------------------------------------
 
@@ -271,17 +278,17 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         if self.backend != "causal" or self.enable_thinking:  # the harness refuses the latter
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
         scored = self.encode(requests)
-        self._responses.note_ambiguous("loglikelihood", requests, [request.row for request in scored])
-        texts: dict[Request, list[tuple[str, str]]] = defaultdict(list)
+        self._responses.note("loglikelihood", requests, [request.row for request in scored])
+        asked_by: dict[Request, list[Instance]] = defaultdict(list)
         for instance, request in zip(requests, scored, strict=True):
-            texts[request].append(instance.args)
+            asked_by[request].append(instance)
 
         def cache(done: dict[Request, Score]) -> None:
             for request, score in done.items():
-                for text in texts[request]:
-                    self.cache_hook.add_partial("loglikelihood", text, tuple(score))
+                for instance in asked_by[request]:
+                    self.cache_hook.add_partial("loglikelihood", instance.args, tuple(score))
 
-        scores = self._score_with_bar(scored, disable_tqdm, cache)
+        scores = self._score_with_bar(scored, asked_by, disable_tqdm, cache)
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -291,9 +298,10 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         if self.backend != "causal":
             return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
         rows = self.rows(requests)
-        self._responses.note_ambiguous("loglikelihood_rolling", requests, rows)
+        self._responses.note("loglikelihood_rolling", requests, rows)
         owners: list[int] = []
         scored: list[Request] = []
+        asked_by: dict[Request, list[Instance]] = defaultdict(list)
         tokens = encode(self, (request.args[0] for request in requests))
         for index, request in enumerate(requests):
             text = list(tokens[request.args[0]])
@@ -301,8 +309,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
                 prompt, continuation = make_disjoint_window(window)
                 owners.append(index)
                 scored.append(Request(tuple(prompt), tuple(continuation), rows[index]))
+                asked_by[scored[-1]].append(request)
         totals = [0.0] * len(requests)
-        for index, score in zip(owners, self._score_with_bar(scored, disable_tqdm), strict=True):
+        for index, score in zip(owners, self._score_with_bar(scored, asked_by, disable_tqdm), strict=True):
             totals[index] += score.log_likelihood
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -311,12 +320,13 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated continuations, each steered with its own language's vector."""
         rows = self.rows(requests)
-        self._responses.note_ambiguous("generate_until", requests, rows)
+        self._responses.note("generate_until", requests, rows)
         return self.generate(requests, rows, disable_tqdm)
 
     def _score_with_bar(
         self,
         requests: list[Request],
+        asked_by: Mapping[Request, Sequence[Instance]],
         disable_tqdm: bool,
         cache: Callable[[dict[Request, Score]], None] = lambda done: None,
     ) -> list[Score]:
@@ -326,6 +336,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         with tqdm(total=len(set(requests)), disable=hidden, desc="Running loglikelihood requests") as bar:
 
             def progress(done: dict[Request, Score]) -> None:
+                lost = [request for request, score in done.items() if math.isnan(score.log_likelihood)]
+                if lost:  # before anything of it is cached
+                    raise self.not_a_number([instance for request in lost for instance in asked_by[request]])
                 cache(done)
                 bar.update(len(done))
 
@@ -337,23 +350,48 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             scores = known | dict(zip(rest, self.score(rest, progress) if rest else [], strict=True))
             return [scores[request] for request in requests]
 
+    def not_a_number(self, instances: Sequence[Instance]) -> ModelError:
+        """The error for requests whose answer is NaN; names their tasks."""
+        first: dict[str, Any] = {}
+        for instance in instances:
+            first.setdefault(instance.task_name or "?", instance.doc_id)
+        where = ", ".join(f"task {task} (document {document})" for task, document in first.items())
+        return not_a_number(where, self.model.dtype, str(self._plan))
+
     # The harness's response cache ---------------------------------------------------------------------------------------
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Accept a `--use_cache` file only if it was made under the same steering.
+        """Accept a `--use_cache` file only if it was made by the same model under the same steering.
 
         Raises:
-            UserError: the cache was made by another model type while this one is steered, or under another steering.
+            UserError: the cache was made by another model type, by another model or under another steering.
         """
-        self._responses.open(cache_hook.dbdict, self._cache_identity())
+        store = cache_hook.dbdict
+        self._responses.open(store, {} if store is None else self._cache_identity())
         super().set_cache_hook(cache_hook)
+
+    def forget_other_rows(self, kind: str, requests: Sequence[Instance]) -> None:
+        """Called before `--use_cache` looks up `requests`: see `ResponseCache.forget`."""
+        self._responses.forget(kind, requests, self.rows(requests))
 
     def _cache_identity(self) -> dict[str, Any]:
         """What a response depends on besides the request: all but the path of vectors, and vectors without a plan."""
-        identity = self.steering_identity()
+        identity = self.steering_identity() | self.engine_identity()
         if not self._plan:
-            return {key: identity[key] for key in ("plan", "model_fingerprint", "pretrained", "peft")}
+            return {key: value for key, value in identity.items() if key not in ("vectors", "positions", "lang")}
         return {**identity, "vectors": identity["vectors"]["sha256"]}  # a plan has vectors
+
+
+def _warn_of_merged(instances: Sequence[Instance]) -> None:
+    counts = Counter(instance.task_name or "?" for instance in instances)
+    first = instances[0]
+    log.warning(
+        "A token spans prompt and option in %d requests (%s; first: document %s, %r after %r): the options of these prompts "
+        "are scored from that token on, all of them; the harness's hf leaves the characters in it out of the score. Where "
+        "that is not meant, change the task's target_delimiter",
+        *(len(instances), ", ".join(f"{task}: {n}" for task, n in counts.items()), first.doc_id, first.args[1]),
+        first.args[0][-20:],
+    )
 
 
 def _vectors_identity(vectors: VectorSet) -> dict[str, Any]:

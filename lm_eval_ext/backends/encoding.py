@@ -30,32 +30,67 @@ class TokenizingModel(Protocol):
 
 
 class Pair(NamedTuple):
-    """Tokens of a prompt and of its continuation; one is empty where its text has no tokens."""
+    """Tokens of a prompt and of what is scored after it; one is empty where its text has no tokens.
+
+    Attributes:
+        prompt: tokens before the first scored one.
+        continuation: scored tokens.
+        lead: how many of the scored tokens are the end of the context: white space, or what a sibling option merged with.
+    """
 
     prompt: Tokens
     continuation: Tokens
+    lead: int = 0
 
 
-def encode_pairs(model: TokenizingModel, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-    """The tokens that the harness scores for each (context, continuation); every distinct text is tokenised once.
+class Encoded(NamedTuple):
+    """What `encode_pairs` returns.
 
-    As in the harness, white space at the end of a context belongs to the continuation, and an empty context becomes the
-    model's prefix token, which is not repeated where the continuation begins with it.
+    Attributes:
+        pairs: tokens of each (context, continuation).
+        merged: indices of those in which a token spans context and continuation.
+    """
+
+    pairs: list[Pair]
+    merged: list[int]
+
+
+def encode_pairs(model: TokenizingModel, pairs: Sequence[tuple[str, str]]) -> Encoded:
+    """The tokens that are scored for each (context, continuation); every distinct text is tokenised once.
+
+    As in the harness, white space at the end of a context is scored with the continuation, and an empty context becomes
+    the model's prefix token, which is not repeated where the continuation begins with it.
+
+    Where a token spans context and continuation, the harness cuts the joint tokens after as many as the context alone has,
+    and with them characters of the continuation. Here all continuations of that context are scored from the last token on
+    that context and joint text have in common, so that they stay comparable with each other.
     """
     moved = {pair: _move_spaces(*pair) for pair in set(pairs) if pair[0]}
-    together = encode(model, (text for context, rest in moved.values() for text in (context, context + rest)))
+    texts = [text for context, rest in moved.values() for text in (context, context + rest)]
+    together = encode(model, [*texts, *(context for context, _ in moved)])
     alone = encode(model, (rest for context, rest in pairs if not context), add_special_tokens=False)
     prefix = (model.prefix_token_id,)
+    split: dict[str, int] = {}
+    for context, rest in moved.values():
+        common = _n_common(together[context], together[context + rest])
+        split[context] = min(common, split.get(context, common))
     encoded: list[Pair] = []
-    for pair in pairs:
-        if pair in moved:
-            context, rest = moved[pair]
-            prompt = together[context]
-            encoded.append(Pair(prompt, together[context + rest][len(prompt) :]))
-        else:
+    merged: list[int] = []
+    for index, pair in enumerate(pairs):
+        if pair not in moved:
             tokens = alone[pair[1]]
             encoded.append(Pair(prefix, tokens[1:] if tokens[:1] == prefix else tokens))
-    return encoded
+            continue
+        context, rest = moved[pair]
+        tokens, first = together[context + rest], split[context]
+        if _n_common(together[context], tokens) < len(together[context]):
+            merged.append(index)
+        prompt, continuation = tokens[:first], tokens[first:]
+        if together[context] and not prompt:
+            prompt = prefix
+        lead = min(_n_common(together[pair[0]], tokens) - first, len(continuation) - 1)
+        encoded.append(Pair(prompt, continuation, max(0, lead)))
+    return Encoded(encoded, merged)
 
 
 def encode(model: TokenizingModel, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, Tokens]:
@@ -77,3 +112,10 @@ def encode(model: TokenizingModel, texts: Iterable[str], add_special_tokens: boo
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
     stripped = context.rstrip()
     return stripped, context[len(stripped) :] + continuation
+
+
+def _n_common(a: Tokens, b: Tokens) -> int:
+    """How many tokens both begin with."""
+    if b[: len(a)] == a:
+        return len(a)
+    return next((n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))

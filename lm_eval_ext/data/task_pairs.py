@@ -1,8 +1,8 @@
 """Pairs of prompts of two harness tasks, as the harness renders them: `task:blend_ctx_dev/blend_decon_dev`.
 
 The first task asks with what a vector should represent (the country named), the second without. Their documents are paired
-by id within each language. A text ends where the plan adds: at the last token before the answer, so that white space at its
-end, and the task's target delimiter, belong to the answer, as when the harness scores it.
+by id within each language. A text ends where the plan adds: at the last token before the answer, such as the line break
+after a chat template's header. Spaces at its end, and the task's target delimiter, are one token with the answer.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _prompt(task: Any, doc_id: int, instances: list[Instance], language: str) ->
     context = of_options[0][0]
     if any(other != context for other, _ in of_options):
         raise DataError(f"task {task.config.task}: its options stand in the prompt; pairs need one prompt per document")
-    text = context.rstrip()
+    text = context.rstrip(" ")
     options = tuple(context[len(text) :] + option for _, option in of_options)
     gold = task.doc_to_target(document)
     if isinstance(gold, str) and gold in (choices := task.doc_to_choice(document)):

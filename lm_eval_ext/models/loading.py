@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from lm_eval_ext.models import precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 _HINT = (
     "Give a folder with config.json, weights and tokenizer, a name on the hub that this machine can reach, "
@@ -109,7 +112,53 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(name, **{DTYPE_ARGUMENT: chosen}, **options)
         if peft:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, peft)
+            model = with_adapter(model, peft)
         return model.to(target).eval(), tokenizer
+
+
+def with_adapter(model: Any, adapter: str, **options: Any) -> Any:
+    """A model with a PEFT adapter on it.
+
+    The embeddings are resized only to what the adapter brings rows for. Where a vocabulary is padded, or the tokenizer has a
+    token without a row (Gemma 3 1B), resizing them to the tokenizer, as the harness's `hf` does, changes the probability of
+    every token: an adapter of zeros would not be the model without it, and not the merged model.
+
+    Args:
+        model: of transformers.
+        adapter: folder or name on the hub.
+        options: what `PeftModel.from_pretrained` takes, such as `revision`.
+    """
+    from peft import PeftModel
+
+    rows = _adapter_rows(model, adapter, **options)
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        log.info("The adapter %s has %d tokens: the embeddings are resized to them", adapter, rows)
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    return PeftModel.from_pretrained(model, adapter, **options)
+
+
+def _adapter_rows(model: Any, adapter: str, **options: Any) -> int | None:
+    """Rows of the vocabulary that an adapter was trained with; None where it changes no embedding."""
+    from peft import PeftConfig
+    from peft.utils import load_peft_weights
+
+    # Single trained tokens are saved without the rest of the table.
+    single = getattr(PeftConfig.from_pretrained(adapter, **options), "trainable_token_indices", None) or []
+    last = max((index for part in (single.values() if isinstance(single, dict) else [single]) for index in part), default=0)
+    if last >= model.get_input_embeddings().weight.shape[0]:
+        return int(last) + 1
+    tables = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if module in tables}
+    for key, tensor in load_peft_weights(adapter, device="cpu", **options).items():
+        parts = key.split(".")
+        if not names & set(parts):
+            continue
+        if parts[-1] == "weight" and parts[-2] in ("lora_A", "lora_B"):  # of an output head
+            if parts[-2] == "lora_B":
+                return int(tensor.shape[0])
+        elif parts[-1].startswith("lora_embedding"):
+            if parts[-1] == "lora_embedding_A":
+                return int(tensor.shape[1])
+        elif parts[-1] == "weight":
+            return int(tensor.shape[0])
+    return None

@@ -106,6 +106,16 @@ def _of_layer(value: Any, layer: int) -> Any:
 _PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
+def forget_positions(model: PreTrainedModel) -> None:
+    """Drop the offset of positions that multimodal models (Qwen-VL and its kin) keep from one generation.
+
+    They would apply it to every later forward that continues a KV cache, with the batch size of that generation.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None
+
+
 def can_be_shared(model: PreTrainedModel) -> bool:
     """Whether a model's cache holds keys and values only: the state of a recurrent layer cannot be moved between rows."""
     device = model.get_input_embeddings().weight.device

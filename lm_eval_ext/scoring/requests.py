@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring.prefixes import shared_prefixes
 from lm_eval_ext.scoring.token_trees import Tree, parts
@@ -32,11 +34,20 @@ class Score(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Tokens of a prompt and of a continuation (both not empty), and the row of the steering table."""
+    """What to score.
+
+    Attributes:
+        prompt: tokens before the first scored one, at least one.
+        continuation: scored tokens, at least one.
+        row: of the steering table.
+        lead: how many of the scored tokens are steered as the end of the prompt, fewer than all: white space at the end
+            of a prompt is scored with the option, as in the harness, and is still prompt to a generation.
+    """
 
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
     row: int
+    lead: int = 0
 
 
 @dataclass
@@ -46,7 +57,8 @@ class Row:
     Attributes:
         row: of the steering table.
         tokens: all tokens of the sequence, including those whose keys and values are in the KV cache.
-        prompt_length: how many of the tokens are the prompt.
+        prompt_length: how many of the tokens are the prompt, as it is steered; more than the row has where its end (`lead`)
+            is in the branches.
         targets: requests, and the tokens of theirs that are scored at the end of the row.
         past: how many of the tokens are in the KV cache.
         parent: the row of the earlier forward whose keys and values continue here.
@@ -74,8 +86,28 @@ class Row:
     def trees(self) -> Iterator[tuple[list[Request], Tree]]:
         """The prompt with its branches, as trees."""
         by_continuation = {request.continuation: request for request, _ in self.targets}
+        lead = self.prompt_length - len(self.tokens)
         for part in parts(self.tokens, list(by_continuation)):
-            yield [by_continuation[continuation] for continuation in part], Tree.grow(self.tokens, part)
+            yield [by_continuation[continuation] for continuation in part], Tree.grow(self.tokens, part, lead)
+
+
+def not_a_number(where: str, dtype: torch.dtype, plan: str) -> ModelError:
+    """The error for an output of NaN, which would be counted as an answer like any other.
+
+    Args:
+        where: the tasks.
+        dtype: of the model.
+        plan: of the steering; empty without.
+    """
+    advice = {
+        torch.float16: ["use dtype=bfloat16 or dtype=float32 (float16 holds no number above 65504)"],
+        torch.bfloat16: ["use dtype=float32"],
+    }.get(dtype, [])
+    advice += [f"lower the strength of {plan}"] if plan else []
+    return ModelError(
+        f"{where}: the model's output in {str(dtype).removeprefix('torch.')} is not a number (NaN), so that nothing can be "
+        f"said of its answers: {', '.join([*advice, 'check whether the weights are damaged'])}"
+    )
 
 
 def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], bool]) -> list[Row]:
@@ -92,12 +124,12 @@ def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], b
     Raises:
         ModelError: a continuation longer than that.
     """
-    by_prompt: dict[tuple[tuple[int, ...], int], list[Request]] = defaultdict(list)
+    by_prompt: dict[tuple[tuple[int, ...], int, tuple[int, ...]], list[Request]] = defaultdict(list)
     for request in requests:
-        by_prompt[request.prompt, request.row].append(request)
+        by_prompt[request.prompt, request.row, request.continuation[: request.lead]].append(request)
     n_requests = sum(map(len, by_prompt.values()))
     rows: list[Row] = []
-    for (prompt, row), group in by_prompt.items():
+    for (prompt, row, lead), group in by_prompt.items():
         fits = len(prompt) + max(len(request.continuation) for request in group) - 1 <= max_length
         if len({request.continuation[:-1] for request in group}) > 1 and fits and shares():
             branches: dict[tuple[int, ...], list[Request]] = defaultdict(list)
@@ -105,7 +137,7 @@ def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], b
                 if len(request.continuation) > 1:
                     branches[request.continuation[:-1]].append(request)
             first = [(request, request.continuation[:1]) for request in group]
-            rows.append(Row(row, prompt, len(prompt), first, branches=branches))
+            rows.append(Row(row, prompt, len(prompt) + len(lead), first, branches=branches))
         else:
             rows.extend(_whole(group, max_length))
     if n_truncated := sum(len(row.tokens) < len(r.prompt) + len(c) - 1 for row in rows for r, c in row.targets):
@@ -128,7 +160,7 @@ def _whole(group: list[Request], max_length: int) -> list[Row]:
             )
         if fed not in rows:
             tokens = (request.prompt + fed)[-max_length:]
-            rows[fed] = Row(request.row, tokens, len(tokens) - len(fed))
+            rows[fed] = Row(request.row, tokens, len(tokens) - len(fed) + request.lead)
         rows[fed].targets.append((request, request.continuation))
     return list(rows.values())
 
@@ -150,7 +182,7 @@ def split_by_shared_prefix(
         by_row[prompt.row].append(prompt)
     for row, group in by_row.items():
         # Without the prompts' last tokens: these are scored, and steered at positions such as `last`.
-        ends = [max(0, prompt.prompt_length - n_last) for prompt in group]
+        ends = [max(0, min(row.prompt_length - n_last, len(row.tokens) - row.scored)) for row in group]
         for members, length in shared_prefixes([p.tokens[:end] for p, end in zip(group, ends, strict=True)]):
             prompts_of_group = [group[index] for index in members]
             if length and shares():

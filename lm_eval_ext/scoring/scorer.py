@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring.batching import Budget, RowCost, by_cost, out_of_memory
-from lm_eval_ext.scoring.kv_cache import KVCache, Span, can_be_shared
+from lm_eval_ext.scoring.kv_cache import KVCache, Span, can_be_shared, forget_positions
 from lm_eval_ext.scoring.lm_head import ScoredPositions, Token, log_probabilities
 from lm_eval_ext.scoring.products import fast_products
 from lm_eval_ext.scoring.requests import Request, Row, Score, rows_of, split_by_shared_prefix
@@ -101,6 +101,7 @@ class Scorer:
             ModelError: a continuation longer than the model's context; out of memory even with one prompt.
         """
         scores: dict[Request, Score] = {}
+        forget_positions(self.model)
         cost = self._cost_from_memory if batch_size is None else RowCost(batch_size)
         prompts = rows_of(dict.fromkeys(requests), self.max_length, self._shares)
         try:
@@ -192,7 +193,7 @@ class Scorer:
         scored, kv_cache = self._forward(rows, before, keep=any(row.branches for row in rows))
         options = [
             Row(
-                *(row.row, row.tokens + branch, len(row.tokens)),
+                *(row.row, row.tokens + branch, row.prompt_length),
                 targets=[(request, request.continuation[1:]) for request in requests],
                 past=len(row.tokens),
                 parent=parent,

@@ -139,7 +139,8 @@ class SweepModel(TreeModel):
         copies, block = len(tables), 1 + batch.nodes
         layout = batch.ends(copies)
         column = (torch.arange(copies * block) % block)[None]
-        last = SteeredTokens(column, torch.zeros_like(column), torch.ones_like(column))
+        prompt_end = torch.tensor([[1 + tree.lead] for tree in batch.trees])
+        last = SteeredTokens(column, torch.zeros_like(column), prompt_end)
         stream = base.streams[layer][:, batch.width - 1 :].repeat(1, copies, 1)
         cache = DynamicCache()
         for index, (keys, values) in enumerate(base.keys_values):

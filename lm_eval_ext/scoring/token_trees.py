@@ -49,16 +49,23 @@ class Tree:
         tokens: token of each node; a parent comes before its children.
         parents: parent of each node, `PROMPT` at the top.
         targets: for each continuation its tokens and where they are scored.
+        lead: how many of the first nodes, a chain that all continuations begin with, are steered as the prompt's end.
     """
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     targets: tuple[tuple[Target, ...], ...]
+    lead: int = 0
 
     @classmethod
-    def grow(cls, prompt: tuple[int, ...], continuations: Iterable[tuple[int, ...]]) -> Tree:
-        """The tree of one prompt and its continuations, in their order (neither empty)."""
+    def grow(cls, prompt: tuple[int, ...], continuations: Iterable[tuple[int, ...]], lead: int = 0) -> Tree:
+        """The tree of one prompt and its continuations, in their order (neither empty).
+
+        Args:
+            prompt, continuations: tokens.
+            lead: how many tokens all continuations have in common that are steered as the prompt's end.
+        """
         nodes: dict[tuple[int, ...], int] = {}
         tokens: list[int] = []
         parents: list[int] = []
@@ -76,7 +83,7 @@ class Tree:
                     parents.append(parent)
                 parent = nodes[prefix]
             targets.append(tuple(path))
-        return cls(prompt, tuple(tokens), tuple(parents), tuple(targets))
+        return cls(prompt, tuple(tokens), tuple(parents), tuple(targets), lead)
 
     @cached_property
     def depths(self) -> list[int]:
@@ -196,13 +203,13 @@ class Batch(ABC):
     def spans(self) -> tuple[Tensor, Tensor, Tensor]:
         """[rows, columns] each: the column, that of the first token of the token's prompt, and that of the first after it.
 
-        Padding belongs to no prompt.
+        `Tree.lead` counts as prompt. Padding belongs to no prompt.
         """
         start = torch.zeros_like(self.whole.ids)
         end = torch.zeros_like(start)
         for place, tree in zip(self.places, self.trees, strict=True):
             of_tree = slice(place.start, place.nodes + len(tree.tokens))
-            start[place.row, of_tree], end[place.row, of_tree] = place.start, place.nodes
+            start[place.row, of_tree], end[place.row, of_tree] = place.start, place.nodes + tree.lead
         return torch.arange(start.shape[1]).expand_as(start), start, end
 
     @cached_property

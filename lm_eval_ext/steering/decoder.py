@@ -6,6 +6,7 @@ The residual stream after decoder layer `l` (0-based) is the output of block `l`
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,13 @@ def layer_count(config: Any) -> int:
 def hidden_size(config: Any) -> int:
     """Width of the residual stream, from the config alone."""
     return int(text_config(config).hidden_size)
+
+
+def text_only(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """Arguments that say that token ids [batch, length] hold no image, where a model asks for that in training (Gemma 3)."""
+    base = getattr(model, "get_base_model", lambda: model)()  # of PEFT
+    asks = model.training and "token_type_ids" in inspect.signature(base.forward).parameters
+    return {"token_type_ids": ids.new_zeros(ids.shape)} if asks else {}
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -19,7 +19,7 @@ from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.errors import DataError, EstimatorError, ModelError, PlanError, VectorFileError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.steering import registry
-from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_count, residual
+from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_count, residual, text_only
 from lm_eval_ext.steering.estimators.base import Estimator, Origin, PairStates, StateBatch
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.pooling import PooledText, Pooling, encode, encode_pairs, parse_pooling, pool
@@ -466,7 +466,7 @@ class Capture:
         at the deepest layer.
         """
         with _until_stopped():
-            self.during(lambda: model(input_ids=ids, use_cache=False), take, stops=True)
+            self.during(lambda: model(input_ids=ids, use_cache=False, **text_only(model, ids)), take, stops=True)
         for layer in self._layers:
             yield self._taken.pop(layer)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Protocol
 
-from lm_eval_ext.scoring.requests import Request
+from lm_eval_ext.scoring.requests import Request, not_a_number
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Packed
 from lm_eval_ext.steering.injection import Injector
@@ -16,6 +17,7 @@ from lm_eval_ext.sweep.grid import UNSTEERED, Condition
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import torch
     from transformers import PreTrainedModel
 
     from lm_eval_ext.scoring.batching import Budget
@@ -90,6 +92,7 @@ class SharedEngine:
         progress: Callable[[int], object],
     ) -> None:
         for cells in self._cells(form, trees, _missing(trees, conditions, store)):
+            _check_finite(cells, trees, self._model.dtype)
             progress(sum(store.get(condition, tree) is None for condition, tree, _ in cells))
             store.write(cells)
 
@@ -184,10 +187,25 @@ class SeparateEngine:
             try:
                 for start in range(0, len(pending), _TREES_PER_TRANSACTION):
                     part = pending[start : start + _TREES_PER_TRANSACTION]
-                    store.write(_score(scorer, part, condition.name, table))
+                    cells = list(_score(scorer, part, condition.name, table))
+                    _check_finite(cells, part, self._model.dtype)
+                    store.write(cells)
                     progress(len(part))
             finally:
                 injector.remove()
+
+
+def _check_finite(cells: Sequence[tuple[str, str, Values]], trees: Sequence[ScoredTree], dtype: torch.dtype) -> None:
+    """Refuse cells of NaN, of which an option would be chosen all the same.
+
+    Raises:
+        ModelError: there is one; cells stored before are kept.
+    """
+    for condition, key, values in cells:
+        if any(map(math.isnan, values)):
+            tasks = dict.fromkeys(task for tree in trees if tree.key == key for task in tree.tasks)
+            plan = f", plan {condition}" if condition else ""
+            raise not_a_number(f"task {', '.join(tasks) or '?'}{plan}", dtype, condition)
 
 
 #: Trees of one transaction of the store, where conditions run one by one.
@@ -198,7 +216,7 @@ def _score(
     scorer: Scorer, trees: Sequence[ScoredTree], condition: str, table: SteeringTable
 ) -> Iterator[tuple[str, str, Values]]:
     requests = [
-        Request(tree.tree.prompt, tuple(token for _, token in path), table.row(tree.language))
+        Request(tree.tree.prompt, tuple(token for _, token in path), table.row(tree.language), tree.tree.lead)
         for tree in trees
         for path in tree.tree.targets
     ]

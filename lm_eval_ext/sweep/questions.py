@@ -64,6 +64,7 @@ class ScoredTree:
         normalised: whether its values are log-likelihoods, or logits, which differ from them by a constant per prompt.
         requests: indices of the requests of each continuation.
         key: identifies the tree in the store across runs.
+        tasks: that ask it.
     """
 
     tree: Tree
@@ -71,6 +72,7 @@ class ScoredTree:
     normalised: bool
     requests: tuple[tuple[int, ...], ...]
     key: str
+    tasks: tuple[str, ...] = ()
 
 
 class Questions:
@@ -213,10 +215,10 @@ class Questions:
             ModelError: a continuation that does not fit.
         """
         normalised = self._normalised(requests, likelihoods)
-        by_prompt: dict[tuple[tuple[int, ...], str, bool], dict[tuple[int, ...], list[int]]] = {}
+        by_prompt: dict[tuple[tuple[int, ...], str, bool, tuple[int, ...]], dict[tuple[int, ...], list[int]]] = {}
         for question in self.questions:
             for index in question.instances:
-                prompt, continuation, _ = requests[index]
+                prompt, continuation, _, n_lead = requests[index]
                 if len(continuation) > max_length:
                     raise ModelError(
                         f"task {question.task}, document {question.doc_id}: an option of {len(continuation)} tokens does "
@@ -224,17 +226,19 @@ class Questions:
                     )
                 self.n_truncated += len(prompt) + len(continuation) - 1 > max_length
                 truncated = _truncate(prompt, continuation, max_length)
-                key = truncated, question.language, normalised[index]
+                key = truncated, question.language, normalised[index], continuation[:n_lead]
                 by_prompt.setdefault(key, {}).setdefault(continuation, []).append(index)
+        task_of = {index: question.task for question in self.questions for index in question.instances}
         return [
             ScoredTree(
-                tree=Tree.grow(prompt, part),
+                tree=Tree.grow(prompt, part, len(lead)),
                 language=language,
                 normalised=normal,
                 requests=tuple(tuple(continuations[continuation]) for continuation in part),
-                key=tree_key(prompt, part, language, normal),
+                key=tree_key(prompt, part, language, normal, len(lead)),
+                tasks=tuple({task_of[index]: None for answered in part for index in continuations[answered]}),
             )
-            for (prompt, language, normal), continuations in by_prompt.items()
+            for (prompt, language, normal, lead), continuations in by_prompt.items()
             for part in parts(prompt, list(continuations))
         ]
 

@@ -117,6 +117,9 @@ class Store:
         self._connection.close()
 
 
-def tree_key(prompt: tuple[int, ...], continuations: Iterable[tuple[int, ...]], language: str, normalised: bool) -> str:
+def tree_key(
+    prompt: tuple[int, ...], continuations: Iterable[tuple[int, ...]], language: str, normalised: bool, lead: int = 0
+) -> str:
     """A key that identifies a tree by its content, across runs."""
-    return hash_json([prompt, list(continuations), language, normalised])[:24]
+    content = [prompt, list(continuations), language, normalised]
+    return hash_json([*content, lead] if lead else content)[:24]

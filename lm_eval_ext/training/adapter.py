@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from lm_eval_ext.errors import TrainingError, UserError
 from lm_eval_ext.io import write_folder
 from lm_eval_ext.models import embedded
-from lm_eval_ext.models.loading import load_config, load_model, loading
+from lm_eval_ext.models.loading import load_config, load_model, loading, with_adapter
 from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.training import checkpoints
 
@@ -19,8 +20,67 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def lora_config(model: PreTrainedModel, rank: int, alpha: int, *, mlp: bool) -> Any:
-    """A LoRA adapter on the linear layers of the decoder: of attention, and of the MLP where `mlp`.
+#: Of a state-space mixer (Mamba and its kin), the one projection that is called as a module: the kernels read the weights of
+#: the others themselves, so that an adapter on them would be trained in one place and ignored in another. PEFT refuses some.
+_OF_STATE_SPACE = ("in_proj",)
+
+
+class Parts(NamedTuple):
+    """What an adapter changes in the decoder layers, by name within the model.
+
+    Attributes:
+        modules: linear layers.
+        parameters: weights of fused experts, [experts, ..., ...], which are no modules of their own.
+        left: other weights of two or more dimensions.
+    """
+
+    modules: dict[str, torch.nn.Module]
+    parameters: list[str]
+    left: list[str]
+
+    def record(self) -> dict[str, list[str]]:
+        """Names within a decoder layer: what is adapted, and what is left as it is."""
+        return {
+            "adapted": list(dict.fromkeys(map(_within_layer, (*self.modules, *self.parameters)))),
+            "not_adapted": list(dict.fromkeys(map(_within_layer, self.left))),
+        }
+
+
+def adapted_parts(model: PreTrainedModel, *, mlp: bool) -> Parts:
+    """The parts of the decoder that an adapter changes: of attention, and of the MLP or its experts where `mlp`.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    full_names = {module: name for name, module in model.named_modules()}
+    parts = Parts({}, [], [])
+    for layer in decoder_layers(model):
+        for name, module in layer.named_modules():
+            attention = "att" in name.rpartition(".")[0]
+            parent = layer.get_submodule(name.rpartition(".")[0])
+            fused = not hasattr(parent, "A_log") or name.rpartition(".")[2] in _OF_STATE_SPACE
+            if isinstance(module, (torch.nn.Linear, Conv1D)) and (mlp or attention) and fused:
+                parts.modules[full_names[module]] = module
+                continue
+            built_in = type(module).__module__.startswith("torch.")
+            for parameter, weight in module.named_parameters(recurse=False):
+                if weight.dim() == 3 and mlp and not built_in and "bias" not in parameter:
+                    parts.parameters.append(f"{full_names[module]}.{parameter}")
+                elif weight.dim() > 1:
+                    parts.left.append(f"{full_names[module]}.{parameter}")
+    if not (parts.modules or parts.parameters):
+        what = "attention, MLP or experts" if mlp else "attention"
+        raise TrainingError(
+            f"the decoder layers of {model.config.model_type} have no {what} that an adapter could change: train the whole "
+            f"model with --full{'' if mlp else ', or use another method (mist, midalign)'}"
+        )
+    return parts
+
+
+def lora_config(model: PreTrainedModel, rank: int, alpha: int, parts: Parts) -> Any:
+    """A LoRA adapter on some parts of the decoder.
 
     No dropout (our default), so that a run depends on its seed only through the adapter's start and the order of rows. The
     choice of modules of MIST and MIDALIGN is ours; CLO's attention projections are the ancestor's (Lee 2025).
@@ -28,23 +88,22 @@ def lora_config(model: PreTrainedModel, rank: int, alpha: int, *, mlp: bool) -> 
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
-    full_names = {module: name for name, module in model.named_modules()}
-    targets: dict[str, torch.nn.Module] = {}
-    for layer in decoder_layers(model):
-        for name, module in layer.named_modules():
-            attention = "att" in name.rpartition(".")[0]
-            if isinstance(module, (torch.nn.Linear, Conv1D)) and (mlp or attention):
-                targets[full_names[module]] = module
     # Short names where they mean nothing else in the model, such as a vision tower's.
-    short = {name.rpartition(".")[2] for name in targets}
-    matched = {name for name in full_names.values() if name.rpartition(".")[2] in short}
+    short = {name.rpartition(".")[2] for name in parts.modules}
+    matched = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,
-        target_modules=sorted(short if matched == set(targets) else targets),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets.values()),
+        target_modules=sorted(short if matched == set(parts.modules) else parts.modules),
+        target_parameters=parts.parameters or None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in parts.modules.values()),
     )
+
+
+def _within_layer(name: str) -> str:
+    """`self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[-1].removesuffix(".weight")
 
 
 def weights_id(model: PreTrainedModel) -> str:
@@ -81,10 +140,8 @@ def put_on(model: PreTrainedModel, folder: Path) -> Any:
     Raises:
         ModelError: the adapter cannot be read, or fits another architecture.
     """
-    from peft import PeftModel
-
     with loading(str(folder), "Give the folder of a finished run, with adapter_config.json and its weights"):
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return with_adapter(model, str(folder)).eval()
 
 
 def merge(folder: Path, out: Path, base: str = "", dtype: str = "auto") -> None:

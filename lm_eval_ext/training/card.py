@@ -37,6 +37,12 @@ def command(config: TrainingConfig) -> str:
     return shlex.join(words)
 
 
+def adapted(parts: dict[str, list[str]]) -> str:
+    """One line: what an adapter changes, and what it leaves as it is."""
+    left = f"; left as they are: {', '.join(parts['not_adapted'])}" if parts["not_adapted"] else ""
+    return f"LoRA on {', '.join(parts['adapted'])}{left}"
+
+
 def text(record: dict[str, Any], method: Method) -> str:
     """The card of a finished run, Markdown with the hub's header."""
     settings, base = record["settings"], record["base"]
@@ -66,6 +72,7 @@ def text(record: dict[str, Any], method: Method) -> str:
         + (f" ({embedded.LICENCE})" if base["name"] == embedded.NAME else ""),
         f"- Use: {load}",
         f"- Command: `{record['command']}`, {record['processes']} process(es)",
+        *([f"- Adapted: {adapted(record['adapter'])}"] if "adapter" in record else []),
         f"- Prompts: {record['template']!r}",
         f"- Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}",
         "",

@@ -88,7 +88,11 @@ def set_up(config: TrainingConfig, state: PartialState) -> Ready:
     steps = len(items) // method.items_per_step
     record = {"settings": config.identity(), "base": base, "template": encoder.template, "steps": steps}
     record |= {**method.details, **data.record}
-    trainer = _trainer(method, model, tokenizer, items, steps)
+    parts = None if config.full else adapter.adapted_parts(model, mlp=method.adapts_mlp)
+    if parts is not None:
+        record["adapter"] = parts.record()
+        _say(state, card.adapted(record["adapter"]))
+    trainer = _trainer(method, model, tokenizer, items, steps, parts)
     if config.packing:
         _check_packing(trainer)
     method.begin(trainer)
@@ -109,7 +113,12 @@ def _say(state: PartialState, text: str) -> None:
 
 
 def _trainer(
-    method: Method, model: PreTrainedModel, tokenizer: Any, items: Sequence[BatchItem], steps: int
+    method: Method,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    items: Sequence[BatchItem],
+    steps: int,
+    parts: adapter.Parts | None,
 ) -> AlignmentTrainer:
     config = method.config
     _check_reports(config.report_to)
@@ -124,8 +133,8 @@ def _trainer(
         dataloader_pin_memory=not _on_cpu(config),
     )
     lora = None
-    if not config.full:
-        lora = adapter.lora_config(model, config.lora_r, config.alpha, mlp=method.adapts_mlp)
+    if parts is not None:
+        lora = adapter.lora_config(model, config.lora_r, config.alpha, parts)
     logging.get_logger("transformers.trainer").setLevel(logging.ERROR)
     trainer = AlignmentTrainer(model, arguments, tokenizer, method, items, peft_config=lora)
     trainer.add_callback(_Watch(trainer))

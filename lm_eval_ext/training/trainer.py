@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from lm_eval_ext.errors import TrainingError
+from lm_eval_ext.steering.decoder import text_only
 from lm_eval_ext.training.losses import response_loss
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class AlignmentTrainer(SFTTrainer):  # type: ignore[misc]
                 fused_lm_head=True,
                 use_cache=False,
                 **position,
+                **text_only(self.causal_model, inputs["input_ids"]),
             )
         log_probs: Tensor = output.log_probs[0]
         return log_probs

@@ -33,6 +33,8 @@ PAIRS = [
     ("Which bird", " rice"),
 ]
 
+MERGED = ("Which b", "ird")
+
 ARGUMENTS: list[dict[str, Any]] = [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"prefix_token_id": 7}]
 
 
@@ -48,10 +50,13 @@ def by_the_harness(model: Any, pairs: list[tuple[str, str]]) -> list[Any]:
 def test_tokens_equal_the_harness(family: str, arguments: dict[str, Any]) -> None:
     model = tiny.hf(family, **arguments)
     usual = [pair for pair in PAIRS if any(pair)]
-    assert encode_pairs(model, usual) == by_the_harness(model, usual)
+    encoded = encode_pairs(model, usual)
+    assert [usual[index] for index in encoded.merged] == [MERGED]
+    for pair, tokens, theirs in zip(usual, encoded.pairs, by_the_harness(model, usual), strict=True):
+        assert tokens[:2] == theirs or pair == MERGED
     texts = [text for pair in PAIRS for text in pair]
     assert encode(model, texts) == {text: tuple(model.tok_encode(text)) for text in texts}
-    assert encode_pairs(model, []) == []
+    assert encode_pairs(model, []).pairs == []
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,44 @@ TEXT = st.text(st.sampled_from("ab Wrd새.\n\t "), max_size=9)
 @given(st.lists(st.tuples(TEXT, TEXT.filter(bool)), min_size=1, max_size=6))
 def test_tokens_of_any_text_equal_the_harness(models: list[Any], pairs: list[tuple[str, str]]) -> None:
     for model in models:
-        assert encode_pairs(model, pairs) == by_the_harness(model, pairs)
+        encoded = encode_pairs(model, pairs)
+        merged = {pairs[index][0].rstrip() for index in encoded.merged}
+        for pair, tokens, theirs in zip(pairs, encoded.pairs, by_the_harness(model, pairs), strict=True):
+            if pair[0].rstrip() not in merged or not pair[0]:
+                assert tokens[:2] == theirs
+            else:  # no character of the continuation is lost
+                text = model.tokenizer.decode([*tokens.prompt, *tokens.continuation])
+                assert text.removeprefix("<begin>").removeprefix("<end>") == "".join(pair)
+                assert model.tokenizer.decode(tokens.continuation).endswith(pair[1])
+
+
+def test_a_token_that_spans_prompt_and_option(caplog: pytest.LogCaptureFixture) -> None:
+    """Options keep all their characters, and all options of such a prompt are scored from the same token on."""
+    model = tiny.steered("llama")
+    pairs = [("Which b", option) for option in ("ird", "rd", "read")] + [("Which is", " rice")]
+    encoded = encode_pairs(model, pairs)
+    of_prompt, other = encoded.pairs[:3], encoded.pairs[3]
+    assert [model.tokenizer.decode(pair.continuation) for pair in of_prompt] == [" bird", " brd", " bread"]
+    assert {pair.prompt for pair in of_prompt} == {tuple(model.tok_encode("Which"))}
+    assert [pair.lead for pair in of_prompt] == [0, 2, 2]  # " b" is prompt where it is a token of its own
+    assert encoded.merged == [0]
+    assert [other[:2]] == by_the_harness(model, pairs[3:])
+    scores = model.loglikelihood(tiny.requests("loglikelihood", pairs))
+    assert "A token spans prompt and option in 1 requests (tiny: 1; first: document 0, 'ird' after 'Which b')" in caplog.text
+    whole = tiny.hf("llama").loglikelihood(
+        tiny.requests("loglikelihood", [("Which", text) for text in (" bird", " brd", " bread")])
+    )
+    assert [score for score, _ in scores[:3]] == pytest.approx([score for score, _ in whole], abs=1e-4)
+
+
+def test_a_prompt_that_its_option_swallows_ends_no_run() -> None:
+    """Nothing stands before the joint token: as for an empty prompt, the model's prefix token does."""
+    model = tiny.steered("qwen2")
+    (pair, _) = encode_pairs(model, [("u", "no"), ("uno", " dos")]).pairs
+    assert pair == ((model.prefix_token_id,), tuple(model.tok_encode("uno")), 0)
+    ((score, _),) = model.loglikelihood(tiny.requests("loglikelihood", [("u", "no")]))
+    ((whole, _),) = model.loglikelihood(tiny.requests("loglikelihood", [("", "uno")]))
+    assert score == pytest.approx(whole)
 
 
 def test_each_text_is_tokenised_once_in_a_few_calls() -> None:

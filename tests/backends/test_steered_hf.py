@@ -5,6 +5,7 @@ positions, generation, adapters, caches and what the results say.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lm_eval.models.hf_steered import SteeredModel
 from lm_eval.models.huggingface import HFLM
+from safetensors.torch import load_file, save_file
 from support import tiny
 from support.scores import assert_same
 
@@ -658,15 +660,91 @@ def test_a_cache_of_another_steering_is_refused(change: str, cached: Cached) -> 
         arguments["peft"] = str(tiny.adapter("llama"))
     with pytest.raises(UserError, match="was made under another model or steering") as caught:
         cached.run(tiny.steered("llama", **arguments), "tiny_letters")
-    assert "Give each steering a cache of its own" in str(caught.value)
-    assert "loc@1:2" in str(caught.value)
+    assert "Give each model and each steering a cache of its own" in str(caught.value)
+    names = {"strength": "plan", "layer": "plan", "none": "plan", "position": "positions", "adapter": "peft"}
+    assert f"  {names.get(change, 'lang' if 'language' in change else change)}: " in str(caught.value)
 
 
 @pytest.mark.parametrize("maker", [tiny.hf, tiny.steered], ids=["hf", "steered-hf"])
 def test_an_unsteered_cache_is_refused_by_a_steered_run(maker: Any, cached: Cached) -> None:
     cached.run(maker("llama"), "tiny_letters")
-    with pytest.raises(UserError, match="Give each steering a cache of its own"):
+    with pytest.raises(UserError, match=r"Give (each model and each steering|this run) a cache of its own"):
         cached.run(tiny.steered("llama", "loc@1:2"), "tiny_letters")
+
+
+def test_a_cache_of_hf_is_refused_since_it_says_nothing_of_its_model(cached: Cached) -> None:
+    cached.run(tiny.hf("llama"), "tiny_letters")
+    with pytest.raises(UserError, match="does not say which model"):
+        cached.run(tiny.steered("llama"), "tiny_letters")
+
+
+def _copy(folder: Path, change: str) -> None:
+    """Put a model that differs in one thing from `tiny.folder("llama")` in its place."""
+    shutil.copytree(tiny.folder("llama"), folder, dirs_exist_ok=True)
+    if change == "weights":
+        model = tiny.load("llama")
+        with torch.no_grad():
+            model.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5
+        model.save_pretrained(folder)
+    elif change == "config":
+        config = json.loads((folder / "config.json").read_text())
+        config["rms_norm_eps"] = 0.5
+        (folder / "config.json").write_text(json.dumps(config))
+    elif change == "generation":
+        (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 3.0}))
+    elif change == "tokenizer":
+        tokenizer = tiny.load_tokenizer("llama")
+        tokenizer.add_tokens(["bird"])
+        tokenizer.save_pretrained(folder)
+    elif change == "chat template":
+        tokenizer = tiny.load_tokenizer("llama")
+        tokenizer.chat_template = "{{ messages[0].content }}"
+        tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", ["weights", "config", "generation", "tokenizer", "chat template"])
+def test_a_cache_of_what_stood_under_the_same_name_is_refused(change: str, cached: Cached, tmp_path: Path) -> None:
+    folder, steer = tmp_path / "model", "loc@1:2" if change == "weights" else ""
+    _copy(folder, "")
+    cached.run(tiny.steered("llama", steer, pretrained=str(folder)), "tiny_generate")
+    _copy(folder, change)
+    with pytest.raises(UserError, match=rf"another model or steering:[\s\S]*{change.split()[0]}[\s\S]*cache of its own"):
+        cached.run(tiny.steered("llama", steer, pretrained=str(folder)), "tiny_generate")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "bfloat16"},
+        {"add_bos_token": False},
+        {"prefix_token_id": 7},
+        {"max_length": 60},
+        {"revision": "other"},
+        {"softmax_dtype": "float64"},
+        {"think_end_token": "x"},
+    ],
+    ids=str,
+)
+def test_a_cache_under_other_arguments_is_refused(change: dict[str, Any], cached: Cached) -> None:
+    cached.run(tiny.steered("llama"), "tiny_letters")
+    ((name, value),) = change.items()
+    with pytest.raises(UserError, match=rf"{name}: .* in the cache, now .*{value}"):
+        cached.run(tiny.steered("llama", **change), "tiny_letters")
+
+
+def test_an_adapter_trained_further_is_refused(cached: Cached, tmp_path: Path) -> None:
+    for scale, alpha in ((1.0, 8), (1.5, 8), (1.0, 16)):
+        shutil.copytree(tiny.adapter("llama"), tmp_path / "adapter", dirs_exist_ok=True)
+        weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        save_file({name: scale * tensor for name, tensor in weights.items()}, tmp_path / "adapter" / "adapter_model.safetensors")
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+        model = tiny.steered("llama", peft=str(tmp_path / "adapter"))
+        if (scale, alpha) == (1.0, 8):
+            cached.run(model, "tiny_letters")
+        else:
+            with pytest.raises(UserError, match="weights: " if scale > 1 else "adapters: "):
+                cached.run(model, "tiny_letters")
 
 
 def test_an_unsteered_cache_is_reused_by_an_unsteered_run(cached: Cached) -> None:
@@ -684,7 +762,7 @@ def test_priors_of_different_languages_are_not_taken_for_each_other(cached: Cach
     again, computed = cached.run(tiny.steered("llama", "loc@1:3", positions="all"), "tiny_cloze")
     assert_same(first, expected)
     assert_same(again, expected)
-    assert computed == 32  # the priors, and nothing else
+    assert computed == 0
 
 
 @pytest.mark.parametrize(
@@ -704,6 +782,27 @@ def test_the_same_text_in_two_languages_is_not_mixed_up(kind: str, arguments: tu
     for _ in range(3):
         model = CachingLM(tiny.steered("llama", "loc@1:3"), str(tmp_path / "cache.db"))
         assert_same(getattr(model, kind)(requests), expected)
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_a_text_that_another_run_asks_in_another_language_is_computed_again(
+    patched: bool, cached: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key of a response is its text alone: without the patch of the harness, no steered response is reused."""
+    from lm_eval.api.model import CachingLM
+
+    if not patched:
+        monkeypatch.setattr(CachingLM, "__getattr__", CachingLM.__getattr__.__wrapped__)
+    for form, n in (("letters", 8), ("generate", 2)):
+        expected = {code: run(tiny.steered("llama", "loc@1:3", lang=code), f"tiny_mute_{form}") for code in ("ko", "zh")}
+        assert differs(expected["ko"], expected["zh"])
+        with monkeypatch.context() as context:
+            # The language of a whole run is part of the cache's identity; that of its documents is not.
+            context.setattr(SteeredHFLM, "_cache_identity", lambda self: {"plan": str(self._plan)})
+            for code, computed in (("ko", n), ("zh", n), ("zh", 0 if patched else n), ("ko", n)):
+                found, n_computed = cached.run(tiny.steered("llama", "loc@1:3", lang=code), f"tiny_mute_{form}")
+                assert_same(found, expected[code])
+                assert n_computed == computed
 
 
 # What cannot be evaluated ---------------------------------------------------------------------------------------------

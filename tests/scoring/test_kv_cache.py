@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 from support import tiny
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig
+from support.scores import FEW_SHOT, ask, assert_same
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3TextConfig
 
+from lm_eval_ext.backends.hf.model import SteeredHFLM
 from lm_eval_ext.scoring.batching import RowCost
 from lm_eval_ext.scoring.kv_cache import kv_bytes_per_token
 from lm_eval_ext.scoring.shared_forward import SweepModel
@@ -75,3 +78,30 @@ def test_a_config_with_a_list_for_its_layers() -> None:
     heads = {"num_attention_heads": 4, "num_key_value_heads": [1, 2, 4, 4], "head_dim": [8, 8, 16, 4]}
     config = SimpleNamespace(num_hidden_layers=4, hidden_size=32, **heads)
     assert kv_bytes_per_token(config, 2) == 2 * 2 * (8 + 16 + 64 + 16)
+
+
+# Position state between calls -----------------------------------------------------------------------------------------
+
+
+def multimodal(kind: str) -> Any:
+    """A tiny model that keeps an offset of positions from one generation (`rope_deltas`)."""
+    text = tiny.config("qwen2").to_dict()
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    vision = {"depth": 1, "hidden_size": 32, "embed_dim": 32, "num_heads": 2, "out_hidden_size": 32}
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(kind, text_config=text, vision_config=vision)
+    ).eval()
+
+
+def test_scores_after_a_generation_of_a_multimodal_model() -> None:
+    inner = multimodal("qwen2_5_vl")
+    model = SteeredHFLM(inner, tokenizer=tiny.load_tokenizer("qwen2"), batch_size=3)
+    before = ask(model, FEW_SHOT)
+    assert_same(before, ask(HFLM(inner, tokenizer=tiny.load_tokenizer("qwen2"), batch_size=1), FEW_SHOT))
+    prompts = [(text, {"until": [], "max_gen_toks": 2}) for text in ("Which bird", "Which bird is it")]
+    model.generate_until(tiny.requests("generate_until", prompts))
+    assert inner.model.rope_deltas is not None
+    assert_same(ask(model, FEW_SHOT), before)
+    inner.model.rope_deltas = torch.tensor([[-5]])  # as after an image
+    assert_same(ask(model, FEW_SHOT), before)

@@ -26,6 +26,7 @@ from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.table import SteeringTable
+from lm_eval_ext.steering.tokens import GeneratedTokens
 
 pytestmark = pytest.mark.transformers4
 
@@ -470,3 +471,43 @@ def test_a_continuation_longer_than_the_context() -> None:
 def test_a_request_without_tokens_is_named(pair: tuple[str, str], part: str) -> None:
     with pytest.raises(ModelError, match=f"no tokens for the {part} in .*{pair[1]}"):
         ask(tiny.steered("gpt2"), [pair])
+
+
+# White space at the end of a prompt -----------------------------------------------------------------------------------
+
+CHAT = "<turn>user\n{}\n<turn>model\n"
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+def test_a_line_break_before_the_answer_is_steered_as_in_a_generation(family: str) -> None:
+    """The harness scores it with the option; it is still the token that predicts the answer."""
+    shots = CHAT.format(QUESTIONS[1]) if family == "gemma3" else ""  # long enough to be shared by prompts
+    prompts = [shots + CHAT.format(question) for question in QUESTIONS[2:]]
+    letters, texts = list("ABCD"), ["A", "B", "C uno", "D uno dos"]
+    model = tiny.steered(family, batch_size=3)
+    unsteered = tiny.hf(family)
+    for options in (letters, texts):
+        pairs = [(prompt, option) for prompt in prompts for option in options]
+        assert_same(ask(model, pairs), ask(unsteered, pairs))
+    for position in ("last", "prompt", "last2"):
+        model.steer(Plan.parse(f"loc@1:3/{position}"), tiny.vector_set(family))
+        for options in (letters, texts):
+            pairs = [(prompt, option) for prompt in prompts for option in options]
+            found = ask(model, pairs, ["ko"] * len(pairs))
+            for number, prompt in enumerate(prompts):
+                first, second = (score for score, _ in found[4 * number : 4 * number + 2])
+                expected = [_after(model, prompt, letter) for letter in "AB"]
+                # The line break's own score is the same for all letters.
+                assert second - first == pytest.approx(expected[1] - expected[0], abs=1e-4)
+        model._scorer._trees, trees = None, model._scorer._trees  # as if the model could not run trees
+        assert_same(ask(model, pairs, ["ko"] * len(pairs)), found)
+        model._scorer._trees = trees
+        assert_same(ask(model, pairs[2:4], ["ko"] * 2), found[2:4])
+
+
+def _after(model: Any, prompt: str, letter: str) -> float:
+    """The log-probability that a steered generation from `prompt` begins with `letter`."""
+    ids = torch.tensor([model.tok_encode(prompt)])
+    (token,) = model.tok_encode(letter, add_special_tokens=False)
+    with model._injector.batch([model._table.row("ko")], GeneratedTokens(torch.ones_like(ids))):
+        return float(model.model(input_ids=ids).logits[0, -1].log_softmax(-1)[token])

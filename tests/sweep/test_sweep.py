@@ -53,7 +53,7 @@ FAMILIES = ("gemma3", "llama", "gpt2", "mistral", "qwen2")
 
 
 def trees_of(family: str, seed: int = 0, n: int = 6) -> tuple[list[Tree], list[str]]:
-    """Random trees: prompts of one token and more, options that share tokens, of one token and more."""
+    """Random trees: prompts of one token and more, options that share tokens, of one token and more; some with a lead."""
     draw = random.Random(seed)
     vocabulary = len(tiny.tokenizer(family))
 
@@ -65,7 +65,8 @@ def trees_of(family: str, seed: int = 0, n: int = 6) -> tuple[list[Tree], list[s
         options = [some(draw.choice([1, 2, 4])) for _ in range(4)]
         options.append((*options[-1][:-1], 5))
         options.append((*options[0], 7))
-        found.append(Tree.grow(some(draw.choice([1, 3, 9, 20])), options))
+        lead = some(draw.choice([0, 0, 1, 2]))
+        found.append(Tree.grow(some(draw.choice([1, 3, 9, 20])), [(*lead, *option) for option in options], len(lead)))
     return found, [draw.choice(tiny.LANGUAGES) for _ in found]
 
 
@@ -137,14 +138,14 @@ def test_trees_equal_plain_forwards(family: str, position: str):
     for table, by_tree in zip(tables, found, strict=True):
         for tree, language, values in zip(trees, languages, by_tree, strict=True):
             for path, value in zip(tree.targets, values, strict=True):
-                expected = _by_hand(model, table, language, tree.prompt, [token for _, token in path])
+                expected = _by_hand(model, table, language, tree, [token for _, token in path])
                 assert value == pytest.approx(expected, abs=1e-4)
 
 
-def _by_hand(model: Any, table: SteeringTable, language: str, prompt: tuple[int, ...], option: list[int]) -> float:
+def _by_hand(model: Any, table: SteeringTable, language: str, tree: Tree, option: list[int]) -> float:
     from lm_eval_ext.steering.decoder import decoder_layers, residual, with_residual
 
-    row, n = table.row(language), len(prompt)
+    row, n = table.row(language), len(tree.prompt) + tree.lead
 
     def add(layer: int) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> Any:
@@ -163,10 +164,10 @@ def _by_hand(model: Any, table: SteeringTable, language: str, prompt: tuple[int,
 
     handles = [decoder_layers(model)[layer].register_forward_hook(add(layer)) for layer in table.steps]
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([[*prompt, *option]])).logits[0, n - 1 : -1].log_softmax(-1)
+        logits = model(input_ids=torch.tensor([[*tree.prompt, *option]])).logits[0, len(tree.prompt) - 1 : -1]
     for handle in handles:
         handle.remove()
-    return float(logits.gather(1, torch.tensor(option)[:, None]).sum())
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(option)[:, None]).sum())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

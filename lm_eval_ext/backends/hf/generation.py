@@ -10,10 +10,14 @@ from collections import defaultdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from transformers import LogitsProcessor
+
 from lm_eval_ext.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
 
 class SteeredGeneration:
@@ -77,6 +81,25 @@ class SteeredGeneration:
         """
         if self._n_generated < len(self.indices):
             raise _lost(f"generated from {len(self.indices) - self._n_generated} prompts without tokenising them")
+
+
+class NotANumberWatch(LogitsProcessor):  # type: ignore[misc]
+    """Notes the rows of a generation whose logits were NaN at some step, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._seen: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Called by transformers with the logits [rows, vocabulary] of each step; returns them unchanged."""
+        seen = scores.isnan().any(-1)
+        self._seen = seen if self._seen is None else self._seen | seen
+        return scores
+
+    def rows(self, n: int) -> list[int]:
+        """The rows of a batch of `n` prompts; transformers interleaves their beams."""
+        if self._seen is None:
+            return []
+        return self._seen.view(n, -1).any(-1).nonzero()[:, 0].tolist()
 
 
 def _lost(what: str) -> ModelError:

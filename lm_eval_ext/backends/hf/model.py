@@ -5,16 +5,20 @@ Without a plan it evaluates like `hf`. With one, each request is steered with th
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import get_max_memory
 from lm_eval.models.huggingface import HFLM
+from transformers import LogitsProcessorList
 
 from lm_eval_ext.backends.base import STEERING_ARGUMENTS, SteeredBackend
 from lm_eval_ext.backends.hf.compilation import compile_layers
-from lm_eval_ext.backends.hf.generation import SteeredGeneration
+from lm_eval_ext.backends.hf.generation import NotANumberWatch, SteeredGeneration
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.fingerprints import hash_json, hash_text, state_fingerprint, tokenizer_fingerprint
+from lm_eval_ext.models.loading import with_adapter
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.tokens import GeneratedTokens
@@ -73,6 +77,8 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             max_rows=kwargs.get("max_batch_size"),
         )
         self._generation: SteeredGeneration | None = None
+        self._prompts: list[str] = []
+        self._asked_by: dict[str, Instance] = {}
 
     @property
     def adapter(self) -> str | None:
@@ -108,6 +114,28 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             f"{', '.join(ours)} and torch_compile everything goes to the harness's hf (dtype, peft, tokenizer, ...)"
         )
 
+    def engine_identity(self) -> dict[str, Any]:
+        """See `SteeredBackend.engine_identity`. Hashes stand for what is long."""
+        configs = {"config": self.model.config, "generation_config": getattr(self.model, "generation_config", None)}
+        adapters = getattr(self.model, "peft_config", {})
+        return {
+            "weights": state_fingerprint(self.model),
+            **{name: None if config is None else _config_hash(config) for name, config in configs.items()},
+            "adapters": {name: _config_hash(config) for name, config in adapters.items()},
+            "dtype": str(self.model.dtype),
+            "softmax_dtype": str(self.softmax_dtype),
+            "mixed_precision_dtype": str(self.mixed_precision_dtype),
+            "revision": str(getattr(self, "revision", None)),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "chat_template": hash_json(getattr(self.tokenizer, "chat_template", None)),
+            "chat_template_args": str(self.chat_template_args),
+            "think_end_token": str(self.think_end_token),
+            "add_bos_token": self.add_bos_token,
+            "prefix_token_id": self.prefix_token_id,
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+        }
+
     def steer(self, plan: Plan, vectors: VectorSet | None, known: Mapping[Request, Score] | None = None) -> None:
         """See `SteeredBackend.steer`."""
         super().steer(plan, vectors, known)
@@ -129,10 +157,19 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         ):
             return self._scorer.score(requests, None if self.batch_size == "auto" else int(self.batch_size), progress)
 
+    def _create_model(self, pretrained: str, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
+        """The harness's, but for the adapter: see `loading.with_adapter`."""
+        if peft and kwargs.get("delta"):
+            raise ModelError("peft= and delta= cannot be used together: leave one out")
+        super()._create_model(pretrained, *args, **kwargs)
+        if peft:
+            self._model = with_adapter(self._model, peft, revision=kwargs.get("revision"))
+
     # Generation: by the harness, with the row of each prompt ------------------------------------------------------------
 
     def generate(self, requests: list[Instance], rows: Sequence[int], disable_tqdm: bool) -> list[str]:
         """See `SteeredBackend.generate`. Languages share batches, unless several of them have the same text."""
+        self._asked_by = {request.args[0]: request for request in requests}
         if not self._plan:
             return HFLM.generate_until(self, requests, disable_tqdm)  # type: ignore[no-any-return]
         texts = [""] * len(requests)
@@ -149,17 +186,42 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The harness's tokenisation of a batch to generate from; looks up the rows of its prompts."""
+        self._prompts = list(strings)
         if self._generation is not None:
             self._generation.begin(strings)
         return super().tok_batch_encode(strings, *args, **kwargs)  # type: ignore[no-any-return]
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        if self._generation is None:
-            return super()._model_generate(context, max_length, stop, **kwargs)  # type: ignore[no-any-return]
+        rows = [0] * len(context) if self._generation is None else self._generation.take(len(context))
         prompt = kwargs.get("attention_mask", torch.ones_like(context))
-        with self._injector.batch(self._generation.take(len(context)), GeneratedTokens(prompt)):
-            return super()._model_generate(context, max_length, stop, **kwargs)  # type: ignore[no-any-return]
+        watch = NotANumberWatch()
+        arguments = {**kwargs, "logits_processor": LogitsProcessorList([watch])}
+        try:
+            with self._injector.batch(rows, GeneratedTokens(prompt)):
+                generated = super()._model_generate(context, max_length, stop, **arguments)
+        except RuntimeError as error:  # of drawing a token
+            if not watch.rows(len(context)):
+                raise
+            raise self._not_generated(watch.rows(len(context))) from error
+        if lost := watch.rows(len(context)):
+            raise self._not_generated(lost)
+        return generated  # type: ignore[no-any-return]
 
+    def _not_generated(self, rows: Sequence[int]) -> ModelError:
+        """The error for rows of a batch whose logits are NaN."""
+        texts = [self._prompts[row] for row in rows if row < len(self._prompts)]
+        return self.not_a_number([self._asked_by[text] for text in texts if text in self._asked_by])
+
+
+def _config_hash(config: Any) -> str:
+    """Of a configuration without its name and the release that wrote it."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _NOT_CONFIG}
+    as_json = json.dumps(values, sort_keys=True, default=lambda x: sorted(map(str, x)) if isinstance(x, set) else str(x))
+    return hash_text(as_json)[:16]
+
+
+#: `dtype` has a place of its own; the others change no answer.
+_NOT_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "base_model_name_or_path", "inference_mode")
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
