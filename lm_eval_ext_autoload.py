@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-SEAMS = frozenset({"lm_eval.models", "lm_eval.tasks", "lm_eval.tasks.manager", "lm_eval._cli.harness"})
+SEAMS = frozenset(
+    {"lm_eval.models", "lm_eval.tasks", "lm_eval.tasks.manager", "lm_eval.api.task", "lm_eval._cli.harness"}
+)
 
 _warned = False
 

@@ -268,7 +268,8 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, each steered with its own language's vector."""
-        if self.backend != "causal" or self.enable_thinking:  # the harness refuses the latter
+        # The harness refuses `enable_thinking`, which releases of 0.5 have no attribute of.
+        if self.backend != "causal" or getattr(self, "enable_thinking", None):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
         scored = self.encode(requests)
         self._responses.note_ambiguous("loglikelihood", requests, [request.row for request in scored])
@@ -284,9 +285,14 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         scores = self._score_with_bar(scored, disable_tqdm, cache)
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float] | list[tuple[float, bool]]:
         """Log-likelihoods of whole texts in the harness's windows. The prompt of a window are the tokens before its
         first scored token: one, or more before a last window that would be shorter than the others.
+
+        Releases of the harness from 0.5 on ask with an empty context before the text, and take a pair, as of any other
+        log-likelihood, whose second part says nothing.
         """
         if self.backend != "causal":
             return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
@@ -294,9 +300,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self._responses.note_ambiguous("loglikelihood_rolling", requests, rows)
         owners: list[int] = []
         scored: list[Request] = []
-        tokens = encode(self, (request.args[0] for request in requests))
+        tokens = encode(self, (request.args[-1] for request in requests))
         for index, request in enumerate(requests):
-            text = list(tokens[request.args[0]])
+            text = list(tokens[request.args[-1]])
             for window in get_rolling_token_windows(text, self.prefix_token_id, self.max_length, context_len=1):
                 prompt, continuation = make_disjoint_window(window)
                 owners.append(index)
@@ -304,9 +310,12 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         totals = [0.0] * len(requests)
         for index, score in zip(owners, self._score_with_bar(scored, disable_tqdm), strict=True):
             totals[index] += score.log_likelihood
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return totals
+        responses: list[Any] = [
+            total if len(request.args) == 1 else (total, False) for request, total in zip(requests, totals, strict=True)
+        ]
+        for request, response in zip(requests, responses, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, response)
+        return responses
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated continuations, each steered with its own language's vector."""

@@ -5,6 +5,7 @@ Without a plan it evaluates like `hf`. With one, each request is steered with th
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from lm_eval_ext.backends.base import STEERING_ARGUMENTS, SteeredBackend
 from lm_eval_ext.backends.hf.compilation import compile_layers
 from lm_eval_ext.backends.hf.generation import SteeredGeneration
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models import launch
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.tokens import GeneratedTokens
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from lm_eval_ext.scoring.requests import Request, Score
     from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.vectors import VectorSet
+
+
+log = logging.getLogger(__name__)
 
 
 class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
@@ -57,8 +62,10 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
     ) -> None:
         if padding_side not in ("left", "right"):
             raise ModelError(f"padding_side={padding_side!r} is unknown, valid: left, right")
+        launch.join_on_cpus()
         super().__init__(pretrained, *args, **kwargs)
         _check_adapter(self.model)
+        self._divide_among_processes()
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ModelError(f"batch_size={self.batch_size} is invalid, valid: 1, 2, 3 ... or auto")
         self._injector = Injector(self.model, self._table)
@@ -73,6 +80,20 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             max_rows=kwargs.get("max_batch_size"),
         )
         self._generation: SteeredGeneration | None = None
+
+    def _divide_among_processes(self) -> None:
+        """Take one share of the documents where several processes were launched on CPUs.
+
+        The harness divides them on GPUs only, and would have each process evaluate all of them.
+        """
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1 and self.device.type == "cpu":
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        elif accelerator is None and launch.is_launched_alone():
+            log.warning(
+                "One process evaluates everything: `accelerate launch --cpu --num_processes N` starts no more without mpirun. "
+                "`torchrun --nproc_per_node N -m lm_eval_ext eval ...` divides the documents among N processes"
+            )
 
     @property
     def adapter(self) -> str | None:
