@@ -219,12 +219,12 @@ def _ask_same_options(module: ModuleType) -> None:
 
 def _report_user_errors(module: ModuleType) -> None:
     """Make the harness's command line end with one message, and status 2, on a mistake our code reports."""
+    from lm_eval_ext.console import user_errors  # here: what is missing of us must not end a run of the harness
+
     command_line = module.HarnessCLI
     execute = command_line.execute
 
     def execute_and_report(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from lm_eval_ext.console import user_errors
-
         with user_errors():
             return execute(self, *args, **kwargs)
 

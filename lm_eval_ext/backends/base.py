@@ -94,7 +94,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             axis_files.use(axes)
         self._plan = steer if isinstance(steer, Plan) else Plan.read(None if steer is None else str(steer))
         self._positions = parse_position(str(positions))
-        self._lang = None if lang is None else normalise(str(lang))
+        if not isinstance(lang, str | None):  # from a YAML file of arguments, in which `no` is false
+            raise LanguageError(f"lang={lang!r} is no code of a language; write it as a text: lang: 'no'")
+        self._lang = None if lang is None else normalise(lang)
         self._vectors = (
             vectors if isinstance(vectors, VectorSet | None) else VectorSet.load(Path(str(vectors)).expanduser())
         )

@@ -114,9 +114,7 @@ def requests_by_document(
     return by_document
 
 
-def document_metrics(
-    task: Any, requests: Sequence[Instance], log_likelihoods: Sequence[float]
-) -> dict[str, Any]:
+def document_metrics(task: Any, requests: Sequence[Instance], log_likelihoods: Sequence[float]) -> dict[str, Any]:
     """The task's metrics of one document, as the harness computes them.
 
     Whether greedy decoding would produce an option is taken for false.

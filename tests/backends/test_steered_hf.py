@@ -95,7 +95,9 @@ def test_softmax_and_mixed_precision_of_the_harness() -> None:
 def harness_steered(family: str, folder: Path, **arguments: Any) -> Any:
     """The harness's own model, with the Korean `loc` vectors of layers 1 and 2, times 1.5 and -1."""
     if tiny.IS_NEXT_HARNESS:
-        pytest.skip("lm_eval 0.5.0.dev1 cannot import its own steered model: 'model' alias 'steered' already registered")
+        pytest.skip(
+            "lm_eval 0.5.0.dev1 cannot import its own steered model: 'model' alias 'steered' already registered"
+        )
     from lm_eval.models.hf_steered import SteeredModel
 
     model = tiny.load(family)

@@ -204,6 +204,15 @@ def test_tasks_deleted(damaged: Environment) -> None:
     assert_one_warning(errors, "tasks is missing")
 
 
+@pytest.mark.parametrize("module", ["harness", "paths", "console", "errors"])
+def test_a_module_deleted(module: str, damaged: Environment, tmp_path: Path) -> None:
+    stand_in(tmp_path)
+    (damaged.site_packages / "lm_eval_ext" / f"{module}.py").unlink()
+    process = damaged.run("-c", RUN, PYTHONPATH=str(tmp_path))
+    assert process.stdout == "evaluated\n"
+    assert_one_warning(process.stderr, module)
+
+
 def test_pth_left_alone_warns_only_where_the_harness_is_called(damaged: Environment) -> None:
     (damaged.site_packages / "lm_eval_ext_autoload.py").unlink()
     assert_one_warning(damaged.run(LM_EVAL, "--help").stderr, "No module named 'lm_eval_ext_autoload'")
@@ -225,14 +234,19 @@ class TaskManager:
     def load(self, tasks):
         return {"tasks": {}}
 """
-CLI = "class HarnessCLI:\n    def execute(self, args): ..."
+CLI = "class HarnessCLI:\n    def execute(self, args): print('evaluated')"
+RUN = """
+import lm_eval.models, lm_eval.tasks
+from lm_eval._cli.harness import HarnessCLI
+HarnessCLI().execute([])
+"""
 
 
 def stand_in(
     folder: Path,
     registry: str = REGISTRY,
     manager: str = MANAGER,
-    cli: str = "class HarnessCLI:\n    def execute(self): ...",
+    cli: str = CLI,
 ) -> None:
     files = {"__init__": "", "models/__init__": "", "api/__init__": "", "api/registry": registry}
     files |= {"_cli/__init__": "", "_cli/harness": cli}

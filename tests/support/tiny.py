@@ -232,7 +232,9 @@ def requests(kind: str, arguments: list[tuple[Any, ...]], languages: list[str] |
 IS_NEXT_HARNESS = inspect.signature(Instance).parameters["doc_id"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-def instance(kind: str, arguments: tuple[Any, ...], document: Any = None, doc_id: int = 0, task: str = "tiny") -> Instance:
+def instance(
+    kind: str, arguments: tuple[Any, ...], document: Any = None, doc_id: int = 0, task: str = "tiny"
+) -> Instance:
     """A request of the harness."""
     if not IS_NEXT_HARNESS:
         return Instance(kind, document or {}, arguments, 0, (task, doc_id, 1))

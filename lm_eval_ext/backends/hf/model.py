@@ -91,7 +91,7 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         elif accelerator is None and launch.is_launched_alone():
             log.warning(
-                "One process evaluates everything: `accelerate launch --cpu --num_processes N` starts no more without mpirun. "
+                "One process evaluates everything: `accelerate launch --cpu` starts no more without mpirun. "
                 "`torchrun --nproc_per_node N -m lm_eval_ext eval ...` divides the documents among N processes"
             )
 
