@@ -8,6 +8,7 @@
 # make docs    the documentation in site/, which needs no network to be read
 # make docs-check  the documentation, its links, and whether every command in it exists
 # make dist    sdist and wheel in dist/, checked
+# make test-harness-next    the tests that meet the harness with its newest pre-release, in an environment of its own
 # make clean   removes what these commands made here
 #
 # Needs Python 3.10 to 3.13 and make. A second run reuses what exists.
@@ -17,17 +18,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV4 ?= .venv-transformers4
+VENV_NEXT ?= .venv-harness-next
 TORCH ?= torch==2.13.0
 TRANSFORMERS4 ?= transformers>=4.50,<5
 # The project whose records we write validates them in the tests. Alone: it wants Python 3.12 and older packages than ours for
 # other parts of it.
 EVERY_EVAL_EVER ?= --no-deps --ignore-requires-python every-eval-ever==0.3.0
+# A bound that names a pre-release lets pip choose one.
+HARNESS_NEXT ?= lm-eval[hf]>=0.5.0.dev0
+HARNESS_TESTS ?= tests/harness tests/backends tests/sweep/test_sweep.py tests/results/test_task_metadata.py \
+	tests/plane/test_plane_harness.py tests/data/test_task_shapes.py tests/data/test_yaml_words.py
 PYTEST ?= pytest -n 2 --dist loadfile
 
 # Of the builder of the documentation, about a successor of its own.
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test test-fast test-transformers4 lint bench clean study-smoke docs docs-check dist
+.PHONY: demo test test-fast test-transformers4 test-harness-next lint bench clean study-smoke docs docs-check dist
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m lm_eval_ext demo
@@ -43,6 +49,10 @@ study-smoke: $(VENV)/.installed-study
 
 test-transformers4: $(VENV4)/.installed-dev
 	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m $(PYTEST) -m transformers4
+
+test-harness-next: $(VENV_NEXT)/.installed-dev
+	$(VENV_NEXT)/bin/python -c 'import lm_eval; print("lm_eval", lm_eval.__version__)'
+	OMP_NUM_THREADS=1 $(VENV_NEXT)/bin/python -m $(PYTEST) $(HARNESS_TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
@@ -66,12 +76,13 @@ dist:
 	$(PYTHON) -m twine check --strict dist/*
 
 clean:
-	rm -rf site dist .venv .venv-transformers4 results/demo results/gemma3-270m-smoke
+	rm -rf site dist .venv .venv-transformers4 .venv-harness-next results/demo results/gemma3-270m-smoke
 
 $(VENV)/.installed-demo: EXTRA = model,peft
 $(VENV)/.installed-study: EXTRA = model,train
-$(VENV)/.installed-dev $(VENV4)/.installed-dev: EXTRA = dev
+$(VENV)/.installed-dev $(VENV4)/.installed-dev $(VENV_NEXT)/.installed-dev: EXTRA = dev
 $(VENV4)/.installed-dev: ALSO = '$(TRANSFORMERS4)'
+$(VENV_NEXT)/.installed-dev: ALSO = '$(HARNESS_NEXT)'
 
 define install
 test -x $*/bin/python || $(PYTHON) -m venv $*

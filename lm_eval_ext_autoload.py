@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 SEAMS = frozenset(
-    {"lm_eval.models", "lm_eval.tasks", "lm_eval.tasks.manager", "lm_eval.api.model", "lm_eval._cli.harness"}
+    {
+        "lm_eval.models",
+        "lm_eval.tasks",
+        "lm_eval.tasks.manager",
+        "lm_eval.api.model",
+        "lm_eval.api.task",
+        "lm_eval._cli.harness",
+    }
 )
 
 _warned = False

@@ -113,6 +113,14 @@ def read_yaml(path: Path, error: type[UserError], what: str, *, floats: bool = T
         raise error(f"{path} is not YAML: {problem}") from None
 
 
+def parse_value(text: str) -> Any:
+    """What a word means in a config file: `1e-3` is a number, `no` a text. What is no YAML is a text, too."""
+    try:
+        return yaml.load(text, _LoaderWithFloats)  # noqa: S506
+    except (yaml.YAMLError, AttributeError, KeyError, RecursionError, ValueError):
+        return text
+
+
 def messages(problems: ValidationError, kind: type[BaseModel]) -> list[str]:
     """What is wrong, a line for each problem: the place, what was got, what is needed.
 

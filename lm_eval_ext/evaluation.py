@@ -54,7 +54,8 @@ def evaluate(
         options: what else `lm_eval.simple_evaluate` takes: `limit`, `num_fewshot`, `log_samples`, `apply_chat_template`, ...
 
     Returns:
-        what `lm_eval.simple_evaluate` returns: `results`, `samples`, `configs`, ...
+        what `lm_eval.simple_evaluate` returns: `results`, `samples`, `configs`, ...; nothing in all processes of a launch
+        but the first.
 
     Raises:
         UserError: a plan, vector file, language or model that does not fit, an unknown task, results that cannot be written.
@@ -97,7 +98,7 @@ def evaluate(
     tracker = EvaluationTracker(output_path=None if output is None else str(output))
     told = redact({key: _told(value) for key, value in arguments.items()})
     with _model(model_type, arguments, batch_size, device) as model:
-        results: dict[str, Any] = simple_evaluate(
+        results: dict[str, Any] | None = simple_evaluate(
             model=model,
             model_args=arguments,
             tasks=list(tasks),
@@ -107,6 +108,8 @@ def evaluate(
             evaluation_tracker=tracker,
             **options,
         )
+    if results is None:  # in all processes of a launch but the first
+        return {}
     results["config"] |= {"model": model_type, "model_args": told}
     if output is not None:
         # The harness takes a loaded model for one of its users' own and invents a name for it.

@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,7 +52,7 @@ class Patch:
 
 def install() -> None:
     """Make models, tasks and task metadata known to the harness in this process, with or without the import hook."""
-    for name in ("lm_eval.models", "lm_eval.tasks", "lm_eval.api.model"):
+    for name in ("lm_eval.models", "lm_eval.tasks", "lm_eval.api.model", "lm_eval.api.task"):
         extend(importlib.import_module(name))
 
 
@@ -77,7 +78,7 @@ def task_manager(names: Sequence[str], include_path: Path | str | None = None, m
         )
     if manager is None:
         manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    if unknown := [name for name in names if not manager.match_tasks([name])]:
+    if unknown := [name for name in names if not _is_known(name, manager)]:
         own = f"in {include_path}" if include_path is not None else "by include_path, or `lm-eval-ext data import`"
         raise UserError(
             f"unknown task {', '.join(unknown)}; `lm-eval-ext eval ls tasks` lists what there is, task files of your own "
@@ -223,14 +224,34 @@ def _look_up_by_row(module: ModuleType) -> None:
     _replace(caching, "__getattr__", get_and_forget)
 
 
+def _ask_same_options(module: ModuleType) -> None:
+    """Make tasks with mutual information ask an option alone with the white space that it has after the prompt.
+
+    Release 0.5.0.dev1 leaves it out, and ends when it finds that the two differ. Earlier ones have no such class.
+    """
+    multiple_choice = getattr(module, "MultipleChoiceTask", None)
+    if multiple_choice is None:
+        return
+    construct = multiple_choice.construct_requests
+
+    def construct_with_same_options(self: Any, *args: Any, **kwargs: Any) -> Any:
+        requests = construct(self, *args, **kwargs)
+        alone = [request for request in requests or () if dict(request.metadata or {}).get("acc_mutual_info")]
+        for request, after_prompt in zip(alone, requests or (), strict=False):
+            request.arguments = (request.arguments[0], after_prompt.arguments[1])
+        return requests
+
+    _replace(multiple_choice, "construct_requests", construct_with_same_options)
+
+
 def _report_user_errors(module: ModuleType) -> None:
     """Make the harness's command line end with one message, and status 2, on a mistake our code reports."""
+    from lm_eval_ext.console import user_errors  # here: what is missing of us must not end a run of the harness
+
     command_line = module.HarnessCLI
     execute = command_line.execute
 
     def execute_and_report(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from lm_eval_ext.console import user_errors
-
         with user_errors():
             return execute(self, *args, **kwargs)
 
@@ -261,6 +282,12 @@ PATCHES = (
         "--use_cache computes the responses of steered requests again",
         ("lm_eval.api.model",),
         _look_up_by_row,
+    ),
+    Patch(
+        "mutual information",
+        "tasks with acc_mutual_info may end with `Conditional/unconditional choice order mismatch`",
+        ("lm_eval.api.task",),
+        _ask_same_options,
     ),
     Patch(
         "user errors",
@@ -302,12 +329,28 @@ def _search_paths(given: Any) -> list[str | Path]:
     return [ours, *paths]
 
 
+def _is_known(name: str, manager: Any) -> bool:
+    """Whether a name or pattern is of a task or group.
+
+    Releases from 0.5 on return a name that matches nothing as it is, and have names with a format (`arc_easy@cloze`) and of
+    a group's members (`mmlu::stem`).
+    """
+    known = set(manager.all_tasks)
+    return any(re.split("@|::", match)[0] in known for match in manager.match_tasks([name]))
+
+
 def _note_metadata(manager: Any, tasks: dict[str, Any]) -> None:
     run_keys = manager.metadata or {}
+    # Renamed in 0.5. Where neither is there, what the run says is not taken for what the task's file says.
+    index = getattr(manager, "task_index", None) or getattr(manager, "_task_index", None)
     for name, task in tasks.items():
         metadata = dict(getattr(getattr(task, "config", None), "metadata", None) or {})
-        entry = manager.task_index.get(name)
-        in_file = ((entry and entry.cfg) or {}).get("metadata")
-        if isinstance(in_file, dict):
-            metadata |= {key: value for key, value in in_file.items() if key in run_keys}
-        _task_metadata[name] = metadata
+        own_name = getattr(getattr(task, "config", None), "task", None) or name  # requests name it so
+        if index is None:
+            metadata = {key: value for key, value in metadata.items() if key not in run_keys}
+        else:
+            entry = index.get(name) or index.get(own_name)
+            in_file = ((entry and entry.cfg) or {}).get("metadata")
+            if isinstance(in_file, dict):
+                metadata |= {key: value for key, value in in_file.items() if key in run_keys}
+        _task_metadata[name] = _task_metadata[own_name] = metadata

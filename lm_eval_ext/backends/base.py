@@ -95,7 +95,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             axis_files.use(axes)
         self._plan = steer if isinstance(steer, Plan) else Plan.read(None if steer is None else str(steer))
         self._positions = parse_position(str(positions))
-        self._lang = None if lang is None else normalise(str(lang))
+        if not isinstance(lang, str | None):  # from a YAML file of arguments, in which `no` is false
+            raise LanguageError(f"lang={lang!r} is no code of a language; write it as a text: lang: 'no'")
+        self._lang = None if lang is None else normalise(lang)
         self._vectors = (
             vectors if isinstance(vectors, VectorSet | None) else VectorSet.load(Path(str(vectors)).expanduser())
         )
@@ -275,7 +277,8 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, each steered with its own language's vector."""
-        if self.backend != "causal" or self.enable_thinking:  # the harness refuses the latter
+        # The harness refuses `enable_thinking`, which releases of 0.5 have no attribute of.
+        if self.backend != "causal" or getattr(self, "enable_thinking", None):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
         scored = self.encode(requests)
         self._responses.note("loglikelihood", requests, [request.row for request in scored])
@@ -291,9 +294,14 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         scores = self._score_with_bar(scored, asked_by, disable_tqdm, cache)
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float] | list[tuple[float, bool]]:
         """Log-likelihoods of whole texts in the harness's windows. The prompt of a window are the tokens before its
         first scored token: one, or more before a last window that would be shorter than the others.
+
+        Releases of the harness from 0.5 on ask with an empty context before the text, and take a pair, as of any other
+        log-likelihood, whose second part says nothing.
         """
         if self.backend != "causal":
             return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
@@ -302,9 +310,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         owners: list[int] = []
         scored: list[Request] = []
         asked_by: dict[Request, list[Instance]] = defaultdict(list)
-        tokens = encode(self, (request.args[0] for request in requests))
+        tokens = encode(self, (request.args[-1] for request in requests))
         for index, request in enumerate(requests):
-            text = list(tokens[request.args[0]])
+            text = list(tokens[request.args[-1]])
             for window in get_rolling_token_windows(text, self.prefix_token_id, self.max_length, context_len=1):
                 prompt, continuation = make_disjoint_window(window)
                 owners.append(index)
@@ -313,9 +321,12 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         totals = [0.0] * len(requests)
         for index, score in zip(owners, self._score_with_bar(scored, asked_by, disable_tqdm), strict=True):
             totals[index] += score.log_likelihood
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return totals
+        responses: list[Any] = [
+            total if len(request.args) == 1 else (total, False) for request, total in zip(requests, totals, strict=True)
+        ]
+        for request, response in zip(requests, responses, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, response)
+        return responses
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated continuations, each steered with its own language's vector."""

@@ -193,8 +193,11 @@ def document_language(task: str, own: Mapping[str, Any] | None) -> str | None:
     """The language of all documents of a task that an axis file knows, whatever a column of theirs says.
 
     Some of the harness's data sets have a column `language` with other words than codes ("Bengali").
+
+    Raises:
+        DataError: an axis file is missing or damaged; the task's own metadata has a language that is no text.
     """
-    if own and own.get("language"):
+    if TaskMetadata(task, own or {}).language:
         return None
     known = find(task)
     return known.language if known else None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval_ext import harness
 from lm_eval_ext.data import axes
+from lm_eval_ext.data.task_metadata import TaskMetadata
 from lm_eval_ext.languages import normalise
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ def request_language(instance: Instance, default: str | None = None) -> str | No
     """The language code of a request; `default` where nothing names one.
 
     Raises:
-        DataError: an axis file is missing or damaged.
+        DataError: an axis file is missing or damaged; the task's metadata has a language that is no text.
     """
-    metadata = harness.task_metadata(instance.task_name or "") or {}
-    if code := axes.document_language(instance.task_name or "", metadata):
+    task = instance.task_name or ""
+    metadata = harness.task_metadata(task) or {}
+    if code := axes.document_language(task, metadata):
         return code
     document = instance.doc if isinstance(instance.doc, dict) else {}
     for column in LANGUAGE_COLUMNS:
         if isinstance(value := document.get(column), str) and value:
             return normalise(value)
-    code = metadata.get(METADATA_KEY)
-    return normalise(str(code)) if code else default
+    return TaskMetadata(task, metadata).language or default

@@ -157,7 +157,7 @@ def hub_dataset(repo: str, config: str, revision: str, split: str, mirror_name: 
     try:
         builder = datasets.load_dataset_builder(repo, config, revision=revision)
         if builder.hash != revision:
-            raise ConnectionError(f"only revision {builder.hash} is in the cache")
+            builder = _cached_revision(builder, repo, config, revision)
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
     # The library's failures share no base class: its own, the hub client's, the HTTP client's, ValueError, OSError.
@@ -168,6 +168,20 @@ def hub_dataset(repo: str, config: str, revision: str, split: str, mirror_name: 
             f"  because: {_brief(error)}\n"
             f"  {_mirror_hint(mirror_name)}"
         ) from error
+
+
+def _cached_revision(newest: Any, repo: str, config: str, revision: str) -> Any:
+    """The builder of a revision that lies in the library's cache, beside the newest one, which it takes offline.
+
+    Raises:
+        ConnectionError: the revision is not in the cache.
+    """
+    versions = Path(newest.cache_dir).parents[1]
+    folder = next((path for path in versions.glob(f"*/{revision}") if path.is_dir()), None)
+    if folder is None:
+        raise ConnectionError(f"only revision {newest.hash} is in the cache")
+    names = {"repo_id": repo, "dataset_name": repo.rpartition("/")[2], "config_name": config}
+    return type(newest)(**names, version=folder.parent.name, hash=revision)
 
 
 def _parse(text: str, where: str) -> Any:

@@ -92,9 +92,15 @@ class TaskMetadata:
 
     @property
     def language(self) -> str | None:
-        """Code of the questions' language."""
+        """Code of the questions' language, None where the metadata name none.
+
+        Raises:
+            DataError: no text. The harness reads YAML in which `no` without quotes is not Norwegian but false.
+        """
         value = self.values.get("language")
-        return normalise(str(value)) if value else None
+        if value is None or value == "":
+            return None
+        return normalise(str(self._text("language")))
 
     @property
     def metric(self) -> str | None:
@@ -129,7 +135,8 @@ class TaskMetadata:
         return value
 
     def _wrong(self, key: str, value: object, valid: str) -> DataError:
+        quotes = ", in quotes where YAML takes it for something else (language: 'no')" if key == "language" else ""
         return DataError(
-            f"task {self.task}: its metadata has {key}: {value!r}; {valid}. Correct the task's YAML (or, in results that "
-            "exist, the metadata in the results file)"
+            f"task {self.task}: its metadata has {key}: {value!r}; {valid}{quotes}. Correct the task's YAML (or, in results "
+            "that exist, the metadata in the results file)"
         )

@@ -8,14 +8,20 @@ after a chat template's header. Spaces at its end, and the task's target delimit
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import axes
 from lm_eval_ext.data.request_language import request_language
 from lm_eval_ext.data.task_metadata import split_of_name
-from lm_eval_ext.data.task_questions import Rendering, load_tasks, requests_by_document
+from lm_eval_ext.data.task_questions import (
+    Rendering,
+    document_metrics,
+    load_tasks,
+    option_count,
+    requests_by_document,
+)
 from lm_eval_ext.errors import DataError, LanguageError, UserError
 from lm_eval_ext.languages import LANGUAGES
 
@@ -30,9 +36,6 @@ if TYPE_CHECKING:
 
 PREFIX = "task:"
 
-#: Metrics that need the options' log-likelihoods without the question.
-PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
-
 #: Columns by which the documents of two tasks are paired: the first that both have, with no value twice in a language.
 PAIRED_BY = ("id", "sample_id", "qid", "question_id", "cluster")
 
@@ -45,12 +48,14 @@ class Asked:
         task, doc_id: whose.
         document: the document.
         options: what may follow the text, in the task's order, the leading white space included.
+        requests: of the document, as the harness built them.
     """
 
     task: Any
     doc_id: int
     document: dict[str, Any]
     options: tuple[str, ...]
+    requests: tuple[Instance, ...] = field(repr=False)
 
     @property
     def task_name(self) -> str:
@@ -67,11 +72,7 @@ class Asked:
 
     def metrics(self, log_likelihoods: Sequence[float]) -> dict[str, Any]:
         """The task's metrics of the document, from the log-likelihoods of its options after the prompt."""
-        results = [(value, False) for value in log_likelihoods]
-        if "acc_mutual_info" in self.task._metric_fn_list:
-            results += [(0.0, False)] * len(results)  # the task expects those without a prompt
-        metrics = self.task.process_results(self.document, results)
-        return {name: value for name, value in metrics.items() if name not in PRIOR_METRICS}
+        return document_metrics(self.task, self.requests, log_likelihoods)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _prompts(tasks: dict[str, Any], rendering: Rendering) -> list[_Prompt]:
 
 def _prompt(task: Any, doc_id: int, instances: list[Instance], language: str) -> _Prompt:
     document = instances[0].doc
-    of_options = [instance.args for instance in instances[: len(task.doc_to_choice(document))]]
+    of_options = [instance.args for instance in instances[: option_count(task, instances)]]
     context = of_options[0][0]
     if any(other != context for other, _ in of_options):
         raise DataError(f"task {task.config.task}: its options stand in the prompt; pairs need one prompt per document")
@@ -157,7 +158,7 @@ def _prompt(task: Any, doc_id: int, instances: list[Instance], language: str) ->
     if isinstance(gold, str) and gold in (choices := task.doc_to_choice(document)):
         gold = choices.index(gold)
     answer = options[gold] if isinstance(gold, int) and 0 <= gold < len(options) else ""
-    return _Prompt(text, answer, language, Asked(task, doc_id, document, options))
+    return _Prompt(text, answer, language, Asked(task, doc_id, document, options, tuple(instances)))
 
 
 def _paired(positives: list[_Prompt], negatives: list[_Prompt], where: str) -> list[tuple[_Prompt, _Prompt]]:

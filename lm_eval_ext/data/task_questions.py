@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import harness
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from lm_eval_ext.data.task_metadata import TaskMetadata
+
+#: Metrics that need the options' log-likelihoods without the question.
+PRIOR_METRICS = ("acc_mutual_info", "acc_prior")
 
 #: Where a document may keep the id that the same question has in every language.
 _QUESTION_ID = ("cluster", "question_id", "id", "sample_id", "qid")
@@ -109,6 +112,49 @@ def requests_by_document(
     for instance in task.instances:
         by_document[instance.doc_id].append(instance)
     return by_document
+
+
+def document_metrics(task: Any, requests: Sequence[Instance], log_likelihoods: Sequence[float]) -> dict[str, Any]:
+    """The task's metrics of one document, as the harness computes them.
+
+    Whether greedy decoding would produce an option is taken for false.
+
+    Args:
+        task: of the harness.
+        requests: all of the document's, as the task built them: its options after the prompt and, for a task with mutual
+            information, its options alone.
+        log_likelihoods: of these, in their order, in nats; those of the options alone may be left out, and the metrics
+            that are made of them then are, too.
+    """
+    missing = len(requests) - len(log_likelihoods)
+    results = [(value, False) for value in [*log_likelihoods, *[0.0] * missing]]
+    metrics = task.process_results(requests[0].doc, results)
+    if metrics is None:  # from 0.5 on of a task that has no function of its own
+        metrics = _scored(task, requests, results)
+    return {name: value for name, value in metrics.items() if not missing or name not in PRIOR_METRICS}
+
+
+def _scored(task: Any, requests: Sequence[Instance], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """The metrics of one document by the scorers of a task."""
+    metrics: dict[str, Any] = {}
+    for scorer in task.scorers:
+        answered = [
+            replace(request, resps=[result], filtered_resps={})
+            for request, result in zip(requests, results, strict=True)
+        ]
+        scorer.apply_filter(answered)
+        (document,) = scorer.reduce(scorer.score_instances({requests[0].doc_id: answered})).values()
+        metrics |= document
+    return metrics
+
+
+def option_count(task: Any, requests: Sequence[Instance]) -> int:
+    """The number of options of a document from all of its requests, of which half ask an option without its prompt where
+    the task has mutual information.
+    """
+    by_scorers = getattr(task, "_has_metric", None)  # from 0.5 on
+    has_prior = by_scorers("acc_mutual_info") if by_scorers else "acc_mutual_info" in task._metric_fn_list
+    return len(requests) // 2 if has_prior else len(requests)
 
 
 def question_id(document: Mapping[str, Any], metadata: TaskMetadata) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Past(NamedTuple):
     """The KV cache that a forward continues from.
 
     Attributes:
-        cache: for the model's `past_key_values`; the forward appends to it.
+        cache: for the model's forward, as the argument `cache_name`; the forward appends to it.
         lengths: cached tokens of each row; rows shorter than the longest are padded on the left.
     """
 
@@ -116,12 +117,21 @@ def forget_positions(model: PreTrainedModel) -> None:
             module.rope_deltas = None
 
 
+def cache_name(model: PreTrainedModel) -> str:
+    """The argument of a model's forward that takes the KV cache: `cache`, before transformers 5.24 `past_key_values`."""
+    base = getattr(model, "get_base_model", lambda: model)()  # of PEFT
+    parameters = inspect.signature(base.forward).parameters
+    return "cache" if "cache" in parameters and "past_key_values" not in parameters else "past_key_values"
+
+
 def can_be_shared(model: PreTrainedModel) -> bool:
     """Whether a model's cache holds keys and values only: the state of a recurrent layer cannot be moved between rows."""
     device = model.get_input_embeddings().weight.device
     token = torch.zeros(1, 1, dtype=torch.long, device="cpu" if device.type == "meta" else device)
     with torch.inference_mode():
-        cache = getattr(model(input_ids=token, use_cache=True), "past_key_values", None)
+        output = model(input_ids=token, use_cache=True)
+    # By the names that it has: releases of transformers warn of one that they replaced.
+    cache = next((output[name] for name in output if name in ("cache", "past_key_values")), None)
     layers: list[Any] = getattr(cache, "layers", None) or []
     return (
         type(cache) is DynamicCache and bool(layers) and all(type(layer).__name__ in _PLAIN_LAYERS for layer in layers)

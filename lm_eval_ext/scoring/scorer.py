@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring.batching import Budget, RowCost, by_cost, out_of_memory
-from lm_eval_ext.scoring.kv_cache import KVCache, Span, can_be_shared, forget_positions
+from lm_eval_ext.scoring.kv_cache import KVCache, Span, cache_name, can_be_shared, forget_positions
 from lm_eval_ext.scoring.lm_head import ScoredPositions, Token, log_probabilities
 from lm_eval_ext.scoring.products import fast_products
 from lm_eval_ext.scoring.requests import Request, Row, Score, rows_of, split_by_shared_prefix
@@ -81,6 +81,7 @@ class Scorer:
         self._budget = Budget()
         self._head = ScoredPositions(model)
         self._shares = cache(partial(can_be_shared, model))
+        self._cache_name = cache_name(model)
         self._checked_trees = False
         self._trees: TreeModel | None = None
 
@@ -226,7 +227,7 @@ class Scorer:
             ids[number, first : first + row.length] = torch.tensor(row.tokens[row.past :])
         arguments: dict[str, Any] = {"use_cache": keep or past is not None}
         if arguments["use_cache"]:
-            arguments["past_key_values"] = DynamicCache() if past is None else past.cache
+            arguments[self._cache_name] = DynamicCache() if past is None else past.cache
         before_width, before_lengths = (0, torch.zeros_like(lengths)) if past is None else (past.width, past.lengths)
         padding = before_width - before_lengths + start
         if int(padding.max()):
@@ -247,7 +248,7 @@ class Scorer:
         if keep:
             ends = before_width + start + lengths
             spans = [Span(*span) for span in zip(padding.tolist(), ends.tolist(), strict=True)]
-            kv_cache = KVCache(arguments["past_key_values"], spans)
+            kv_cache = KVCache(arguments[self._cache_name], spans)
         return self._tokens(logits, rows), kv_cache
 
     def _to_device(self, tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring.batching import out_of_memory
+from lm_eval_ext.scoring.kv_cache import cache_name
 from lm_eval_ext.scoring.lm_head import Token, as_tokens, scores
 from lm_eval_ext.scoring.products import fast_products, linear
 from lm_eval_ext.scoring.token_trees import Aligned, Layout, Packed, Tree
@@ -67,6 +68,7 @@ class TreeModel:
         self._layers = list(decoder_layers(model))
         self._head = model.get_output_embeddings()
         self._text = text_config(model.config)
+        self._cache_name = cache_name(model)
         self._buffer: Tensor | None = None
 
     @property
@@ -136,8 +138,7 @@ class TreeModel:
                     input_ids=layout.ids.to(self._device, non_blocking=True),
                     position_ids=layout.positions.to(self._device, non_blocking=True),
                     attention_mask=self._mask(layout),
-                    past_key_values=cache,
-                    use_cache=cache is not None,
+                    **({"use_cache": False} if cache is None else {self._cache_name: cache, "use_cache": True}),
                 )
         except _Stop:
             pass

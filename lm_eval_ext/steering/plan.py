@@ -171,7 +171,8 @@ class Plan:
             return cls.parse(text)
         from lm_eval_ext.configs import read_yaml
 
-        record = read_yaml(Path(text).expanduser(), PlanError, "plan")
+        # Without numbers: of these words only texts are read.
+        record = read_yaml(Path(text).expanduser(), PlanError, "plan", floats=False)
         if not isinstance(record, dict) or not isinstance(record.get("steer"), str):
             raise PlanError(f"{text} has no key 'steer' with a plan; give the plan.yaml of a sweep, or the plan itself")
         chosen_on = record.get("chosen_on")

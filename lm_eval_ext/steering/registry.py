@@ -175,7 +175,7 @@ def parse_estimator(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         EstimatorError: a part that is not `field=value`.
     """
-    import yaml
+    from lm_eval_ext.configs import parse_value
 
     name, _, rest = text.partition(":")
     parameters = {}
@@ -183,10 +183,7 @@ def parse_estimator(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals or not key:
             raise EstimatorError(f"estimator {text!r}: expected NAME:field=value,field=value, got {part!r}")
-        try:
-            parameters[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parameters[key.strip()] = value
+        parameters[key.strip()] = parse_value(value)
     return name, parameters
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lm_eval_ext import harness
+from lm_eval_ext.configs import read_yaml
 from lm_eval_ext.errors import StudyError
 from lm_eval_ext.languages import KNOWN
 from lm_eval_ext.steering.plan import Gamma, Plan
@@ -104,8 +103,8 @@ class Choice:
             StudyError: the sweep chose none.
         """
         try:
-            chosen = yaml.safe_load(self.file.read_text(encoding="utf-8"))["steer"]
-        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            chosen = read_yaml(self.file, StudyError, "plan", floats=False)["steer"]
+        except (StudyError, KeyError, TypeError):
             raise StudyError(
                 f"{self.sweep} chose no plan: that takes development splits of a transfer and of a localization task, "
                 "such as bmlama_dev and blend_decon_dev_cloze, under sweep: tasks; or set steer"

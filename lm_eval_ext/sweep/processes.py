@@ -1,15 +1,18 @@
-"""The processes of `accelerate launch`, each of which computes its share of a sweep."""
+"""The processes of `torchrun` or `accelerate launch`, each of which computes its share of a sweep."""
 
 from __future__ import annotations
 
 
 class Processes:
-    """This process among those of `accelerate launch`; the only one without a launch."""
+    """This process among those that were launched; the only one without a launch."""
 
     def __init__(self) -> None:
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
 
+        from lm_eval_ext.models import launch
+
+        launch.join_on_cpus()
         self._state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator reads it
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes

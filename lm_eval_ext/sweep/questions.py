@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import axes
 from lm_eval_ext.data.request_language import request_language
-from lm_eval_ext.data.task_pairs import PAIRED_BY, PRIOR_METRICS
-from lm_eval_ext.data.task_questions import load_tasks, question_id, requests_by_document
+from lm_eval_ext.data.task_pairs import PAIRED_BY
+from lm_eval_ext.data.task_questions import (
+    document_metrics,
+    load_tasks,
+    option_count,
+    question_id,
+    requests_by_document,
+)
 from lm_eval_ext.errors import DataError, LanguageError, ModelError
 from lm_eval_ext.results import legacy_names
 from lm_eval_ext.scoring.token_trees import Tree, parts
@@ -39,6 +46,7 @@ class Question:
         n_options: number of options.
         gold: index of the right option, None where the task names none.
         document: the document.
+        requests: all of its requests, asked or not.
     """
 
     task: str
@@ -52,6 +60,7 @@ class Question:
     n_options: int
     gold: int | None
     document: dict[str, Any] = field(repr=False)
+    requests: tuple[Instance, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Questions:
                 "task's metadata (language: ko), or with --lang"
             )
         document = instances[0].doc
-        n_options = len(task.doc_to_choice(document))
+        n_options = option_count(task, instances)
         kept = instances if self.with_prior else instances[:n_options]
         start = len(self.instances)
         self.instances += kept
@@ -144,8 +153,9 @@ class Questions:
                 language=language,
                 instances=tuple(range(start, start + len(kept))),
                 n_options=n_options,
-                gold=_gold(task, document),
+                gold=_gold(task, document, n_options),
                 document=document,
+                requests=tuple(instances),
             )
         )
 
@@ -187,20 +197,10 @@ class Questions:
 
     def score(self, question: Question, values: Sequence[float]) -> dict[str, float]:
         """The numeric metrics of one document, as the task computes them from the options' log-likelihoods."""
+        metrics = document_metrics(self._tasks[question.task], question.requests, values)
         # Whether greedy decoding would produce an option is not computed in a sweep.
-        results = [(value, False) for value in values]
-        task = self._tasks[question.task]
-        if not self.with_prior and "acc_mutual_info" in task._metric_fn_list:
-            results += [
-                (0.0, False)
-            ] * question.n_options  # the task expects them; the metrics that use them are left out
-        metrics = task.process_results(question.document, results)
         return {
-            name: float(value)
-            for name, value in metrics.items()
-            if isinstance(value, (int, float))
-            and name != "exact_match"
-            and (self.with_prior or name not in PRIOR_METRICS)
+            name: float(value) for name, value in metrics.items() if isinstance(value, Real) and name != "exact_match"
         }
 
     def trees(self, requests: Sequence[Request], max_length: int, *, likelihoods: bool = False) -> list[ScoredTree]:
@@ -249,9 +249,12 @@ class Questions:
         for question in self.questions:
             options = self._tasks[question.task].doc_to_choice(question.document)
             same_length = len({(len(option), len(option.encode())) for option in options}) == 1
+            several_prompts = len({requests[index].prompt for index in question.instances[: question.n_options]}) > 1
             for index in question.instances:
                 prompt = requests[index].prompt, question.language
-                needed[prompt] |= likelihoods or not same_length or len(requests[index].continuation) > 1
+                needed[prompt] |= (
+                    likelihoods or several_prompts or not same_length or len(requests[index].continuation) > 1
+                )
                 prompts[index] = prompt
         return {index: needed[prompt] for index, prompt in prompts.items()}
 
@@ -262,12 +265,14 @@ def _truncate(prompt: tuple[int, ...], continuation: tuple[int, ...], max_length
     return prompt[-room:]
 
 
-def _gold(task: Any, document: dict[str, Any]) -> int | None:
-    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-    options = task.doc_to_choice(document)
+def _gold(task: Any, document: dict[str, Any], n_options: int) -> int | None:
+    # Where each option is a prompt of its own, releases before 0.5 have the answer in the place of the prompt.
+    has_prompts = getattr(task, "multiple_input", False)
+    gold = task.doc_to_text(document) if has_prompts else task.doc_to_target(document)
     if isinstance(gold, str):
+        options = task.doc_to_choice(document)
         gold = options.index(gold) if gold in options else None
-    return gold if isinstance(gold, int) and 0 <= gold < len(options) else None
+    return gold if isinstance(gold, int) and 0 <= gold < n_options else None
 
 
 def margin(question: Question, values: Sequence[float]) -> float:

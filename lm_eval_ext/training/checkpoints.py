@@ -38,7 +38,7 @@ def claim(out: Path, config: TrainingConfig, *, resume: bool) -> bool:
         raise TrainingError(f"--out {out} is a file; give the path of a folder")
     file = next((out / name for name in (FINISHED, BEGUN) if (out / name).is_file()), None)
     if file is None:
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and not all(_is_left_by_a_kill(path) for path in out.iterdir()):
             raise TrainingError(f"--out {out} holds something that is no run of this command: give an empty folder")
         return False
     finished = file.name == FINISHED
@@ -54,6 +54,14 @@ def claim(out: Path, config: TrainingConfig, *, resume: bool) -> bool:
             "Give the same settings, or another folder"
         )
     return finished
+
+
+def _is_left_by_a_kill(path: Path) -> bool:
+    """Whether a run that was ended before its first record may have left this in its folder: no checkpoint, no record."""
+    if path.name == FOLDER and path.is_dir():
+        logs = path / "runs"
+        return all(file.is_dir() or logs in file.parents for file in path.rglob("*"))
+    return path.name.startswith(f".{BEGUN}.")  # see `io.write_file`
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from lm_eval.models.hf_steered import SteeredModel
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 from support import tiny
@@ -95,8 +94,14 @@ def test_softmax_and_mixed_precision_of_the_harness() -> None:
 # With the same vector at all positions: the harness's `steered` -------------------------------------------------------
 
 
-def harness_steered(family: str, folder: Path, **arguments: Any) -> SteeredModel:
+def harness_steered(family: str, folder: Path, **arguments: Any) -> Any:
     """The harness's own model, with the Korean `loc` vectors of layers 1 and 2, times 1.5 and -1."""
+    if tiny.IS_NEXT_HARNESS:
+        pytest.skip(
+            "lm_eval 0.5.0.dev1 cannot import its own steered model: 'model' alias 'steered' already registered"
+        )
+    from lm_eval.models.hf_steered import SteeredModel
+
     model = tiny.load(family)
     names = {module: name for name, module in model.base_model.named_modules()}
     vectors = tiny.vector_set(family).vectors["loc", "ko"]
@@ -341,7 +346,8 @@ def test_a_lost_language_is_an_error(change: Any, message: str, monkeypatch: pyt
 def test_rolling_equals_the_windows_scored_by_hand() -> None:
     text = " ".join(tiny.TEXTS.values()) * 2  # three windows of 128 tokens
     model = tiny.steered("llama", "loc@1:2", positions="all")
-    found = model.loglikelihood_rolling(tiny.requests("loglikelihood_rolling", [(text,), ("쌀",)], ["ko", "zh"]))
+    requests = tiny.requests("loglikelihood_rolling", [(text,), ("쌀",)], ["ko", "zh"])
+    found = tiny.rolling(model.loglikelihood_rolling(requests))
     reference = Reference("llama", "ko", 1, 2, "all")
     ids = reference.tokenizer(text).input_ids
     assert len(ids) > 256
@@ -353,7 +359,7 @@ def test_rolling_equals_the_windows_scored_by_hand() -> None:
             log_probabilities = reference.model(torch.tensor([seen]), use_cache=False).logits[0].log_softmax(-1)
         expected += float(log_probabilities[-len(scored) :].gather(1, scored[:, None]).sum())
     assert found[0] == pytest.approx(expected, rel=1e-5)
-    plain = tiny.hf("llama").loglikelihood_rolling(tiny.requests("loglikelihood_rolling", [(text,), ("쌀",)]))
+    plain = tiny.rolling(tiny.hf("llama").loglikelihood_rolling(requests))
     assert all(abs(a - b) > 1e-2 for a, b in zip(found, plain, strict=True))
 
 

@@ -318,6 +318,18 @@ def test_another_revision_in_the_cache_is_not_taken_in_silence(other_hub: Hub) -
     assert f"only revision {other_hub.revision} is in the cache" in offline.stderr
 
 
+def test_offline_the_pinned_revision_is_taken_beside_a_newer_one(
+    hub: Hub, other_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "cache", tmp_path)
+    monkeypatch.setattr(other_hub, "cache", tmp_path)
+    assert hub.load("el", "dev").stdout == "285 anatomy/dev/0 el C\n"
+    newer = other_hub.load("el", "dev", other_hub.revision)
+    assert newer.stdout.startswith("285 "), newer.stderr
+    offline = hub.load("el", "dev", HF_HUB_OFFLINE="1")
+    assert offline.stdout == "285 anatomy/dev/0 el C\n", offline.stderr
+
+
 def test_a_split_of_another_size_is_refused(other_hub: Hub) -> None:
     short = other_hub.load("el", "test", other_hub.revision)
     assert short.returncode == 1

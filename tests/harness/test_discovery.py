@@ -204,6 +204,15 @@ def test_tasks_deleted(damaged: Environment) -> None:
     assert_one_warning(errors, "tasks is missing")
 
 
+@pytest.mark.parametrize("module", ["harness", "paths", "console", "errors"])
+def test_a_module_deleted(module: str, damaged: Environment, tmp_path: Path) -> None:
+    stand_in(tmp_path)
+    (damaged.site_packages / "lm_eval_ext" / f"{module}.py").unlink()
+    process = damaged.run("-c", RUN, PYTHONPATH=str(tmp_path))
+    assert process.stdout == "evaluated\n"
+    assert_one_warning(process.stderr, module)
+
+
 def test_pth_left_alone_warns_only_where_the_harness_is_called(damaged: Environment) -> None:
     (damaged.site_packages / "lm_eval_ext_autoload.py").unlink()
     assert_one_warning(damaged.run(LM_EVAL, "--help").stderr, "No module named 'lm_eval_ext_autoload'")
@@ -225,14 +234,19 @@ class TaskManager:
     def load(self, tasks):
         return {"tasks": {}}
 """
-CLI = "class HarnessCLI:\n    def execute(self, args): ..."
+CLI = "class HarnessCLI:\n    def execute(self, args): print('evaluated')"
+RUN = """
+import lm_eval.models, lm_eval.tasks
+from lm_eval._cli.harness import HarnessCLI
+HarnessCLI().execute([])
+"""
 
 
 def stand_in(
     folder: Path,
     registry: str = REGISTRY,
     manager: str = MANAGER,
-    cli: str = "class HarnessCLI:\n    def execute(self): ...",
+    cli: str = CLI,
 ) -> None:
     files = {"__init__": "", "models/__init__": "", "api/__init__": "", "api/registry": registry}
     files |= {"_cli/__init__": "", "_cli/harness": cli}
@@ -268,6 +282,8 @@ print(*(name for name, works in {
     "user errors": hasattr(getattr(cli.HarnessCLI, "execute", None), "__wrapped__"),
 }.items() if works), sep=", ")
 """
+#: The patches of what the stand-in brings.
+PATCHES = [patch for patch in harness.PATCHES if patch.name != "mutual information"]
 CHANGES = {
     "no register": ("models", {"registry": "model_registry = {}"}, "has no attribute 'register'", "--model steered-hf"),
     "no registry": ("models", {"registry": ""}, "has no attribute 'model_registry'", "--model steered-hf"),
@@ -293,14 +309,14 @@ def test_what_a_release_has_changed_costs_one_patch_and_no_other(
 ) -> None:
     stand_in(tmp_path, **change)
     process = installed.run("-c", EVERY_PATCH, PYTHONPATH=str(tmp_path))
-    assert process.stdout.strip().split(", ") == [patch.name for patch in harness.PATCHES if patch.name != lost]
+    assert process.stdout.strip().split(", ") == [patch.name for patch in PATCHES if patch.name != lost]
     assert_one_warning(process.stderr, f"({lost}: ", reason, consequence)
 
 
 def test_a_release_with_more_arguments_changes_nothing(installed: Environment, tmp_path: Path) -> None:
     stand_in(tmp_path, manager=MANAGER.replace("include_path=None", "search=None, include_path=None"))
     process = installed.run("-c", EVERY_PATCH, PYTHONPATH=str(tmp_path))
-    assert process.stdout.strip().split(", ") == [patch.name for patch in harness.PATCHES]
+    assert process.stdout.strip().split(", ") == [patch.name for patch in PATCHES]
     assert process.stderr == ""
 
 
@@ -399,7 +415,8 @@ def test_users_own_tasks_win(task_manager: Any, tmp_path: Path) -> None:
     mine = write_task(tmp_path / "mine", "transfer_mini_ko")
     for given in (mine, str(mine), [mine], (str(mine),)):
         manager = task_manager(include_path=given)
-        assert manager.task_index["transfer_mini_ko"].yaml_path.parent == mine
+        task = manager.load(["transfer_mini_ko"])["tasks"]["transfer_mini_ko"]
+        assert Path(task.config.metadata["config_source"]).parent == mine
         assert manager.include_path == given
         assert set(manager.all_tasks) == NAMES
 

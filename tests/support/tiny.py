@@ -7,6 +7,7 @@ eight tokens in some layers; two of the tokenizers prepend a beginning-of-sequen
 from __future__ import annotations
 
 import atexit
+import inspect
 import shutil
 import tempfile
 from functools import cache
@@ -222,9 +223,29 @@ def hooks(model: Any) -> list[str]:
 def requests(kind: str, arguments: list[tuple[Any, ...]], languages: list[str] | None = None) -> list[Instance]:
     """What the harness hands to a model; the language stands in the document."""
     return [
-        Instance(kind, {} if languages is None else {"language": languages[i]}, given, 0, ("tiny", i, 1))
+        instance(kind, given, {} if languages is None else {"language": languages[i]}, i)
         for i, given in enumerate(arguments)
     ]
+
+
+#: Whether the installed harness is of 0.5 or later: a request names its task, and a whole text has an empty context.
+IS_NEXT_HARNESS = inspect.signature(Instance).parameters["doc_id"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def instance(
+    kind: str, arguments: tuple[Any, ...], document: Any = None, doc_id: int = 0, task: str = "tiny"
+) -> Instance:
+    """A request of the harness."""
+    if not IS_NEXT_HARNESS:
+        return Instance(kind, document or {}, arguments, 0, (task, doc_id, 1))
+    if kind == "loglikelihood_rolling":
+        arguments = ("", *arguments)
+    return Instance(request_type=kind, doc=document or {}, arguments=arguments, task_name=task, doc_id=doc_id)
+
+
+def rolling(responses: list[Any]) -> list[float]:
+    """The log-likelihoods of whole texts, which releases of the harness give alone or with a flag."""
+    return [response[0] if isinstance(response, tuple) else response for response in responses]
 
 
 _TASKS = {

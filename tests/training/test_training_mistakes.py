@@ -128,6 +128,32 @@ EARLIER_NAMES = {
 }
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_kill_before_the_first_record_leaves_a_folder_that_can_be_used(
+    resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write", kill)
+        with pytest.raises(KeyboardInterrupt):
+            trained("mist", tmp_path, max_steps=1)
+    out = tmp_path / "mist"
+    (out / ".run.json.1a2b3c4d").write_text('{"settings"')  # of a write that the kill cut off
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["checkpoints"]
+    trained("mist", tmp_path, max_steps=1, resume=resume)
+    assert (out / "training.json").is_file()
+
+
+def test_a_folder_with_checkpoints_of_something_else_is_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "mist" / "checkpoints" / "checkpoint-5" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"")
+    with pytest.raises(TrainingError, match="holds something that is no run of this command"):
+        trained("mist", tmp_path, max_steps=1)
+
+
 def test_a_run_of_an_earlier_release_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = trained("midalign", tmp_path, "straight")
     log_probs = AlignmentTrainer.log_probs

@@ -6,6 +6,7 @@ Without a plan it evaluates like `hf`. With one, each request is steered with th
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from lm_eval_ext.backends.hf.compilation import compile_layers
 from lm_eval_ext.backends.hf.generation import NotANumberWatch, SteeredGeneration
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.fingerprints import hash_json, hash_text, state_fingerprint, tokenizer_fingerprint
+from lm_eval_ext.models import launch
 from lm_eval_ext.models.loading import with_adapter
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.steering.injection import Injector
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from lm_eval_ext.scoring.requests import Request, Score
     from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.vectors import VectorSet
+
+
+log = logging.getLogger(__name__)
 
 
 class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
@@ -61,8 +66,10 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
     ) -> None:
         if padding_side not in ("left", "right"):
             raise ModelError(f"padding_side={padding_side!r} is unknown, valid: left, right")
+        launch.join_on_cpus()
         super().__init__(pretrained, *args, **kwargs)
         _check_adapter(self.model)
+        self._divide_among_processes()
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ModelError(f"batch_size={self.batch_size} is invalid, valid: 1, 2, 3 ... or auto")
         self._injector = Injector(self.model, self._table)
@@ -79,6 +86,20 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         self._generation: SteeredGeneration | None = None
         self._prompts: list[str] = []
         self._asked_by: dict[str, Instance] = {}
+
+    def _divide_among_processes(self) -> None:
+        """Take one share of the documents where several processes were launched on CPUs.
+
+        The harness divides them on GPUs only, and would have each process evaluate all of them.
+        """
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1 and self.device.type == "cpu":
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        elif accelerator is None and launch.is_launched_alone():
+            log.warning(
+                "One process evaluates everything: `accelerate launch --cpu` starts no more without mpirun. "
+                "`torchrun --nproc_per_node N -m lm_eval_ext eval ...` divides the documents among N processes"
+            )
 
     @property
     def adapter(self) -> str | None:
@@ -163,7 +184,7 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             raise ModelError("peft= and delta= cannot be used together: leave one out")
         super()._create_model(pretrained, *args, **kwargs)
         if peft:
-            self._model = with_adapter(self._model, peft, revision=kwargs.get("revision"))
+            self._model = with_adapter(vars(self)["_model"], peft, revision=kwargs.get("revision"))
 
     # Generation: by the harness, with the row of each prompt ------------------------------------------------------------
 
@@ -216,12 +237,21 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
 def _config_hash(config: Any) -> str:
     """Of a configuration without its name and the release that wrote it."""
     values = {key: value for key, value in config.to_dict().items() if key not in _NOT_CONFIG}
-    as_json = json.dumps(values, sort_keys=True, default=lambda x: sorted(map(str, x)) if isinstance(x, set) else str(x))
+    as_json = json.dumps(
+        values, sort_keys=True, default=lambda x: sorted(map(str, x)) if isinstance(x, set) else str(x)
+    )
     return hash_text(as_json)[:16]
 
 
 #: `dtype` has a place of its own; the others change no answer.
-_NOT_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "base_model_name_or_path", "inference_mode")
+_NOT_CONFIG = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "base_model_name_or_path",
+    "inference_mode",
+)
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
