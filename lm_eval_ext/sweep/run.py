@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.console import output
 from lm_eval_ext.errors import PlanError, UserError
-from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
 from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.grid import Condition, Grid, intervention, problems
 from lm_eval_ext.sweep.processes import Processes
 from lm_eval_ext.sweep.result import SweepResult
+from lm_eval_ext.sweep.settings import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -158,6 +158,8 @@ class Sweep:
             UserError: settings, tasks, vectors, a model or a folder that cannot be used.
         """
         console = output(stderr=True)
+        if self.settings.engine not in ENGINES:
+            raise UserError(f"--engine {self.settings.engine!r} is unknown, valid: {', '.join(ENGINES)}")
         singles = self._check()
         console.print(
             f"{len(singles)} conditions on {len(self.questions.questions)} questions in "
@@ -167,6 +169,11 @@ class Sweep:
             return None
         started = time.monotonic()
         with Processes() as processes:
+            if processes.count > 1 and self.settings.engine == "vllm":
+                raise UserError(
+                    "--engine vllm runs its own workers: start it without accelerate launch, and divide the model with "
+                    "--model-args tensor_parallel_size=N or data_parallel_size=N"
+                )
             self._prepare_folder(processes)
             model = self._load()
             dtype = model.get_model_info().get("dtype", {})
@@ -205,9 +212,11 @@ class Sweep:
             )
         if settings.device:
             arguments["device"] = settings.device
+        if settings.engine == "vllm":
+            arguments["enforce_eager"] = True  # plans are put in place later
         # The vectors are passed so that they are checked against the model; no plan is set.
         return backends.load(
-            "steered-hf", settings.model or None, vectors=self.vectors, lang=settings.lang, **arguments
+            f"steered-{settings.engine}", settings.model or None, vectors=self.vectors, lang=settings.lang, **arguments
         )
 
     def _note_vectors_dtype(self, dtype: str, console: Console) -> None:
@@ -220,9 +229,11 @@ class Sweep:
     def _engine(self, model: SteeredBackend, tree: ScoredTree, console: Console) -> Engine:
         from lm_eval_ext.scoring.batching import Budget
         from lm_eval_ext.scoring.shared_forward import SweepModel
-        from lm_eval_ext.sweep.engine import MAX_TOKENS, SeparateEngine, SharedEngine
+        from lm_eval_ext.sweep.engine import MAX_TOKENS, BackendEngine, SeparateEngine, SharedEngine
 
         settings = self.settings
+        if settings.engine == "vllm":
+            return BackendEngine(model, self.vectors, self.n_layers)
         trees = SweepModel(model.model)
         if reason := trees.check(tree.tree):
             console.print(f"note: {reason}; every condition is computed in full", style="yellow")
@@ -324,11 +335,8 @@ class Sweep:
         return summary
 
     def _identity(self, model: SteeredBackend) -> dict[str, str]:
-        return {
-            "model": weights_fingerprint(model.model),
-            "vector file": self.vectors.digest[:16],
-            "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
-        }
+        weights = model.weights_identity()
+        return {"model": weights["model"], "vector file": self.vectors.digest[:16], "dtype": weights["dtype"]}
 
 
 def _gamma(text: str) -> Gamma:

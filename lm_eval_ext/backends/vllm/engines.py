@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from more_itertools import distribute
 
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.fingerprints import hash_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,9 @@ class Engine(Protocol):
 
     def take_scores(self) -> dict[int, list[Scored]]:
         """What was scored since the last call, by the numbers of the requests."""
+
+    def fingerprint(self) -> str:
+        """A hash of the weights of all workers."""
 
     def close(self) -> None:
         """End the engine."""
@@ -66,6 +70,10 @@ class LocalEngine:
             for number, scored in of_worker.items():
                 scores.setdefault(int(number), []).extend(scored)
         return scores
+
+    def fingerprint(self) -> str:
+        """See `Engine.fingerprint`."""
+        return hash_text(*self._llm.collective_rpc("lm_eval_ext_fingerprint"))[:16]
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -116,6 +124,11 @@ class Replicas:
             scores.update(of_replica)
         return scores
 
+    def fingerprint(self) -> str:
+        """See `Engine.fingerprint`; the replicas hold the same weights."""
+        fingerprint: str = self._ray.get(self._replicas[0].fingerprint.remote())
+        return fingerprint
+
     def close(self) -> None:
         """See `Engine.close`."""
         for replica in self._replicas:
@@ -144,3 +157,6 @@ class _Replica:
 
     def take_scores(self) -> dict[int, list[Scored]]:
         return self._engine.take_scores()
+
+    def fingerprint(self) -> str:
+        return self._engine.fingerprint()

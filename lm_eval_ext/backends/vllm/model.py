@@ -22,6 +22,7 @@ from lm_eval_ext.backends.vllm.rows import Steering
 from lm_eval_ext.backends.vllm.salts import Salts
 from lm_eval_ext.backends.vllm.worker import KEY, extra_args
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models import precision
 
 RELEASE = release.check(release.installed())
 
@@ -122,6 +123,11 @@ class SteeredVLLM(SteeredBackend, VLLM):  # type: ignore[misc]
         """See `SteeredBackend.runs_on_cpu`."""
         return RELEASE.is_cpu_build
 
+    def dtype_argument(self, chosen: precision.Precision) -> str:
+        """See `SteeredBackend.dtype_argument`. vLLM's `auto` would halve the weights of a float32 checkpoint."""
+        keeps = RELEASE.is_cpu_build and chosen.argument == "auto" and chosen.checkpoint == "float32"
+        return chosen.checkpoint if keeps else chosen.argument
+
     def argument_hint(self) -> str:
         """See `SteeredBackend.argument_hint`."""
         return (
@@ -133,9 +139,18 @@ class SteeredVLLM(SteeredBackend, VLLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """See `SteeredBackend.get_model_info`; the release of vLLM is under `engine`."""
         info = super().get_model_info()
-        if "dtype" in info and self.data_parallel_size <= 1:
-            info["dtype"]["used"] = str(self.model.llm_engine.model_config.dtype).removeprefix("torch.")
+        if "dtype" in info:
+            info["dtype"]["used"] = self._dtype()
         return {**info, "engine": f"{RELEASE.distribution} {RELEASE.version}"}
+
+    def weights_identity(self) -> dict[str, str]:
+        """See `SteeredBackend.weights_identity`."""
+        return {"model": f"vllm {self._engine.fingerprint()}", "dtype": self._dtype()}
+
+    def _dtype(self) -> str:
+        if self.data_parallel_size > 1:  # the engines are elsewhere
+            return precision.name_of(self.model_args["dtype"])
+        return precision.name_of(self.model.llm_engine.model_config.dtype)
 
     # Steering -----------------------------------------------------------------------------------------------------------
 

