@@ -1,7 +1,7 @@
 """`steered-vllm` on the CPU, in float32: the answers of `steered-hf`, whatever the engine batches, chunks and caches.
 
-Each family has one engine, whose table is changed: with chunked prefill (48 tokens a step, prompts of more), without, and with
-layers that see a window only.
+Each family has one engine, whose table is changed: with chunked prefill (48 tokens a step, prompts of more), without, and
+with layers that see a window only.
 """
 
 from __future__ import annotations
