@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+@pytest.mark.skipif(release.installed() is not None, reason="vLLM is installed")
 def test_without_vllm() -> None:
     assert release.installed() is None
     with pytest.raises(ModelError, match=r"needs vLLM, which is not installed: pip install .*steered-hf"):

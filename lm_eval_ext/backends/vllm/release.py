@@ -6,7 +6,6 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
@@ -55,7 +54,7 @@ def installed() -> Release | None:
             return Release(name, metadata.version(name))
         except metadata.PackageNotFoundError:
             continue
-    return Release("vllm", "0+unknown") if find_spec("vllm") else None
+    return None
 
 
 def check(release: Release | None) -> Release:
