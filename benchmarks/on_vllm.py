@@ -5,7 +5,8 @@
     python benchmarks/on_vllm.py --case letters --rounds 1 --questions 20
 
 Letters are four options of one token, texts are options of several. Every model runs in a process of its own, in turn, and
-the ratio is the median of the rounds' ratios. (A file vllm.py here would hide the package from its neighbours.) On CPUs the harness's `vllm` gets eager mode too, as compiling takes minutes.
+the ratio is the median of the rounds' ratios. (A file vllm.py here would hide the package from its neighbours.)
+All run in eager mode, `--engine-args enforce_eager=False` lets the harness's `vllm` and the unsteered model compile.
 """
 
 from __future__ import annotations

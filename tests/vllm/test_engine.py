@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 from support import tiny, vllm_models
 from support.scores import PAIRS, QUESTIONS, ask, assert_same
+from support.sweeps import given_settings, sweep
 
 from lm_eval_ext.backends.vllm.salts import Salts
 from lm_eval_ext.errors import ModelError
@@ -18,6 +20,7 @@ from lm_eval_ext.steering.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.vllm
 
@@ -111,9 +114,25 @@ def test_a_run_of_the_harness(both: tuple[Any, Any]) -> None:
     assert on_vllm["config"]["dtype"]["used"] == "float32"
 
 
+def test_a_sweep_on_one_engine(tmp_path: Path) -> None:
+    """Conditions one after the other on a running engine: the cells of a sweep with transformers."""
+    folder = vllm_models.folder("llama")
+    changes = {
+        "vectors": vllm_models.vectors(folder),
+        "model": str(folder),
+        "layers": "1,2",
+        "positions": ("last", "all"),
+    }
+    on_hf = sweep(given_settings("llama", tmp_path / "hf", **changes))
+    engine = f"dtype=float32,max_model_len={vllm_models.CONTEXT},max_num_seqs=16"
+    on_vllm = sweep(given_settings("llama", tmp_path / "vllm", **changes, engine="vllm", model_args=engine, device=""))
+    assert list(on_vllm.columns) == list(on_hf.columns)
+    numbers = on_hf.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(on_vllm[numbers], on_hf[numbers], atol=TOLERANCE, rtol=TOLERANCE)
+
+
 def test_lora() -> None:
-    model, plain = vllm_models.folder("llama"), None
-    both = vllm_models.pair(model, lora=vllm_models.adapter("llama"))
+    both = vllm_models.pair(vllm_models.folder("llama"), lora=vllm_models.adapter("llama"))
     try:
         pairs = [(question, option) for question in QUESTIONS for option in (" A", " B", " uno dos tres")]
         steer(both, "en@1:2/prompt+loc@2:3/last")
