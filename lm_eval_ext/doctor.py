@@ -86,6 +86,7 @@ def examine() -> Iterator[Finding]:
     yield from data()
     yield from models()
     yield from estimators()
+    yield vllm()
     yield from devices()
 
 
@@ -173,11 +174,15 @@ def patches() -> Iterator[Finding]:
             yield Finding(subject, BROKEN, detail, _OTHER_RELEASE)
 
 
+#: Not imported by the probe: vLLM takes half a minute, and has a finding of its own.
+_VLLM = "steered-vllm"
+
+
 def _probe() -> tuple[dict[str, Any], str] | str:
     """The report of a fresh interpreter and the warning of our import hook, or the error that ended it."""
     with tempfile.TemporaryDirectory() as elsewhere:
         process = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", _PROBE, str(tasks_dir()), *harness.MODELS],
+            [sys.executable, "-c", _PROBE, str(tasks_dir()), *(name for name in harness.MODELS if name != _VLLM)],
             cwd=elsewhere,
             capture_output=True,
             text=True,
@@ -266,6 +271,21 @@ def estimators() -> Iterator[Finding]:
             yield Finding(subject, BROKEN, str(error), "mend or uninstall the package that brings it")
         else:
             yield Finding(subject, OK, f"transform {transform.name}")
+
+
+def vllm() -> Finding:
+    """Whether vLLM is installed, which build, and whether it can run here; it is not imported, which takes long."""
+    from lm_eval_ext.backends.vllm import release
+    from lm_eval_ext.models import precision
+
+    found = release.installed()
+    if found is None:
+        return Finding("vllm", ABSENT, "not installed (needed by --model steered-vllm only)", release.INSTALL)
+    build = f"{found.distribution} {found.version}, {'CPU' if found.is_cpu_build else 'GPU'} build"
+    if problem := release.problem():
+        return Finding("vllm", ABSENT, f"{build}, cannot be used here", problem)
+    kernels = release.cpu_instructions(precision.this_cpu_flags())
+    return Finding("vllm", OK, f"{build}, " + (f"with its {kernels} kernels" if found.is_cpu_build else "sees a GPU"))
 
 
 def devices() -> Iterator[Finding]:

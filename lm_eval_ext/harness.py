@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("lm_eval.ext")
 
 #: The class of each model type (the name given to `--model`); the same as the entry points in pyproject.toml.
-MODELS = {"steered-hf": "lm_eval_ext.backends.hf.model:SteeredHFLM"}
+MODELS = {
+    "steered-hf": "lm_eval_ext.backends.hf.model:SteeredHFLM",
+    "steered-vllm": "lm_eval_ext.backends.vllm.model:SteeredVLLM",
+}
 
 _task_metadata: dict[str, dict[str, Any]] = {}
 

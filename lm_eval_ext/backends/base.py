@@ -24,6 +24,7 @@ from lm_eval_ext.backends.response_cache import ResponseCache
 from lm_eval_ext.data import axes as axis_files
 from lm_eval_ext.data.request_language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.errors import DataError, LanguageError, ModelError
+from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.models import embedded, precision
 from lm_eval_ext.models.loading import load_config, loading
@@ -126,7 +127,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             if on_cpu is not None:
                 requested = arguments.pop("dtype", None)
                 self._precision = precision.choose(requested, config, on_cpu=on_cpu, checkpoint=published, **arguments)
-                arguments["dtype"] = self._precision.argument
+                arguments["dtype"] = self.dtype_argument(self._precision)
             super().__init__(pretrained, **arguments)
 
     # Implemented by engines ----------------------------------------------------------------------------------------------
@@ -157,6 +158,10 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """
         return None
 
+    def dtype_argument(self, chosen: precision.Precision) -> str:
+        """The engine's argument `dtype` for what was chosen."""
+        return chosen.argument
+
     def argument_hint(self) -> str:
         """What to check where the model cannot be loaded."""
         return (
@@ -186,6 +191,11 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         self._seen = SeenQuestions(plan, vectors)
         self._responses = ResponseCache(str(plan))
         self._known = known or {}
+
+    def weights_identity(self) -> dict[str, str]:
+        """A hash of the loaded weights under `model`, and their `dtype`: what stored scores depend on."""
+        dtype = next(self.model.parameters()).dtype
+        return {"model": weights_fingerprint(self.model), "dtype": precision.name_of(dtype)}
 
     def close(self) -> None:
         """Remove the hooks of steering from a model that is used further. The backend cannot be used afterwards."""

@@ -98,6 +98,12 @@ def sweep(
         str,
         typer.Option(help="More of lm_eval's --model_args: dtype=float32,peft=DIR, ...", rich_help_panel=_MODEL),
     ] = "",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="hf (transformers), or vllm: one running engine, condition by condition.", rich_help_panel=_MACHINE
+        ),
+    ] = "hf",
     device: Annotated[
         str, typer.Option(help="cpu, cuda, ...; a GPU if there is one by default.", rich_help_panel=_MACHINE)
     ] = "",
@@ -180,6 +186,7 @@ def sweep(
             lang=normalise(lang) if lang else None,
             model=model,
             model_args=model_args,
+            engine=engine,
             device=device,
             memory=int(memory * GIB),
             max_tokens=max_tokens,

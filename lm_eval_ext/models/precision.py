@@ -139,6 +139,11 @@ def cpu_flags(information: str) -> Collection[str]:
     return frozenset(line[1].split()) if line else frozenset()
 
 
+def this_cpu_flags() -> Collection[str]:
+    """`cpu_flags` of this machine; empty where they cannot be read."""
+    return cpu_flags(_cpu_information())
+
+
 @cache
 def matrix_speed(dtype: str, size: int = 256, device: str = "cpu") -> float:
     """Floating-point operations a second of a product of two square matrices: the best of a few, in milliseconds."""

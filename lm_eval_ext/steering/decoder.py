@@ -61,17 +61,21 @@ def text_only(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     return {"token_type_ids": ids.new_zeros(ids.shape)} if asks else {}
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn.ModuleList:
     """The decoder layers of `model`, whatever wraps it (PEFT, multimodal) and however its family names them.
 
     Found by structure, not by a table of names: the module list with as many entries as the config has layers.
+
+    Args:
+        model: of transformers, or another engine's module.
+        config: of transformers; the model's own where left out.
 
     Raises:
         ModelError: an encoder-decoder, or no such list, or several.
     """
     from torch import nn
 
-    config = model.config
+    config = model.config if config is None else config
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{config.model_type} is an encoder-decoder; steering needs a decoder-only model (AutoModelForCausalLM)"

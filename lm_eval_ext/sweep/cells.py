@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lm_eval_ext.fingerprints import weights_fingerprint
-from lm_eval_ext.models.precision import name_of
 from lm_eval_ext.sweep.settings import GIB
 from lm_eval_ext.sweep.store import Store
 
@@ -38,6 +36,7 @@ class Cells:
         likelihoods: normalise over the vocabulary even where only differences between options matter.
         max_tokens: of one forward; by the device where left out.
         memory: bytes for what is kept of unsteered forwards, which conditions share.
+        engine: `hf`, or `vllm` for a model that runs there, one condition at a time.
 
     Raises:
         ResultsError: the folder holds cells of another model, vector file or dtype.
@@ -56,11 +55,12 @@ class Cells:
         likelihoods: bool = False,
         max_tokens: int | None = None,
         memory: int = 2 * GIB,
+        engine: str = "hf",
     ) -> None:
         self.questions = questions
         self._model, self._vectors = model, vectors
         self._processes, self._console = processes, console
-        self._max_tokens, self._memory = max_tokens, memory
+        self._max_tokens, self._memory, self._engine_name = max_tokens, memory, engine
         self.trees = questions.trees(model.encode(questions.instances), model.max_length, likelihoods=likelihoods)
         if questions.n_truncated:
             console.print(
@@ -111,9 +111,11 @@ class Cells:
     def _engine(self) -> Engine:
         from lm_eval_ext.scoring.batching import Budget
         from lm_eval_ext.scoring.shared_forward import SweepModel
-        from lm_eval_ext.sweep.engine import MAX_TOKENS, SeparateEngine, SharedEngine
+        from lm_eval_ext.sweep.engine import MAX_TOKENS, BackendEngine, SeparateEngine, SharedEngine
 
         model, n_layers = self._model, self._vectors.model.n_layers
+        if self._engine_name == "vllm":
+            return BackendEngine(model, self._vectors, n_layers)
         trees = SweepModel(model.model)
         if reason := trees.check(min(self.trees, key=lambda tree: len(tree.tree)).tree):
             self._console.print(f"note: {reason}; every condition is computed in full", style="yellow")
@@ -122,8 +124,5 @@ class Cells:
         return SharedEngine(trees, self._vectors, n_layers, Budget(tokens, self._memory))
 
     def _identity(self) -> dict[str, str]:
-        return {
-            "model": weights_fingerprint(self._model.model),
-            "vector file": self._vectors.digest[:16],
-            "dtype": name_of(self._model.model.dtype),
-        }
+        weights = self._model.weights_identity()
+        return {"model": weights["model"], "vector file": self._vectors.digest[:16], "dtype": weights["dtype"]}

@@ -7,6 +7,8 @@ from collections import defaultdict
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from lm_eval_ext.scoring.requests import Request, not_a_number
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Packed
@@ -17,9 +19,9 @@ from lm_eval_ext.sweep.grid import UNSTEERED, Condition
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import torch
     from transformers import PreTrainedModel
 
+    from lm_eval_ext.backends.base import SteeredBackend
     from lm_eval_ext.scoring.batching import Budget
     from lm_eval_ext.scoring.shared_forward import SweepModel, Values
     from lm_eval_ext.steering.vectors import VectorSet
@@ -208,12 +210,50 @@ def _check_finite(cells: Sequence[tuple[str, str, Values]], trees: Sequence[Scor
             raise not_a_number(f"task {', '.join(tasks) or '?'}{plan}", dtype, condition)
 
 
+class BackendEngine:
+    """One condition at a time, as requests of an engine that runs on; for vLLM.
+
+    Args:
+        model: of the harness; its plan is changed.
+        vectors, n_layers: as for `SharedEngine`.
+    """
+
+    def __init__(self, model: SteeredBackend, vectors: VectorSet, n_layers: int) -> None:
+        self._model = model
+        self._vectors = vectors
+        self._table = _tables(vectors, n_layers)
+
+    def run(
+        self,
+        trees: Sequence[ScoredTree],
+        conditions: Sequence[Condition],
+        store: Store,
+        progress: Callable[[int], object],
+    ) -> None:
+        """See `Engine.run`."""
+        for condition in conditions:
+            pending = [tree for tree in trees if store.get(condition.name, tree.key) is None]
+            if not pending:
+                continue
+            table = self._table(condition.name) if condition.plan else SteeringTable()
+            self._model.steer(condition.plan, self._vectors)
+            for start in range(0, len(pending), _TREES_PER_CALL):
+                part = pending[start : start + _TREES_PER_CALL]
+                cells = list(_score(self._model, part, condition.name, table))
+                _check_finite(cells, part, getattr(torch, self._model.weights_identity()["dtype"]))
+                store.write(cells)
+                progress(len(part))
+
+
+#: Trees of one call of an engine that batches them itself.
+_TREES_PER_CALL = 2048
+
 #: Trees of one transaction of the store, where conditions run one by one.
 _TREES_PER_TRANSACTION = 64
 
 
 def _score(
-    scorer: Scorer, trees: Sequence[ScoredTree], condition: str, table: SteeringTable
+    scorer: Scorer | SteeredBackend, trees: Sequence[ScoredTree], condition: str, table: SteeringTable
 ) -> Iterator[tuple[str, str, Values]]:
     requests = [
         Request(tree.tree.prompt, tuple(token for _, token in path), table.row(tree.language), tree.tree.lead)

@@ -16,6 +16,7 @@ from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.grid import Condition, Grid, intervention, problems
 from lm_eval_ext.sweep.processes import Processes
 from lm_eval_ext.sweep.result import SweepResult
+from lm_eval_ext.sweep.settings import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -165,6 +166,8 @@ class Sweep:
             UserError: settings, tasks, vectors, a model or a folder that cannot be used.
         """
         console = notes()
+        if self.settings.engine not in ENGINES:
+            raise UserError(f"--engine {self.settings.engine!r} is unknown, valid: {', '.join(ENGINES)}")
         singles = self._check()
         console.print(
             f"{len(singles)} conditions on {len(self.questions.questions)} questions in "
@@ -174,6 +177,11 @@ class Sweep:
             return None
         started = time.monotonic()
         with Processes() as processes:
+            if processes.count > 1 and self.settings.engine == "vllm":
+                raise UserError(
+                    "--engine vllm runs its own workers: start it without accelerate launch, and divide the model with "
+                    "--model-args tensor_parallel_size=N or data_parallel_size=N"
+                )
             self._prepare_folder(processes)
             model = self._load()
             dtype = model.get_model_info().get("dtype", {})
@@ -212,9 +220,11 @@ class Sweep:
             )
         if settings.device:
             arguments["device"] = settings.device
+        if settings.engine == "vllm":
+            arguments["enforce_eager"] = True  # plans are put in place later
         # The vectors are passed so that they are checked against the model; no plan is set.
         return backends.load(
-            "steered-hf", settings.model or None, vectors=self.vectors, lang=settings.lang, **arguments
+            f"steered-{settings.engine}", settings.model or None, vectors=self.vectors, lang=settings.lang, **arguments
         )
 
     def _note_vectors_dtype(self, dtype: str, console: Console) -> None:
@@ -233,6 +243,7 @@ class Sweep:
             likelihoods=settings.likelihoods,
             max_tokens=settings.max_tokens,
             memory=settings.memory,
+            engine=settings.engine,
         )
 
     def _compute(self, cells: Cells, singles: list[Condition]) -> list[Condition]:

@@ -18,6 +18,9 @@ N_RANDOM = 5
 
 GIB = 2**30
 
+#: What runs the model: transformers, which shares what conditions have in common, or vLLM, condition by condition.
+ENGINES = ("hf", "vllm")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,6 +49,7 @@ class Settings:
         lang: language of questions that name none.
         model: name or folder; the embedded model where empty.
         model_args: more of `lm_eval --model_args`.
+        engine: what runs the model, one of `ENGINES`.
         device: where the model runs; a GPU if there is one where empty.
         memory: bytes for what is kept of unsteered forwards, which conditions share.
         max_tokens: of one forward.
@@ -76,6 +80,7 @@ class Settings:
     lang: str | None = None
     model: str = ""
     model_args: str = ""
+    engine: str = "hf"
     device: str = ""
     memory: int = 2 * GIB
     max_tokens: int | None = None
