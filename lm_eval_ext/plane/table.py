@@ -103,7 +103,8 @@ def _frame(plane: Plane) -> pd.DataFrame:
     names = ["run", "model", "plan", "against", "language"]
     ordered = [f"{score}_{column}" for score in ("x", "y") for column in ("task", "score", "verdict")]
     figures = [column for column in frame if column not in {*names, *ordered, "level"}]
-    return frame[[*names, *ordered, *figures, "level"]]
+    whole: pd.DataFrame = frame[[*names, *ordered, *figures, "level"]]
+    return whole
 
 
 def describe(plane: Plane) -> list[str]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_ext.console import notes
+from lm_eval_ext.console import notes as console_of_notes
 from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
@@ -150,7 +150,7 @@ class Sweep:
             if problem := seen.of_task(task, self.questions.metadata(task), self.questions.prompts(task)):
                 (notes if split == "dev" else errors).append(problem)
         if notes:
-            notes().print(
+            console_of_notes().print(
                 f"note: {notes[0]}{f' (and {len(notes) - 1} tasks more)' if len(notes) > 1 else ''}; layers and strengths "
                 "are chosen on what the vectors were made from",
                 style="yellow",
@@ -166,7 +166,7 @@ class Sweep:
         Raises:
             UserError: settings, tasks, vectors, a model or a folder that cannot be used.
         """
-        console = notes()
+        console = console_of_notes()
         singles = self._check()
         console.print(
             f"{len(singles)} conditions on {len(self.questions.questions)} questions in "
