@@ -1,4 +1,4 @@
-"""For mkdocstrings: `a, b: text` in a docstring's list of arguments or attributes is an entry of each."""
+"""For mkdocstrings: `a, b: text` in a docstring's list of arguments is an entry of each, and an `Example:` is code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SECTIONS = re.compile(r"^( *)(Args|Attributes|Returns|Raises):\n((?:\1 +.*\n|\n)*)", re.MULTILINE)
+_EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 _ENTRY = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
 
 
@@ -20,7 +21,7 @@ class SplitNames(griffe.Extension):
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         """Rewrite the docstring of an object."""
         if obj.docstring:
-            obj.docstring.value = split_names(obj.docstring.value)
+            obj.docstring.value = _EXAMPLE.sub(r"\1Examples:", split_names(obj.docstring.value))
 
 
 def split_names(text: str) -> str:

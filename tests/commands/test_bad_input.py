@@ -222,7 +222,7 @@ CASES = {
     ),
     "cache: of another steering": Case(
         f"{STEERED},steer=loc@1:2",
-        ("--use_cache", "unsteered responses of another run", "Give each steering a cache of its own"),
+        ("--use_cache", "those of another model type (hf)", "Give this run a cache of its own"),
         more="--use_cache {tmp}/cache",
         prepare=lambda folder: tiny.evaluate(
             tiny.hf("llama"), "tiny_letters", use_cache=str(folder / "cache"), limit=1

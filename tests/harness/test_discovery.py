@@ -283,7 +283,7 @@ print(*(name for name, works in {
 }.items() if works), sep=", ")
 """
 #: The patches of what the stand-in brings.
-PATCHES = [patch for patch in harness.PATCHES if patch.name != "mutual information"]
+PATCHES = [patch for patch in harness.PATCHES if patch.name not in ("mutual information", "response cache")]
 CHANGES = {
     "no register": ("models", {"registry": "model_registry = {}"}, "has no attribute 'register'", "--model steered-hf"),
     "no registry": ("models", {"registry": ""}, "has no attribute 'model_registry'", "--model steered-hf"),
