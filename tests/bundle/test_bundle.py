@@ -173,7 +173,7 @@ def test_the_command_is_the_run_s(tmp_path, steered):
     told = run("rerun", tmp_path / "run.zip", "--out", "again")
     assert told.stdout.rstrip() == (
         "lm_eval --model steered-hf --model_args "
-        "'pretrained=org/model,steer=loc@58%:2,vectors=v.safetensors,dtype=float32' --tasks qa_en,qa_es,qa_el "
+        "pretrained=org/model,steer=loc@58%:2,vectors=v.safetensors,dtype=float32 --tasks qa_en,qa_es,qa_el "
         "--limit 6 --batch_size 4 --seed 0,1,2,3 --log_samples --output_path again"
     )
     assert "token was left out of the bundle: give it with --model_args token=..." in told.stderr
