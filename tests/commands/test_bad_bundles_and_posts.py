@@ -7,6 +7,9 @@ import json
 import re
 import struct
 import zipfile
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +22,6 @@ from lm_eval_ext import archives, cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from support.fake_github import FakeGitHub
 
@@ -62,10 +64,20 @@ def zipped(**members: str) -> bytes:
     return file.getvalue()
 
 
+@cache
+def whole_bundle() -> bytes:
+    """A bundle that is as it should be."""
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        write_run(folder / "results", answers(2), model="org/model")
+        made = CliRunner().invoke(cli.app, ["bundle", f"{folder}/results", "-o", f"{folder}/run.zip"])
+        assert made.exit_code == 0, made.output
+        return (folder / "run.zip").read_bytes()
+
+
 def bundle(folder: Path) -> dict[str, bytes]:
-    """A bundle's members."""
-    write_run(folder / "results", answers(2), model="org/model")
-    assert CliRunner().invoke(cli.app, ["bundle", f"{folder}/results", "-o", f"{folder}/run.zip"]).exit_code == 0
+    """Its members, and the file in a folder."""
+    (folder / "run.zip").write_bytes(whole_bundle())
     with zipfile.ZipFile(folder / "run.zip") as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 

@@ -25,7 +25,8 @@ class FakeHub(BaseHTTPRequestHandler):
             files = [{"rfilename": name} for name in self._files()]
             self._json({"id": self.repo, "sha": self.revision, "private": False, "tags": [], "siblings": files})
         elif path.startswith(f"{api}/tree/{self.revision}"):
-            self._json(self._listing(path.removeprefix(f"{api}/tree/{self.revision}").strip("/")))
+            recursive = "recursive=true" in urlsplit(self.path).query.lower()
+            self._json(self._listing(path.removeprefix(f"{api}/tree/{self.revision}").strip("/"), recursive))
         elif path.startswith(resolve) and (self.folder / path.removeprefix(resolve)).is_file():
             self._file(path.removeprefix(resolve))
         else:
@@ -42,8 +43,8 @@ class FakeHub(BaseHTTPRequestHandler):
     def _files(self) -> list[str]:
         return sorted(str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file())
 
-    def _listing(self, below: str) -> list[dict[str, object]]:
-        entries = sorted((self.folder / below).iterdir())
+    def _listing(self, below: str, recursive: bool) -> list[dict[str, object]]:
+        entries = sorted((self.folder / below).rglob("*") if recursive else (self.folder / below).iterdir())
         names = [(entry.relative_to(self.folder).as_posix(), entry.is_dir()) for entry in entries]
         return [
             {"type": "directory", "path": name, "oid": "0"} if is_dir else self._entry(name) for name, is_dir in names
