@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.plane.shifts import Plane
 
 _ALPHA = 0.05  # of the corrected tests in single languages
-_ROW, _FRAME = 26, 110  # pixels of a run, and around all
+_ROW, _GAP, _FRAME = 26, 70, 110  # pixels of a run, between two panels, and around all
 
 
 def forest(plane: Plane, score: str) -> Chart | None:
@@ -89,7 +89,7 @@ def language_changes(plane: Plane) -> Chart | None:
     figure = make_subplots(
         rows=2,
         cols=1,
-        vertical_spacing=0.5 / (len(names) + 4),
+        vertical_spacing=_GAP / (_GAP + 2 * _ROW * len(names)),
         subplot_titles=[text(plane.x.title), text(plane.y.title)],
     )
     extent = max(100 * float(frame[["x_change", "y_change"]].abs().max().max()), 0.1)
@@ -127,7 +127,7 @@ def language_changes(plane: Plane) -> Chart | None:
         "languages (Holm, 5%).",
         figure,
         frame[["run", "language", *columns]],
-        height=_FRAME + 2 * (40 + _ROW * len(names)),
+        height=_FRAME + _GAP + 2 * _ROW * len(names),
         min_width=150 + 64 * len(codes),
     )
 

@@ -48,12 +48,16 @@ def level_text(value: float, kind: Scale) -> str:
     """A level in the unit of its measure: `12.3`, `0.014` nats or `97.5%`."""
     if math.isnan(value):
         return "-"
-    return {"share": f"{value:.1%}", "nats": f"{value:.4f}"}.get(kind, f"{value:.2f}")
+    return {"share": f"{value:.1%}", "nats": f"{value:.4f}"}.get(
+        kind, f"{value:.2f}" if value < 1e4 else f"{value:.2e}"
+    )
 
 
 def change_text(value: float, kind: Scale) -> str:
-    """A change with its sign: `+1.2%` of the baseline, `−0.5 points`, or nats."""
+    """A change with its sign: `+1.2%` of the baseline (`×12` where it is more than ten times), `−0.5 points`, or nats."""
     if not math.isfinite(value):
         return "-"
+    if kind in ("exponential", "relative") and value >= 9:
+        return f"×{value + 1:.3g}"
     text = {"share": f"{100 * value:+.1f} points", "nats": f"{value:+.4f}"}.get(kind, f"{100 * value:+.1f}%")
     return text.replace("-", "−")

@@ -34,8 +34,8 @@ def root(tmp_path_factory):
     write_run(root / "again", scores, **old)
     (root / "empty").mkdir()
     frame = pd.DataFrame([("kl", "ko", f"t{n}", 0.0, 0.1 + n / 100) for n in range(9)], columns=list(COLUMNS))
-    Panel(frame, "new", "", "org/base", {}).write(root / "panel.json")
-    Panel(frame, "new", "loc@58%:2", "new, unsteered", {}).write(root / "steered.json")
+    Panel(frame, "org/new", "", "org/base", {}).write(root / "panel.json")
+    Panel(frame, "org/new", "loc@58%:2", "new, unsteered", {}).write(root / "steered.json")
     (root / "other.json").write_text("{}")
     flips = {"n": N, "flips": 0.0, "most_flips": 0.0, "shift": 0.0, "deviation": 0.0}
     noise = [{"axis": "qa", "metric": "acc", "language": "es", "margin": None, **flips}]
@@ -98,7 +98,7 @@ def effects(rule: str, file: str = "panel.json") -> str:
             effects("measure: kl, max: 1", "steered.json"),
             RULE,
             "base new",
-            "has the side effects of new with loc@58%:2",
+            "has the side effects of org/new with loc@58%:2",
         ),
         (
             effects("measure: kl, max: 1", "other.json"),

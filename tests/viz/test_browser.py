@@ -178,7 +178,8 @@ def test_the_report_fits_and_draws_every_figure(report, open_page, width, scheme
     tab = open_page(report, width=width, scheme=scheme, drawn=True)
     assert fits(tab)
     assert tab.locator(".plot .main-svg").first.is_visible()
-    assert tab.locator(".plot:has(.scatterlayer, .barlayer)").count() == 5
+    assert tab.locator(".plot:has(.scatterlayer, .barlayer)").count() == 9
+    assert tab.locator("#figure-language_changes .heatmaplayer .hm").count() == 2
     assert tab.locator("#theme").is_visible()
 
 
