@@ -127,9 +127,14 @@ def score_answers(
         with Capture(model, layers) as capture:
             for numbers in Packed.divide(trees, _MAX_TOKENS):
                 batch = Packed([trees[number] for number in numbers])
-                whole = [len(tree.prompt) + tree.lead == len(texts[n][2].ids) for n, tree in zip(numbers, batch.trees, strict=True)]
+                whole = [
+                    len(tree.prompt) + tree.lead == len(texts[n][2].ids)
+                    for n, tree in zip(numbers, batch.trees, strict=True)
+                ]
                 # Where an option merges with the prompt, the prompt's last tokens are not all in the tree.
-                pooled = [texts[n][2] if is_whole else PooledText([], [0]) for n, is_whole in zip(numbers, whole, strict=True)]
+                pooled = [
+                    texts[n][2] if is_whole else PooledText([], [0]) for n, is_whole in zip(numbers, whole, strict=True)
+                ]
                 scores = capture.during(lambda batch=batch: runner.score(batch), _take(batch, pooled))  # type: ignore[misc]
                 states, norms = (torch.stack(parts) for parts in zip(*capture.taken, strict=True))
                 for place, number in enumerate(numbers):

@@ -144,7 +144,9 @@ def _adapter_rows(model: Any, adapter: str, **options: Any) -> int | None:
 
     # Single trained tokens are saved without the rest of the table.
     single = getattr(PeftConfig.from_pretrained(adapter, **options), "trainable_token_indices", None) or []
-    last = max((index for part in (single.values() if isinstance(single, dict) else [single]) for index in part), default=0)
+    last = max(
+        (index for part in (single.values() if isinstance(single, dict) else [single]) for index in part), default=0
+    )
     if last >= model.get_input_embeddings().weight.shape[0]:
         return int(last) + 1
     tables = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}

@@ -94,7 +94,10 @@ def test_a_token_that_spans_prompt_and_option(caplog: pytest.LogCaptureFixture) 
     assert encoded.merged == [0]
     assert [other[:2]] == by_the_harness(model, pairs[3:])
     scores = model.loglikelihood(tiny.requests("loglikelihood", pairs))
-    assert "A token spans prompt and option in 1 requests (tiny: 1; first: document 0, 'ird' after 'Which b')" in caplog.text
+    assert (
+        "A token spans prompt and option in 1 requests (tiny: 1; first: document 0, 'ird' after 'Which b')"
+        in caplog.text
+    )
     whole = tiny.hf("llama").loglikelihood(
         tiny.requests("loglikelihood", [("Which", text) for text in (" bird", " brd", " bread")])
     )

@@ -26,7 +26,9 @@ def damaged(**arguments: Any) -> SteeredHFLM:
 
 @pytest.mark.parametrize("task", ["tiny_letters", "tiny_cloze", "tiny_rolling", "tiny_generate", "tiny_beams"])
 def test_a_damaged_weight(task: str, tmp_path: Path) -> None:
-    asked = rf"task {task} \(document \d\): the model's output in float32 is not a number .*: check whether the weights are"
+    asked = (
+        rf"task {task} \(document \d\): the model's output in float32 is not a number .*: check whether the weights are"
+    )
     for _ in range(2):  # nothing of it is cached
         with pytest.raises(ModelError, match=asked):
             tiny.evaluate(damaged(), task, use_cache=str(tmp_path / "cache"))
@@ -49,5 +51,7 @@ def test_a_vector_beyond_float16() -> None:
 
 def test_a_sweep_names_the_plan_and_the_task(tmp_path: Path) -> None:
     settings = given_settings("llama", tmp_path, model_args="dtype=float16", gammas=("1", "1000000"), kinds=("loc",))
-    with pytest.raises(ModelError, match=r"task tiny_\w+, plan loc@1:1000000.*not a number.*lower the strength of loc@1"):
+    with pytest.raises(
+        ModelError, match=r"task tiny_\w+, plan loc@1:1000000.*not a number.*lower the strength of loc@1"
+    ):
         sweep(settings)

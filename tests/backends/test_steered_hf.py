@@ -708,7 +708,9 @@ def test_a_cache_of_what_stood_under_the_same_name_is_refused(change: str, cache
     _copy(folder, "")
     cached.run(tiny.steered("llama", steer, pretrained=str(folder)), "tiny_generate")
     _copy(folder, change)
-    with pytest.raises(UserError, match=rf"another model or steering:[\s\S]*{change.split()[0]}[\s\S]*cache of its own"):
+    with pytest.raises(
+        UserError, match=rf"another model or steering:[\s\S]*{change.split()[0]}[\s\S]*cache of its own"
+    ):
         cached.run(tiny.steered("llama", steer, pretrained=str(folder)), "tiny_generate")
 
 
@@ -736,7 +738,10 @@ def test_an_adapter_trained_further_is_refused(cached: Cached, tmp_path: Path) -
     for scale, alpha in ((1.0, 8), (1.5, 8), (1.0, 16)):
         shutil.copytree(tiny.adapter("llama"), tmp_path / "adapter", dirs_exist_ok=True)
         weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-        save_file({name: scale * tensor for name, tensor in weights.items()}, tmp_path / "adapter" / "adapter_model.safetensors")
+        save_file(
+            {name: scale * tensor for name, tensor in weights.items()},
+            tmp_path / "adapter" / "adapter_model.safetensors",
+        )
         config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
         model = tiny.steered("llama", peft=str(tmp_path / "adapter"))
@@ -794,7 +799,9 @@ def test_a_text_that_another_run_asks_in_another_language_is_computed_again(
     if not patched:
         monkeypatch.setattr(CachingLM, "__getattr__", CachingLM.__getattr__.__wrapped__)
     for form, n in (("letters", 8), ("generate", 2)):
-        expected = {code: run(tiny.steered("llama", "loc@1:3", lang=code), f"tiny_mute_{form}") for code in ("ko", "zh")}
+        expected = {
+            code: run(tiny.steered("llama", "loc@1:3", lang=code), f"tiny_mute_{form}") for code in ("ko", "zh")
+        }
         assert differs(expected["ko"], expected["zh"])
         with monkeypatch.context() as context:
             # The language of a whole run is part of the cache's identity; that of its documents is not.

@@ -89,7 +89,9 @@ def test_all_that_an_adapter_can_change_is_trained_and_named(
 def test_a_method_that_has_nothing_to_adapt(tmp_path: Path) -> None:
     """CLO adapts attention, which Mamba has none of."""
     base = saved("mamba", tmp_path / "mamba")
-    with pytest.raises(TrainingError, match=r"mamba have no attention that an adapter could change: .*--full, or .*mist"):
+    with pytest.raises(
+        TrainingError, match=r"mamba have no attention that an adapter could change: .*--full, or .*mist"
+    ):
         trained("clo", tmp_path, model_name_or_path=str(base))
 
 

@@ -163,7 +163,9 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             raise ModelError("peft= and delta= cannot be used together: leave one out")
         super()._create_model(pretrained, *args, **kwargs)
         if peft:
-            self._model = with_adapter(self._model, peft, revision=kwargs.get("revision"))
+            self._model: Any = with_adapter(self._model, peft, revision=kwargs.get("revision"))
+            # The harness ties the weights again, which they are already: it fails on a tied head that an adapter wraps.
+            self._model.tie_weights = lambda *_, **__: None
 
     # Generation: by the harness, with the row of each prompt ------------------------------------------------------------
 
@@ -216,12 +218,21 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
 def _config_hash(config: Any) -> str:
     """Of a configuration without its name and the release that wrote it."""
     values = {key: value for key, value in config.to_dict().items() if key not in _NOT_CONFIG}
-    as_json = json.dumps(values, sort_keys=True, default=lambda x: sorted(map(str, x)) if isinstance(x, set) else str(x))
+    as_json = json.dumps(
+        values, sort_keys=True, default=lambda x: sorted(map(str, x)) if isinstance(x, set) else str(x)
+    )
     return hash_text(as_json)[:16]
 
 
 #: `dtype` has a place of its own; the others change no answer.
-_NOT_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "base_model_name_or_path", "inference_mode")
+_NOT_CONFIG = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "base_model_name_or_path",
+    "inference_mode",
+)
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
