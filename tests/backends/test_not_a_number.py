@@ -36,7 +36,7 @@ def test_a_damaged_weight(task: str, tmp_path: Path) -> None:
 
 def test_a_sampled_generation() -> None:
     sampled = [("Which bird", {"until": [], "max_gen_toks": 3, "do_sample": True, "temperature": 0.5})]
-    with pytest.raises(ModelError, match="task tiny .document 0.: the model's output in float32 is not a number"):
+    with pytest.raises(ModelError, match=r"task tiny .document 0.: the model's output in float32 is not a number"):
         damaged().generate_until(tiny.requests("generate_until", sampled))
 
 
