@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.console import notes
 from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
 from lm_eval_ext.steering.vectors import VectorSet

@@ -90,8 +90,8 @@ def set_up(config: TrainingConfig, state: PartialState) -> Ready:
     record |= {**method.details, **data.record}
     parts = None if config.full else adapter.adapted_parts(model, mlp=method.adapts_mlp)
     if parts is not None:
-        record["adapter"] = adapts = parts.record()
-        _say(state, card.adapted(adapts))
+        record |= {"adapter": parts.record()}
+        _say(state, card.adapted(parts.record()))
     trainer = _trainer(method, model, tokenizer, items, steps, parts)
     if config.packing:
         _check_packing(trainer)

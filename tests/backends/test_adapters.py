@@ -83,3 +83,21 @@ def test_an_adapter_with_tokens_of_its_own(settings: dict[str, Any], tmp_path: P
         with torch.inference_mode():
             difference = found(ids).logits[..., :384] - adapted(ids).logits[..., :384]
         assert float(difference.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_an_adapter_on_a_tied_head(settings: dict[str, Any], tmp_path: Path) -> None:
+    """huggingface/peft#2018: only the head is adapted, though it shares its weights with the embeddings."""
+    folder = tmp_path / "tied"
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(tiny.config("llama", tie_word_embeddings=True)).save_pretrained(folder)
+    tiny.tokenizer("llama").save_pretrained(folder)
+    adapted = adapter(tmp_path / "lora", AutoModelForCausalLM.from_pretrained(folder), scale=0.3, **settings)
+    model = tiny.steered("llama", pretrained=str(folder), peft=str(tmp_path / "lora"))
+    for context, option in PAIRS["options"][:5]:
+        (request,) = model.encode(tiny.requests("loglikelihood", [(context, option)]))
+        ids = torch.tensor([[*request.prompt, *request.continuation]])
+        with torch.inference_mode():
+            logits = adapted(ids).logits[0, len(request.prompt) - 1 : -1].log_softmax(-1)
+        expected = float(logits.gather(1, torch.tensor(request.continuation)[:, None]).sum())
+        assert ask(model, [(context, option)])[0][0] == pytest.approx(expected, abs=1e-4)

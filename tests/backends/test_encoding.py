@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from support import tiny
+from tokenizers import processors
 
 from lm_eval_ext.backends.encoding import encode, encode_pairs
 from lm_eval_ext.errors import LanguageError, ModelError
@@ -112,6 +113,17 @@ def test_a_prompt_that_its_option_swallows_ends_no_run() -> None:
     ((score, _),) = model.loglikelihood(tiny.requests("loglikelihood", [("u", "no")]))
     ((whole, _),) = model.loglikelihood(tiny.requests("loglikelihood", [("", "uno")]))
     assert score == pytest.approx(whole)
+
+
+def test_a_tokenizer_that_appends_an_end_does_not_part_prompt_and_option() -> None:
+    """huggingface/transformers#30947; the harness scores the rest of the option after an end token."""
+    model = tiny.steered("llama")
+    model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<begin> $A <end>", special_tokens=[("<begin>", 1), ("<end>", 0)]
+    )
+    (pair,) = encode_pairs(model, [("Which bird", " rice")]).pairs
+    assert model.tokenizer.decode(pair.prompt) == "<begin>Which bird"
+    assert model.tokenizer.decode(pair.continuation) == " rice<end>"
 
 
 def test_each_text_is_tokenised_once_in_a_few_calls() -> None:

@@ -184,7 +184,9 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             raise ModelError("peft= and delta= cannot be used together: leave one out")
         super()._create_model(pretrained, *args, **kwargs)
         if peft:
-            self._model = with_adapter(vars(self)["_model"], peft, revision=kwargs.get("revision"))
+            self._model: Any = with_adapter(self._model, peft, revision=kwargs.get("revision"))
+            # The harness ties the weights again, which they are already: it fails on a tied head that an adapter wraps.
+            self._model.tie_weights = lambda *_, **__: None
 
     # Generation: by the harness, with the row of each prompt ------------------------------------------------------------
 
