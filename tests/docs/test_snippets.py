@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -46,7 +48,7 @@ def test_every_command_exists_with_its_options() -> None:
         "lm-eval-ext plane results",
         "lm-eval-ext data chck",
         "lm-eval-ext gate gate.yaml --baseline a --candidate b --xml c",
-        "lm_eval --model steered-hf --task gmmlu",
+        "lm_eval --model steered-hf --tasks gmmlu --colour red",
         "lm_eval --model steered-hf --model_args steer=en@20:x --tasks gmmlu",
         "lm-evalext plane results --baseline a",
         "make everything",
@@ -66,9 +68,11 @@ def test_python_compiles_and_its_imports_exist() -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in of("python") if block.is_run], ids=lambda block: block.where)
-def test_python_that_says_so_runs(block: Block) -> None:
-    model, tokenizer = tiny.roomy("llama")
-    exec(compile(block.text, block.where, "exec"), {"model": model, "tokenizer": tokenizer, "__name__": "snippet"})
+def test_python_that_says_so_runs(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("snippet")
+    monkeypatch.setitem(sys.modules, "snippet", module)  # where dataclasses look for it
+    module.model, module.tokenizer = tiny.roomy("llama")
+    exec(compile(block.text, block.where, "exec"), module.__dict__)
 
 
 def test_yaml_is_what_the_programs_read(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def _problem_of_ours(arguments: list[str]) -> str:
     while hasattr(command, "commands"):
         if rest and rest[0] in command.commands:
             command, rest = command.commands[rest[0]], rest[1:]
-        elif "check" in command.commands and rest and rest[0] != "--help":  # of the gate, which may be left out
+        elif name == "gate" and rest and rest[0] != "--help":  # whose first command may be left out
             command = command.commands["check"]
         else:
             return "" if rest in ([], ["--help"]) else f"lm-eval-ext {name} has no command {rest[0]}"
