@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from lm_eval_ext.backends.vllm.release import Release
 from lm_eval_ext.errors import ModelError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 
@@ -63,6 +65,15 @@ def test_refused_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=rf"{next(iter(arguments))}.* does not work with steered-vllm.*: \w+"):
         release.check_arguments(arguments)
     release.check_arguments({"tensor_parallel_size": 4, "quantization": "fp8", "speculative_config": None})
+
+
+@pytest.mark.parametrize("targets", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["embed_tokens"]}])
+def test_an_adapter_of_the_head(targets: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(targets))
+    with pytest.raises(ModelError, match=r"changes (lm_head|embed_tokens), .*merge it"):
+        release.check_arguments({"lora_local_path": tmp_path})
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"target_modules": ["q_proj"], "modules_to_save": None}))
+    release.check_arguments({"lora_local_path": tmp_path})
 
 
 def test_an_import_that_fails_names_the_release_and_what_to_do() -> None:

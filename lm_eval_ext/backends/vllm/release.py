@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
@@ -147,6 +149,25 @@ def cpu_instructions(flags: Collection[str]) -> str | None:
     return next((name for name in _INSTRUCTIONS if name in flags), None)
 
 
+def check_adapter(folder: Path) -> None:
+    """Refuse LoRA adapters that change the LM head or the embeddings; other mistakes are vLLM's to report.
+
+    Raises:
+        ModelError: the adapter's config names one of them.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    targets = config.get("target_modules") or []
+    named = {*([targets] if isinstance(targets, str) else targets), *(config.get("modules_to_save") or [])}
+    if changed := sorted(named & {"lm_head", "embed_tokens"}):
+        raise ModelError(
+            f"the adapter {folder} changes {', '.join(changed)}, which steered-vllm cannot score with: merge it into the "
+            "model (peft's merge_and_unload) and give that folder as pretrained=, or use --model steered-hf with peft="
+        )
+
+
 #: Arguments of the engine with which it cannot be steered, and what to do.
 _REFUSED: dict[str, str] = {
     "speculative_config": "draft tokens that are rejected later cannot be told from tokens: leave it out",
@@ -162,6 +183,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     Raises:
         ModelError: one of them is given.
     """
+    if arguments.get("lora_local_path"):
+        check_adapter(Path(str(arguments["lora_local_path"])).expanduser())
     for name, why in _REFUSED.items():
         if arguments.get(name):
             raise ModelError(f"{name}={arguments[name]!r} does not work with steered-vllm: {why}")

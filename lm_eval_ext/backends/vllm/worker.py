@@ -8,6 +8,7 @@ is to be scored, travels with the request (`SamplingParams.extra_args`).
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.steering.decoder import decoder_layers, hidden_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -68,6 +69,7 @@ class _State:
     stream: Stream | None = None
     handles: list[Any] = field(default_factory=list)
     scores: dict[int, list[Scored]] = field(default_factory=dict)
+    lora_heads: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 class Extension:
@@ -80,7 +82,7 @@ class Extension:
         """Put a table in place of the one before; returns what is wrong, "" where nothing is."""
         runner = self.model_runner
         if "lm_eval_ext_state" not in vars(self):
-            self.lm_eval_ext_state = _State()
+            self.lm_eval_ext_state = _State(lora_heads=_lora_heads(runner.get_model()))
             _watch(runner, self.lm_eval_ext_state)
         state = self.lm_eval_ext_state
         for handle in state.handles:
@@ -192,9 +194,11 @@ def _score(runner: Any, state: _State) -> None:
     hidden = None if executed is None else executed.hidden_states
     if not places or not isinstance(hidden, torch.Tensor):  # the last rank of a pipeline has the hidden states
         return
+    model = runner.get_model()
     for begin in range(0, len(places), _AT_ONCE):
         part = torch.tensor(places[begin : begin + _AT_ONCE], device=hidden.device)
-        logits: Tensor | None = runner.get_model().compute_logits(hidden[part])
+        with _without_lora(state.lora_heads):
+            logits: Tensor | None = model.compute_logits(hidden[part])
         if logits is None:  # gathered on another rank
             continue
         of_part = owners[begin : begin + _AT_ONCE]
@@ -205,3 +209,24 @@ def _score(runner: Any, state: _State) -> None:
         values = (exact.gather(1, ids) - exact.logsumexp(-1, keepdim=True)).tolist()
         for (number, index, tokens), of_place, top in zip(of_part, values, best, strict=True):
             state.scores.setdefault(number, []).append((index, of_place[: len(tokens)], top))
+
+
+def _lora_heads(model: Any) -> list[tuple[Any, Any]]:
+    """Modules with a logits processor that is wrapped for LoRA, and the processor."""
+    heads = [(module, getattr(module, "logits_processor", None)) for module in model.modules()]
+    return [(module, processor) for module, processor in heads if hasattr(processor, "base_layer")]
+
+
+@contextmanager
+def _without_lora(heads: list[tuple[Any, Any]]) -> Iterator[None]:
+    """Compute logits of any places: under LoRA vLLM's computation fits the batch's sampled places only.
+
+    Adapters of the LM head, for which it is there, are refused by `release.check_adapter`.
+    """
+    try:
+        for module, processor in heads:
+            module.logits_processor = processor.base_layer
+        yield
+    finally:
+        for module, processor in heads:
+            module.logits_processor = processor
