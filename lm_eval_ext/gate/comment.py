@@ -105,8 +105,7 @@ def _row(check: Check) -> str:
         f"{GLYPHS[check.verdict]} {check.label}",
         _text(f"{measured.rule.axis} {measured.rule.metric}", 200),
         _text(measured.language, 50),
-        f"{measured.baseline:.1%}",
-        f"{measured.candidate:.1%}",
+        *check.levels,
         _text(measured.rule.text, 300),
         _text(detail(check), 500),
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.languages import AVERAGE, normalise
 from lm_eval_ext.plane.figures.panels import ranked_runs
-from lm_eval_ext.results.samples import log_likelihoods, read_documents, read_samples
+from lm_eval_ext.results import answers
+from lm_eval_ext.results.samples import read_documents, read_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Container, Iterator
 
     from lm_eval_ext.plane.shifts import Plane
     from lm_eval_ext.results.axes import Axis
@@ -22,16 +23,6 @@ MAX_RUNS = 24
 
 _MAX_TEXT = 1_200  # characters of a question; an option has a third
 _TOPICS = ("topic", "subject", "category")
-_QUESTIONS = ("question", "query", "problem", "prompt", "text")
-
-#: How a metric reads an option's score from its log-likelihood, its text and its log-likelihood after nothing; whether
-#: it needs the last.
-_RULES: dict[str, tuple[Callable[[float, str, float], float], bool]] = {
-    "acc_norm": (lambda given, text, _: given / max(len(text), 1), False),
-    "acc_bytes": (lambda given, text, _: given / max(len(text.encode()), 1), False),
-    "acc_mutual_info": (lambda given, _, alone: given - alone, True),
-    "acc_prior": (lambda _given, _, alone: alone, True),
-}
 
 
 @dataclass(frozen=True)
@@ -131,17 +122,17 @@ def _item(plane: Plane, sample: dict[str, Any], axis: Axis, number: int, task: s
     `r` holds those of the runs by their place where they differ from the baseline's, None where a run lacks the item.
     """
     document = _document(sample)
-    options = _options(sample)
+    options = answers.options(sample)
     countries = document.get("countries")
     language = document.get("language") or plane.baseline.tasks[task].language or ""
     return {
         "a": number,
         "l": normalise(str(language)) if language else "",
         "t": _shorten(next((str(document[name]) for name in _TOPICS if document.get(name)), ""), 80),
-        "q": _shorten(_question(sample), _MAX_TEXT),
+        "q": _shorten(answers.question(sample), _MAX_TEXT),
         "o": [_shorten(option, _MAX_TEXT // 3) for option in options],
         "c": [_countries(entry) for entry in countries] if isinstance(countries, list) else [],
-        "g": _gold(sample, options),
+        "g": answers.gold(sample),
         "b": _answer(sample, axis),
         "r": {},
     }
@@ -157,60 +148,18 @@ def _countries(entry: Any) -> list[str]:
     )
 
 
-def _question(sample: dict[str, Any]) -> str:
-    document = _document(sample)
-    for name in _QUESTIONS:
-        if isinstance(document.get(name), str):
-            return str(document[name])
-    first: Any = next(iter((sample.get("arguments") or {}).values()), {})
-    return str(first.get("arg_0", "")) if isinstance(first, dict) else ""
-
-
-def _options(sample: dict[str, Any]) -> list[str]:
-    """The texts to choose from; none where an answer is generated."""
-    document = _document(sample)
-    for name in ("options", "choices"):
-        listed = document.get(name)
-        if isinstance(listed, dict):
-            listed = listed.get("text")
-        if isinstance(listed, list) and len(listed) > 1 and all(isinstance(text, str) for text in listed):
-            return listed
-    asked = [entry for entry in (sample.get("arguments") or {}).values() if isinstance(entry, dict)]
-    texts = [
-        str(entry["arg_1"]).strip() for entry in asked if entry.get("arg_0") and isinstance(entry.get("arg_1"), str)
-    ]
-    return texts if len(texts) > 1 else []
-
-
 def _answer(sample: dict[str, Any], axis: Axis) -> list[Any]:
     """[chosen option, or the generated text, whether it is right, and of options the margin over the second]."""
     score = sample[axis.metric]
     right = int(score == 1) if isinstance(score, (int, float)) else 0
-    responses = sample.get("filtered_resps") or []
-    scores = log_likelihoods(responses)
-    if scores is None:
-        return [_shorten(str(responses[0]), _MAX_TEXT // 3), right]
-    options = _options(sample)
-    given, alone = scores[: len(options)], scores[len(options) :]
-    rule, needs_alone = _RULES.get(axis.metric, (None, False))
-    if len(given) < 2 or (needs_alone and len(alone) != len(given)):
+    text = answers.generated(sample)
+    if text is not None:
+        return [_shorten(text, _MAX_TEXT // 3), right]
+    given = answers.option_scores(sample, axis.metric)
+    if not given:
         return [None, right]
-    if rule:
-        given = [rule(*parts) for parts in zip(given, options, alone or given, strict=True)]
     second, best = sorted(given)[-2:]
     return [given.index(best), right, round(best - second, 3)]
-
-
-def _gold(sample: dict[str, Any], options: list[str]) -> int | None:
-    for value in (_document(sample).get("gold"), sample.get("target")):
-        text = str(value).strip()
-        if text.isdigit() and int(text) < len(options):
-            return int(text)
-        if len(text) == 1 and 0 <= ord(text) - ord("A") < len(options):
-            return ord(text) - ord("A")
-        if text in options:
-            return options.index(text)
-    return None
 
 
 def _shorten(text: str, length: int) -> str:

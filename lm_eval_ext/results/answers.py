@@ -47,33 +47,56 @@ def options(sample: dict[str, Any]) -> list[str]:
     return texts if len(texts) > 1 else []
 
 
-def chosen(sample: dict[str, Any], metric: str) -> str:
-    """The option that a metric takes for the answer, or the generated text; "" where samples do not say."""
-    responses = sample.get("filtered_resps") or []
-    scores = log_likelihoods(responses)
+def option_scores(sample: dict[str, Any], metric: str) -> list[float]:
+    """The score of each option by the rule of a metric; none where samples do not say, or an answer is generated."""
+    scores = log_likelihoods(sample.get("filtered_resps") or [])
     if scores is None:
-        return str(responses[0])
+        return []
     listed = options(sample)
     given, alone = scores[: len(listed)], scores[len(listed) :]
     rule, needs_alone = _RULES.get(metric, (None, False))
     if len(given) < 2 or len(given) < len(listed) or (needs_alone and len(alone) != len(given)):
-        return ""
+        return []
     if rule:
         given = [rule(*parts) for parts in zip(given, listed, alone or given, strict=True)]
-    return listed[given.index(max(given))]
+    return given
+
+
+def generated(sample: dict[str, Any]) -> str | None:
+    """The generated text; None where options were scored."""
+    responses = sample.get("filtered_resps") or []
+    return None if log_likelihoods(responses) is not None else str(responses[0])
+
+
+def chosen(sample: dict[str, Any], metric: str) -> str:
+    """The option that a metric takes for the answer, or the generated text; "" where samples do not say."""
+    text = generated(sample)
+    if text is not None:
+        return text
+    scores = option_scores(sample, metric)
+    return options(sample)[scores.index(max(scores))] if scores else ""
+
+
+def gold(sample: dict[str, Any]) -> int | None:
+    """The index of the right option; None where samples do not say."""
+    listed = options(sample)
+    for value in (_document(sample).get("gold"), sample.get("target")):
+        text = str(value).strip()
+        if text.isdigit() and int(text) < len(listed):
+            return int(text)
+        if len(text) == 1 and 0 <= ord(text) - ord("A") < len(listed):
+            return ord(text) - ord("A")
+        if text in listed:
+            return listed.index(text)
+    return None
 
 
 def expected(sample: dict[str, Any]) -> str:
     """The right answer; "" where samples do not say."""
-    listed, target = options(sample), sample.get("target")
-    for value in (_document(sample).get("gold"), target):
-        text = str(value).strip()
-        if text.isdigit() and int(text) < len(listed):
-            return listed[int(text)]
-        if len(text) == 1 and 0 <= ord(text) - ord("A") < len(listed):
-            return listed[ord(text) - ord("A")]
-        if text in listed:
-            return text
+    listed, index = options(sample), gold(sample)
+    if index is not None:
+        return listed[index]
+    target = sample.get("target")
     return "" if listed or target is None else str(target).strip()
 
 

@@ -288,7 +288,7 @@ def test_tasks_of_others_show_generated_text_or_the_options_of_the_requests(tmp_
     sky, gsm = changed_items(plane, 10).data["items"]
     assert (gsm["b"], gsm["r"][0]) == (["four", 0], ["4", 1])
     assert (sky["q"], sky["o"], sky["g"]) == ("Sky colour?", ["red", "blue"], 1)
-    assert (sky["b"], sky["r"][0]) == ([1, 1], [0, 0])
+    assert (sky["b"], sky["r"][0]) == ([1, 1, 1.0], [0, 0, 1.0])
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
