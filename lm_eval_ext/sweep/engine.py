@@ -166,7 +166,9 @@ class SeparateEngine:
     def __init__(self, model: PreTrainedModel, vectors: VectorSet, n_layers: int, *, max_length: int) -> None:
         self._model = model
         self._table = _tables(vectors, n_layers)
-        self._max_length = max_length
+        self._scorer = Scorer(
+            model, Injector(model, SteeringTable()), max_length=max_length
+        )  # learns what may be shared
 
     def run(
         self,
@@ -180,11 +182,11 @@ class SeparateEngine:
             pending = [tree for tree in trees if store.get(condition.name, tree.key) is None]
             table = self._table(condition.name) if condition.plan else SteeringTable()
             injector = Injector(self._model, table)
-            scorer = Scorer(self._model, injector, max_length=self._max_length)
+            self._scorer.injector = injector
             try:
                 for start in range(0, len(pending), _TREES_PER_TRANSACTION):
                     part = pending[start : start + _TREES_PER_TRANSACTION]
-                    store.write(_score(scorer, part, condition.name, table))
+                    store.write(_score(self._scorer, part, condition.name, table))
                     progress(len(part))
             finally:
                 injector.remove()

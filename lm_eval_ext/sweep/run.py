@@ -217,14 +217,14 @@ class Sweep:
                 f"note: the model runs in {dtype}, the vectors were extracted in {', '.join(others)}", style="yellow"
             )
 
-    def _engine(self, model: SteeredBackend, tree: ScoredTree, console: Console) -> Engine:
+    def _engine(self, model: SteeredBackend, questions: list[ScoredTree], console: Console) -> Engine:
         from lm_eval_ext.scoring.batching import Budget
         from lm_eval_ext.scoring.shared_forward import SweepModel
         from lm_eval_ext.sweep.engine import MAX_TOKENS, SeparateEngine, SharedEngine
 
         settings = self.settings
         trees = SweepModel(model.model)
-        if reason := trees.check(tree.tree):
+        if reason := trees.check([question.tree for question in questions]):
             console.print(f"note: {reason}; every condition is computed in full", style="yellow")
             return SeparateEngine(model.model, self.vectors, self.n_layers, max_length=model.max_length)
         tokens = settings.max_tokens or MAX_TOKENS.get(model.device.type, MAX_TOKENS["cuda"])
@@ -252,7 +252,7 @@ class Sweep:
                 f"{self.settings.cells}: {len(stored & requested)} of {len(requested)} prompts were begun by earlier runs"
                 + (f", {len(stored - requested)} others are not used now" if stored - requested else "")
             )
-        engine = self._engine(model, min(trees, key=lambda tree: len(tree.tree)), console)
+        engine = self._engine(model, trees, console)
         conditions = singles
         self._run(engine, trees, conditions, store, processes, "Sweeping")
         if self.settings.has_pairs:
