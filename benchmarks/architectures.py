@@ -6,7 +6,8 @@
 
 Columns, each the largest difference in nats (or `ok`, or the number of texts that differ):
 
-- scores: letters, option texts, 2-shot, prompts across windows, over-long prompts; batches of 1 and 7, automatic, padded left
+- scores: letters, option texts, 2-shot, prompts across windows, over-long prompts; batches of 1 and 7, automatic,
+  padded left
 - hf: the harness's own model in batches of 7, which no one promises to be independent of the batch
 - rolling, generated: against `hf`
 - steered: log-likelihoods at three positions, two languages in a batch, against plain hooks on one sequence at a time
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
-#: Seconds for one type, loading included.
+#: Seconds for one type.
 TIMEOUT = 120.0
+
+#: Seconds until a worker has imported what it needs.
+START = 900.0
 
 #: Largest difference in float32 that is called equal.
 EQUAL = 1e-4
@@ -181,6 +185,8 @@ class Worker:
             lines.put(None)
 
         threading.Thread(target=read, args=(self._process.stdout,), daemon=True).start()
+        if lines.get(timeout=START) is None:
+            raise RuntimeError("the worker does not start: run it with --worker to see why")
 
     def close(self) -> None:
         """End the process."""
@@ -197,10 +203,15 @@ def worker(args: argparse.Namespace) -> None:
     """Measure the types that come on the standard input."""
     import warnings
 
+    import peft  # noqa: F401 - imported before the clock of the first type runs
     import transformers
+
+    import lm_eval_ext.backends.hf.model  # noqa: F401 - as above
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    measured("llama", args.dtype)
+    print(MARK + "ready", flush=True)
     for name in sys.stdin:
         started = time.perf_counter()
         row = measured(name.strip(), args.dtype)
@@ -245,7 +256,10 @@ def in_float64(case: str, columns: Sequence[str]) -> dict[str, float]:
     import tiny_architectures
 
     found: dict[str, float] = {}
-    checked = Checked(tiny_architectures.tiny_model(case).double())
+    model = tiny_architectures.tiny_model(case).double()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped products have no float64
+    checked = Checked(model)
     for column in columns:
         try:
             found[column] = checked.checks()[column]()
@@ -441,33 +455,37 @@ class Checked:
 
     def steered_texts(self) -> str:
         """Generation in a padded batch, two languages in it."""
-        import torch
-
         vectors, found, expected = self.vectors(), list[str](), list[str]()
         languages = ["en", "ko", "ko", "en"]
         for position in ("prompt", "last", "all"):
             with self.under(f"loc@{LAYER}:1/{position}", vectors), refusing():
                 found += self.ours.generate_until(self.generation_requests(languages), disable_tqdm=True)
-            model = self.tiny.HFLM(pretrained=self.model, batch_size=7, **self.common)
-            row_of = {r.args[0]: lang for r, lang in zip(self.generation_requests(), languages, strict=True)}
-            rows: list[str] = []
-            encode, generate = model.tok_batch_encode, model._model_generate
-
-            def encoding(strings: Any, *args: Any, rows: list[str] = rows, encode: Any = encode, **kwargs: Any) -> Any:
-                rows[:] = [row_of[text] for text in strings]
-                return encode(strings, *args, **kwargs)
-
-            def generating(
-                context: Any, *args: Any, rows: list[str] = rows, generate: Any = generate, **kwargs: Any
-            ) -> Any:
-                matrix = torch.stack([vectors.vectors["loc", language].tensors["vector"][LAYER] for language in rows])
-                real = kwargs.get("attention_mask", torch.ones_like(context)).bool()
-                with self.alone.generating(matrix, real, position):
-                    return generate(context, *args, **kwargs)
-
-            model.tok_batch_encode, model._model_generate = encoding, generating
-            expected += model.generate_until(self.generation_requests(), disable_tqdm=True)
+            expected += self.texts_under_hooks(vectors, languages, position)
         return differing(found, expected)
+
+    def texts_under_hooks(self, vectors: Any, languages: Sequence[str], position: str) -> list[str]:
+        """What the harness's model generates under plain hooks, in the same padded batch."""
+        import torch
+
+        model = self.tiny.HFLM(pretrained=self.model, batch_size=7, **self.common)
+        requests = self.generation_requests()
+        language_of = {request.args[0]: code for request, code in zip(requests, languages, strict=True)}
+        rows: list[str] = []
+        encode, generate = model.tok_batch_encode, model._model_generate
+
+        def encoding(strings: Any, *args: Any, **kwargs: Any) -> Any:
+            rows[:] = [language_of[text] for text in strings]
+            return encode(strings, *args, **kwargs)
+
+        def generating(context: Any, *args: Any, **kwargs: Any) -> Any:
+            matrix = torch.stack([vectors.vectors["loc", language].tensors["vector"][LAYER] for language in rows])
+            real = kwargs.get("attention_mask", torch.ones_like(context)).bool()
+            with self.alone.generating(matrix, real, position):
+                return generate(context, *args, **kwargs)
+
+        model.tok_batch_encode, model._model_generate = encoding, generating
+        texts: list[str] = model.generate_until(requests, disable_tqdm=True)
+        return texts
 
     def states(self) -> float:
         """The residual stream after two layers."""

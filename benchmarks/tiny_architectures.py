@@ -53,8 +53,9 @@ _SIZES: list[tuple[int, str]] = [
         HIDDEN // _HEADS,
         "head_dim d_head qk_nope_head_dim v_head_dim qk_rope_head_dim index_head_dim swa_head_dim "
         "linear_head_dim linear_key_head_dim linear_value_head_dim attention_head_size dim_head mamba_d_head mamba_head_dim "
-        "query_pre_attn_scalar kv_channels d_rel rotary_dim state_size mamba_d_state ssm_state_size time_step_rank mamba_dt_rank "
-        "adapter_rank gated_norm_rank loop_gate_rank qk_head_dim_",
+        "query_pre_attn_scalar kv_channels d_rel rotary_dim state_size mamba_d_state ssm_state_size time_step_rank "
+        "mamba_dt_rank "
+        "adapter_rank gated_norm_rank loop_gate_rank",
     ),
     (2 * HIDDEN // _HEADS, "global_head_dim qk_head_dim"),
     (CONTEXT, "max_position_embeddings n_positions max_seq_len n_ctx context_length model_max_length seq_length"),
@@ -70,6 +71,17 @@ _SMALL: dict[str, int] = {key: value for value, keys in _SIZES for key in keys.s
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
 
 _MLA: dict[str, Any] = {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_WITH_MLA = [
+    "axk1",
+    "axk2",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "dots3_note",
+    "dots3_note_text",
+    "glm4_moe_lite",
+]
+_WITH_MLA += ["glm_moe_dsa", "longcat_flash", "minicpm3", "sarvam_mla", "youtu"]
 _MAMBA: dict[str, Any] = {
     "mamba_n_heads": 4,
     "mamba_d_head": 16,
@@ -89,20 +101,18 @@ _UNSHARED: dict[str, Any] = {"num_kv_shared_layers": 0}
 #: What a type needs besides: sizes that must fit each other, and choices that make its own layers run. `...` leaves a size
 #: as it is by default.
 CHANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ["axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "sarvam_mla", "youtu", "dots3_note", "dots3_note_text"],
-        _MLA,
-    ),
+    **dict.fromkeys(_WITH_MLA, _MLA),
     **dict.fromkeys(("bamba", "falcon_h1"), _MAMBA),
     "granitemoehybrid": {**_MAMBA, "layer_types": _HYBRID},
-    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), {**_GEMMA4, "num_kv_shared_layers": 2}),
+    "gemma4_text": {**_GEMMA4, "num_kv_shared_layers": 2},
+    "gemma4_unified_text": {**_GEMMA4, "num_kv_shared_layers": 2},
     "gemma4": {"text_config": {"model_type": "gemma4_text", "num_kv_shared_layers": 2, **_GEMMA4}},
     "gemma4_unified": {"text_config": {"model_type": "gemma4_unified_text", "num_kv_shared_layers": 2, **_GEMMA4}},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
     "dots1": {"n_shared_experts": 1, "num_experts_per_tok": 2},
     "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "head_dim": ...},
-    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 8}),
+    **{name: {"head_dim": 8} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     "bailing_hybrid": {"layer_types": _LINEAR, **_MLA},
     "kimi_linear": {"layer_types": _LINEAR, **_MLA},
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
@@ -124,13 +134,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "axial_pos_embds_dim": [16, 16],
         "attn_layers": ["local"] * 4,
     },
-    "roc_bert": {
-        "enable_pronunciation": False,
-        "enable_shape": False,
-        "shape_embed_dim": 8,
-        "pronunciation_embed_dim": 8,
-    },
-    "xmod": {"default_language": "en_XX"},
     "zamba2": {
         "layer_types": ["mamba", "hybrid"] * 2,
         "mamba_headdim": 16,
@@ -139,7 +142,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "attention_head_dim": 16,
     },
     "zaya": {"num_experts_per_tok": 1},
-    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), {"layer_types": _LINEAR}),
+    **{name: {"layer_types": _LINEAR} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
     **{
         name: {"text_config": {"model_type": f"{name}_text", "layer_types": _LINEAR}}
         for name in ("qwen3_5", "qwen3_5_moe")

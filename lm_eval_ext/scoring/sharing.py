@@ -1,10 +1,10 @@
 """What the rows of a forward may share with one model: measured on the model itself before anything is shared.
 
-Scoring is quick because rows of several lengths run in one forward, because rows continue from keys and values of an earlier
-one, and because prompts and options lie in one row under an attention mask of ours. Each of these can change results: windows
-and chunks that count columns, attention that selects tokens, recurrent state, frequencies that depend on the longest row. So
-the same requests are scored one row at a time and in each of these ways, with prompts as long as those of the run, and what
-moves results by more than rounding does is not used.
+Scoring is quick because rows of several lengths run in one forward, because rows continue from keys and values of an
+earlier one, and because prompts and options lie in one row under an attention mask of ours. Each of these can change
+results: windows and chunks that count columns, attention that selects tokens, recurrent state, frequencies that depend on
+the longest row. So the same requests are scored one row at a time and in each of these ways, with prompts as long as those
+of the run, and what moves results by more than rounding does is not used.
 
 The noise of rounding is measured too: the embeddings and the output of every decoder layer are changed by about half of the
 last bit of the run's dtype. A number that a way of sharing may change by this much is one that another order of summation
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     #: Scores requests in one way: log-probability of every token of every continuation.
     Run = Callable[[Sequence[Request], "Sharing"], dict[Request, list[Token]]]
 
-#: Differences of up to this many times the largest measured noise are rounding (our default).
-NOISE_FACTOR = 8
+#: Differences of up to this many times the largest measured noise are rounding (our defaults): in half precision, where
+#: products are summed in float32 and rounded once, and in float32 and float64, where the order of their sums counts too.
+NOISE_FACTOR, NOISE_FACTOR_FULL = 2.0, 16.0
 
 #: Shortest and longest prompt of the probe. It is longer only where the config has a window beyond the latter.
 _SHORTEST, _LONGEST = 64, 768
@@ -185,18 +186,18 @@ def check(model: PreTrainedModel, run: Run, tokens: Sequence[int], length: int, 
             reason = f"{_TRIED[way]} failed ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})"
             break
         difference = _difference(found, expected)
-        if not difference <= _tolerance(expected, noise):
+        if not difference <= _tolerance(model, expected, noise):
             # Of several draws one may show what is rare, such as a router that chooses otherwise.
             noise += [_noise(model, run, first_of_each, scored, seed) for seed in range(len(noise), 5)]
         differences.append((way, difference))
-        if not difference <= _tolerance(expected, noise):
+        if not difference <= _tolerance(model, expected, noise):
             reason = (
                 f"{_TRIED[way]} changes the log-probability of a token by {difference:.2g} nats, rounding by "
                 f"{max(noise):.1g}"
             )
             break
         sharing = way
-    tolerance = _tolerance(_values(scored, requests), noise)
+    tolerance = _tolerance(model, _values(scored, requests), noise)
     return Verdict(sharing, reason, length, max(noise), tolerance, tuple(differences))
 
 
@@ -222,7 +223,8 @@ def _structure(model: PreTrainedModel, way: Sharing) -> str:
 def _requests(tokens: Sequence[int], length: int) -> list[Request]:
     """Three prompts of different lengths, two with a common beginning, whose continuations branch.
 
-    The options of the two continue from pasts of different lengths in one forward, of which one is padded. All tokens are of the run, in another order for each prompt, so that what leaks from a neighbour shows.
+    The options of the two continue from pasts of different lengths in one forward, of which one is padded. All tokens are of
+    the run, in another order for each prompt, so that what leaks from a neighbour shows.
     """
     distinct = list(dict.fromkeys(tokens)) or [0]
     generator = torch.Generator().manual_seed(length)
@@ -256,9 +258,10 @@ def _noise(
         return _difference(_values(run(requests, Sharing.ALONE), requests), _values(scored, requests))
 
 
-def _tolerance(expected: list[float], noise: list[float]) -> float:
+def _tolerance(model: PreTrainedModel, expected: list[float], noise: list[float]) -> float:
     resolution = 4 * torch.finfo(torch.float32).eps * max(map(abs, expected))  # log-softmaxes are float32 numbers
-    return max(NOISE_FACTOR * max(noise), resolution)
+    factor = NOISE_FACTOR_FULL if _dtype(model) in (torch.float32, torch.float64) else NOISE_FACTOR
+    return max(factor * max(noise), resolution)
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:

@@ -139,8 +139,8 @@ class ResidualStream:
             return stream.mean(2)
         if stream.dim() != 3:
             raise ModelError(
-                f"the decoder layers of this architecture return {list(stream.shape)}, not a residual stream [batch, length, "
-                "hidden]: it can be evaluated, but not steered"
+                f"the decoder layers of this architecture return {list(stream.shape)}, not a residual stream [batch, "
+                "length, hidden]: it can be evaluated, but not steered"
             )
         return stream
 
@@ -150,8 +150,9 @@ class ResidualStream:
         if stream.dim() == 4 and self.active is None:
             value = stream + (value - stream.mean(2)).unsqueeze(2)
         elif stream.dim() == 4:
-            active = stream.new_tensor([self.active], dtype=torch.long)
-            value = stream.index_copy(0, active, value.unsqueeze(0))
+            import torch
+
+            value = torch.stack([value if index == self.active else x for index, x in enumerate(stream.unbind(0))])
         return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
