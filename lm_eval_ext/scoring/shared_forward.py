@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.steering.tokens import Tokens
 
+#: Most tokens of the copies of a prompt's end side by side: each is masked against all others.
+MAX_SIDE_BY_SIDE = 128
+
 #: For each continuation of a tree, its log-likelihood; or, without the logsumexp, its logit.
 Values = list[float]
 
@@ -95,14 +98,17 @@ class SweepModel(TreeModel):
         """Largest difference of a log-likelihood where layers go on from the stream after another, unsteered."""
         n_layers = len(self._layers)
         layers = sorted({0, n_layers // 2, max(0, n_layers - 2)})
-        flags, languages, none = [True] * len(trees), [""] * len(trees), [SteeringTable()]
+        flags, languages = [True] * len(trees), [""] * len(trees)
         packed = TreeModel.score(self, Packed(trees))
         expected = [sum(value for value, _ in path) for by_tree in packed for path in by_tree]
         largest = 0.0
         for form in (Packed, Aligned):
             base = self.base(form(trees), layers, flags)
-            run = self.ends if form is Aligned else self.whole
-            resumed = (run(base, layer, none, languages, flags)[0] for layer in layers)
+            # The ends of a prompt under many conditions lie side by side in a row.
+            block = 1 + max(len(tree.tokens) for tree in trees)
+            run, copies = (self.ends, max(1, MAX_SIDE_BY_SIDE // block)) if form is Aligned else (self.whole, 1)
+            none = [SteeringTable()] * copies
+            resumed = (values for layer in layers for values in run(base, layer, none, languages, flags))
             for values in (base.values, *resumed):
                 actual = torch.tensor([value for by_tree in values for value in by_tree], dtype=torch.float64)
                 largest = max(largest, float((actual - torch.tensor(expected, dtype=torch.float64)).abs().max()))

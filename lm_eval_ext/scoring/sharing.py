@@ -235,8 +235,8 @@ def _requests(tokens: Sequence[int], length: int) -> list[Request]:
     prompts = [tuple(drawn[:length]), tuple(drawn[:half] + drawn[length : length + length // 8 + 1])]
     short = tuple(drawn[length + half : length + half + max(1, length // 4)])
     return [
-        *(Request(prompts[0], continuation, 0) for continuation in ((a, b, c), (d,))),
-        *(Request(prompts[1], continuation, 0) for continuation in ((e, f), (d,))),
+        *(Request(prompts[0], continuation, 0) for continuation in ((a, b, c), (d, e, f))),
+        *(Request(prompts[1], continuation, 0) for continuation in ((e, f), (d, a))),
         *(Request(short, continuation, 0) for continuation in ((a, b), (c, d, e), (f,))),
     ]
 

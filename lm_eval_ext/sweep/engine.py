@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lm_eval_ext.scoring.requests import Request
 from lm_eval_ext.scoring.scorer import Scorer
+from lm_eval_ext.scoring.shared_forward import MAX_SIDE_BY_SIDE
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Packed
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.table import SteeringTable
@@ -30,9 +31,6 @@ MEMORY_GIB = 2.0
 
 #: Share of a forward's tokens that a batch uses: aligned prompts are padded, and their steered ends are few tokens each.
 _SHARE: dict[type[Batch], float] = {Packed: 1, Aligned: 0.25}
-
-#: Most tokens of the copies of a prompt's end side by side: each is masked against all others.
-_MAX_SIDE_BY_SIDE = 128
 
 #: Fewer tokens do not keep a processor busy: the ends of prompts of several first layers are then run together.
 _ENOUGH_TOKENS = 256
@@ -142,7 +140,7 @@ class SharedEngine:
         if isinstance(batch, Aligned):
             block = 1 + batch.nodes
             tokens = len(batch.trees) * block
-            size, enough = min(self._budget.tokens // tokens, _MAX_SIDE_BY_SIDE // block), _ENOUGH_TOKENS // tokens
+            size, enough = min(self._budget.tokens // tokens, MAX_SIDE_BY_SIDE // block), _ENOUGH_TOKENS // tokens
         start, chunk = 0, list[Condition]()
         for layer, of_layer in conditions.items():
             for condition in of_layer:
