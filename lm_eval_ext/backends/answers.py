@@ -122,8 +122,12 @@ def score_answers(
     trees = [_tree([next(of_options) for _ in asked.options]) for _, asked, _ in texts]
     answers: Answers = {}
     known: KnownStates = {}
-    runner = TreeModel(model)
-    if runner.check(min(trees, key=len)) is None:
+    scorer = Scorer(model, Injector(model, SteeringTable()), max_length=10**9)
+    requests = [
+        Request(tree.prompt, tuple(token for _, token in path), 0, tree.lead) for tree in trees for path in tree.targets
+    ]
+    if not scorer.why_no_trees(requests):
+        runner = TreeModel(model)
         with Capture(model, layers) as capture:
             for numbers in Packed.divide(trees, _MAX_TOKENS):
                 batch = Packed([trees[number] for number in numbers])
@@ -145,10 +149,6 @@ def score_answers(
                     _note(answers, texts[number][1], values, metric)
                 progress(len(numbers))
         return answers, known
-    scorer = Scorer(model, Injector(model, SteeringTable()), max_length=10**9)
-    requests = [
-        Request(tree.prompt, tuple(token for _, token in path), 0, tree.lead) for tree in trees for path in tree.targets
-    ]
     scored = iter(scorer.score(requests, 8))
     for _, prompt, _ in texts:
         _note(answers, prompt, [next(scored).log_likelihood for _ in prompt.options], metric)

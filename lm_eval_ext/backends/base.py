@@ -197,6 +197,10 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         dtype = next(self.model.parameters()).dtype
         return {"model": weights_fingerprint(self.model), "dtype": precision.name_of(dtype)}
 
+    def sharing(self) -> dict[str, Any] | None:
+        """What rows of a forward shared, with the reason why no more; None where nothing was scored or measured."""
+        return None
+
     def close(self) -> None:
         """Remove the hooks of steering from a model that is used further. The backend cannot be used afterwards."""
 
@@ -206,7 +210,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """What the harness saves about the model, with the steering under `steering` and why its dtype under `dtype`."""
         of_engine: dict[str, Any] = getattr(super(), "get_model_info", dict)()
         dtype = {} if self._precision is None else {"dtype": self._precision.record(of_engine.get("model_dtype"))}
-        return {**of_engine, **dtype, "steering": self.steering_identity()}
+        sharing = self.sharing()
+        scoring = {} if sharing is None else {"scoring": sharing}
+        return {**of_engine, **dtype, **scoring, "steering": self.steering_identity()}
 
     def steering_identity(self) -> dict[str, Any]:
         """The plan, the vector file's hash and the model's fingerprint: two runs that differ here are not comparable."""

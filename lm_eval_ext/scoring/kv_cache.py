@@ -104,7 +104,7 @@ def _of_layer(value: Any, layer: int) -> Any:
 
 
 #: Classes of cache layers that hold keys and values only, by name: some releases of transformers lack them.
-_PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
+_PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")  # the last keeps nothing
 
 
 def forget_positions(model: PreTrainedModel) -> None:
@@ -124,8 +124,11 @@ def cache_name(model: PreTrainedModel) -> str:
     return "cache" if "cache" in parameters and "past_key_values" not in parameters else "past_key_values"
 
 
-def can_be_shared(model: PreTrainedModel) -> bool:
-    """Whether a model's cache holds keys and values only: the state of a recurrent layer cannot be moved between rows."""
+def cache_kinds(model: PreTrainedModel) -> str:
+    """What a model's cache holds besides keys and values, by the classes of its layers; empty where it is nothing.
+
+    The state of a recurrent layer, or the keys of an indexer, cannot be moved between rows.
+    """
     device = model.get_input_embeddings().weight.device
     token = torch.zeros(1, 1, dtype=torch.long, device="cpu" if device.type == "meta" else device)
     with torch.inference_mode():
@@ -133,6 +136,6 @@ def can_be_shared(model: PreTrainedModel) -> bool:
     # By the names that it has: releases of transformers warn of one that they replaced.
     cache = next((output[name] for name in output if name in ("cache", "past_key_values")), None)
     layers: list[Any] = getattr(cache, "layers", None) or []
-    return (
-        type(cache) is DynamicCache and bool(layers) and all(type(layer).__name__ in _PLAIN_LAYERS for layer in layers)
-    )
+    if type(cache) is not DynamicCache or not layers:
+        return "none" if cache is None else type(cache).__name__
+    return ", ".join(sorted({type(layer).__name__ for layer in layers} - set(_PLAIN_LAYERS)))

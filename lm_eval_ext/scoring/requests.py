@@ -14,7 +14,7 @@ from lm_eval_ext.scoring.prefixes import shared_prefixes
 from lm_eval_ext.scoring.token_trees import Tree, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from lm_eval_ext.scoring.lm_head import Token
 
@@ -110,7 +110,7 @@ def not_a_number(where: str, dtype: torch.dtype, plan: str) -> ModelError:
     )
 
 
-def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], bool]) -> list[Row]:
+def rows_of(requests: Iterable[Request], max_length: int, *, shares: bool) -> list[Row]:
     """The rows that score all requests.
 
     The continuations of a prompt that differ only in their last token share a row. Where they differ earlier, they branch
@@ -119,7 +119,7 @@ def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], b
     Args:
         requests: distinct requests.
         max_length: most tokens of a forward; longer prompts are truncated from the left, as in the harness.
-        shares: whether a row can continue from the keys and values of another; called only where that would help.
+        shares: whether a row may continue from the keys and values of another.
 
     Raises:
         ModelError: a continuation longer than that.
@@ -131,7 +131,7 @@ def rows_of(requests: Iterable[Request], max_length: int, shares: Callable[[], b
     rows: list[Row] = []
     for (prompt, row, lead), group in by_prompt.items():
         fits = len(prompt) + max(len(request.continuation) for request in group) - 1 <= max_length
-        if len({request.continuation[:-1] for request in group}) > 1 and fits and shares():
+        if len({request.continuation[:-1] for request in group}) > 1 and fits and shares:
             branches: dict[tuple[int, ...], list[Request]] = defaultdict(list)
             for request in group:
                 if len(request.continuation) > 1:
@@ -165,14 +165,11 @@ def _whole(group: list[Request], max_length: int) -> list[Row]:
     return list(rows.values())
 
 
-def split_by_shared_prefix(
-    prompts: Iterable[Row], shares: Callable[[], bool], n_last: int = 1
-) -> tuple[list[Row], list[tuple[Row, list[Row]]]]:
+def split_by_shared_prefix(prompts: Iterable[Row], n_last: int = 1) -> tuple[list[Row], list[tuple[Row, list[Row]]]]:
     """The prompts without a shared prefix that is worth a forward, and the shared prefixes with their prompts.
 
     Args:
         prompts: the rows of the prompts.
-        shares: as of `rows_of`.
         n_last: how many tokens at a prompt's end may be steered otherwise than the rest (`last3`): no prefix holds them.
     """
     alone: list[Row] = []
@@ -185,7 +182,7 @@ def split_by_shared_prefix(
         ends = [max(0, min(row.prompt_length - n_last, len(row.tokens) - row.scored)) for row in group]
         for members, length in shared_prefixes([p.tokens[:end] for p, end in zip(group, ends, strict=True)]):
             prompts_of_group = [group[index] for index in members]
-            if length and shares():
+            if length:
                 prefix = Row(row, prompts_of_group[0].tokens[:length], length + n_last)
                 shared.append((prefix, prompts_of_group))
             else:

@@ -5,12 +5,14 @@ continuations, equal requests. A prompt and its options form one token tree (`to
 the forward. Where prompts share a prefix, are long, or the model does not accept custom attention masks, options continue
 from the prompt's keys and values instead. The LM head is computed only at positions that score a token, and the log-softmax
 over the vocabulary is never stored.
+
+How much of this a model allows is measured first (`sharing`).
 """
 
 from __future__ import annotations
 
 import logging
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +21,15 @@ from transformers import DynamicCache
 
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring.batching import Budget, RowCost, by_cost, out_of_memory
-from lm_eval_ext.scoring.kv_cache import KVCache, Span, cache_name, can_be_shared, forget_positions
+from lm_eval_ext.scoring.kv_cache import KVCache, Span, cache_kinds, cache_name, forget_positions
 from lm_eval_ext.scoring.lm_head import ScoredPositions, Token, log_probabilities
 from lm_eval_ext.scoring.products import fast_products
 from lm_eval_ext.scoring.requests import Request, Row, Score, rows_of, split_by_shared_prefix
-from lm_eval_ext.scoring.token_trees import Packed, Tree
+from lm_eval_ext.scoring.sharing import Sharing, Verdict, check, probe_length, rope_switch
+from lm_eval_ext.scoring.token_trees import Packed, Tree, row_length
 from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
+from lm_eval_ext.steering.injection import Injector
+from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.steering.tokens import OptionTokens, ScoredTokens, Tokens
 
 if TYPE_CHECKING:
@@ -32,8 +37,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedModel
-
-    from lm_eval_ext.steering.injection import Injector
 
 PaddingSide = Literal["left", "right"]
 
@@ -45,6 +48,9 @@ MAX_TREE_PROMPT = 512
 
 log = logging.getLogger(__name__)
 
+
+#: Most tokens of a continuation of the probe.
+_PROBED_OPTION = 3
 
 #: Scored tokens of each request.
 _Scored = dict[Request, list[Token]]
@@ -80,10 +86,9 @@ class Scorer:
         self._max_rows = max_rows
         self._budget = Budget()
         self._head = ScoredPositions(model)
-        self._shares = cache(partial(can_be_shared, model))
         self._cache_name = cache_name(model)
-        self._checked_trees = False
-        self._trees: TreeModel | None = None
+        self._switch = rope_switch(model)
+        self.verdict: Verdict | None = None
 
     def score(
         self,
@@ -103,18 +108,18 @@ class Scorer:
         """
         scores: dict[Request, Score] = {}
         forget_positions(self.model)
-        cost = self._cost_from_memory if batch_size is None else RowCost(batch_size)
-        prompts = rows_of(dict.fromkeys(requests), self.max_length, self._shares)
+        distinct = list(dict.fromkeys(requests))
         try:
             with torch.inference_mode():
-                for scored in self._run(prompts, cost):
-                    finished = {request: Score.of(tokens) for request, tokens in scored.items()}
-                    scores.update(finished)
-                    progress(finished)
+                for group, sharing in self._groups(distinct):
+                    for scored in self._scored(group, sharing, batch_size):
+                        finished = {request: Score.of(tokens) for request, tokens in scored.items()}
+                        scores.update(finished)
+                        progress(finished)
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            longest = max(len(prompt.tokens) for prompt in prompts)
+            longest = max(min(len(request.prompt), self.max_length) for request in distinct)
             raise ModelError(
                 f"out of memory even with one prompt (the longest has {longest} tokens): set max_length=, a smaller dtype= "
                 "or another device="
@@ -125,29 +130,103 @@ class Scorer:
     def _cost_from_memory(self) -> RowCost:
         return RowCost.from_memory(self.model, self._max_rows)
 
-    def _tree_model(self, prompts: list[Row]) -> TreeModel | None:
-        """Runs prompts with all their options in one row; None if the model cannot, checked once with one of `prompts`."""
-        if not self._checked_trees:
-            model = TreeModel(self.model, self.softmax_dtype)
-            _, sample = next(min(prompts, key=lambda row: len(row.tokens)).trees())
-            reason = model.check(sample)
-            if reason is None:
-                self._trees = model
-            else:
-                log.info("Options are scored after their prompts, not together with them: %s", reason)
-            self._checked_trees = True
-        return self._trees
+    # What rows may share ------------------------------------------------------------------------------------------------
+
+    def _groups(self, requests: list[Request]) -> Iterator[tuple[list[Request], Sharing]]:
+        """The requests, and what their rows may share: nothing beyond the length at which rotary frequencies change."""
+        switch = self._switch
+        if switch is None:
+            yield requests, self._sharing(requests)
+            return
+        beyond = {request for request in requests if min(_length(request), self.max_length) > switch}
+        self._reset_rope()
+        within = [request for request in requests if request not in beyond]
+        yield within, self._sharing(within)
+        if beyond:
+            log.info(
+                "%d of %d requests are longer than %d tokens, where the rotary frequencies of this model begin to depend on "
+                "the longest row of a batch: each is scored in a forward of its own",
+                *(len(beyond), len(requests), switch),
+            )
+            for request in beyond:
+                yield [request], Sharing.ALONE
+                self._reset_rope()
+
+    def _reset_rope(self) -> None:
+        """A forward of one token puts frequencies back that grew with a longer sequence."""
+        if self._switch is not None:
+            self.model(input_ids=self._to_device(torch.zeros(1, 1, dtype=torch.long)), use_cache=False)
+
+    def _sharing(self, requests: list[Request]) -> Sharing:
+        """What the rows of these requests may share; nothing is measured where they are one row."""
+        if len({(request.prompt, request.continuation[:-1], request.row) for request in requests}) < 2:
+            return Sharing.ALONE
+        return self.check(requests).sharing
+
+    def why_no_trees(self, requests: Sequence[Request]) -> str:
+        """The reason why these requests cannot be scored as trees; empty if they can."""
+        if self._switch is not None and max(map(_length, requests)) > self._switch:
+            return f"its rotary frequencies depend on the longest row of a forward beyond {self._switch} tokens"
+        return self.check(requests).reason
+
+    def check(self, requests: Sequence[Request]) -> Verdict:
+        """What rows as long as those of these requests may share; measured once for each length."""
+        by_prompt: dict[tuple[int, ...], int] = {}
+        for request in requests:
+            by_prompt[request.prompt] = by_prompt.get(request.prompt, 0) + len(request.continuation) - 1
+        longest = max(row_length(len(prompt), nodes) for prompt, nodes in by_prompt.items())
+        limit = min(self.max_length, self._switch or self.max_length) - _PROBED_OPTION
+        length = max(1, probe_length(self.model.config, longest, limit))
+        if self.verdict is None or length > self.verdict.length:
+            tokens = [token for request in requests for token in (*request.prompt, *request.continuation)]
+            with torch.inference_mode():
+                self.verdict = self._measured(tokens, length)
+        return self.verdict
+
+    def _measured(self, tokens: list[int], length: int) -> Verdict:
+        injector, self.injector = self.injector, Injector(self.model, SteeringTable())
+        try:
+            verdict = check(self.model, self._probe, tokens, length)
+            if verdict.sharing == Sharing.ALONE and self.padding_side == "left":
+                log.info("Rows are padded on the right: padding on the left changes the results of this model")
+                self.padding_side = "right"
+                verdict = check(self.model, self._probe, tokens, length)
+        finally:
+            self.injector = injector
+        level = logging.WARNING if verdict.sharing == Sharing.ALONE else logging.INFO
+        log.log(level, "Scoring with %s", verdict)
+        return verdict
+
+    def _probe(self, requests: Sequence[Request], sharing: Sharing) -> _Scored:
+        scored: _Scored = {}
+        rows = len(requests) if sharing else 1
+        for part in self._scored(list(requests), sharing, rows, probing=True):
+            scored.update(part)
+        return scored
 
     # Forwards ---------------------------------------------------------------------------------------------------------
 
-    def _run(self, prompts: list[Row], cost: RowCost) -> Iterator[_Scored]:
-        """Every prompt, batch by batch."""
-        alone, shared = split_by_shared_prefix(prompts, self._shares, self.injector.table.n_last)
-        together, apart = list[Row](), list[Row]()
-        for row in alone:
-            (together if row.branches and len(row.tokens) <= MAX_TREE_PROMPT else apart).append(row)
-        if together and (trees := self._tree_model(together)):
-            yield from self._run_trees(trees, together, cost)
+    def _scored(
+        self, requests: list[Request], sharing: Sharing, batch_size: int | None, *, probing: bool = False
+    ) -> Iterator[_Scored]:
+        """Every request, batch by batch. A probe of trees runs all prompts as trees."""
+        if not requests:
+            return
+        if sharing == Sharing.ALONE:
+            batch_size = 1
+        cost = self._cost_from_memory if batch_size is None else RowCost(batch_size)
+        prompts = rows_of(requests, self.max_length, shares=sharing >= Sharing.CACHE)
+        as_trees = probing and sharing == Sharing.TREES
+        alone, shared = prompts, list[tuple[Row, list[Row]]]()
+        if sharing >= Sharing.CACHE and not as_trees:
+            alone, shared = split_by_shared_prefix(prompts, self.injector.table.n_last)
+        if sharing >= Sharing.TREES:
+            together, apart = list[Row](), list[Row]()
+            for row in alone:
+                is_tree = row.branches and (as_trees or len(row.tokens) <= MAX_TREE_PROMPT)
+                (together if is_tree else apart).append(row)
+            if together:
+                yield from self._run_trees(self._tree_model, together, cost)
             alone = apart
 
         def prompt_cost(row: Row) -> float:
@@ -219,7 +298,7 @@ class Scorer:
         lengths = torch.tensor([row.length for row in rows])
         width = int(lengths.max())
         # Padding on the left would enter a recurrent state, and would lie between a KV cache and what continues it.
-        left = self.padding_side == "left" and past is None and self._shares()
+        left = self.padding_side == "left" and past is None and len(rows) > 1 and self._has_plain_cache
         start = width - lengths if left else torch.zeros_like(lengths)
         ids = torch.zeros(len(rows), width, dtype=torch.long)  # token 0 pads, as in the harness
         for number, row in enumerate(rows):
@@ -251,6 +330,14 @@ class Scorer:
             kv_cache = KVCache(arguments[self._cache_name], spans)
         return self._tokens(logits, rows), kv_cache
 
+    @cached_property
+    def _has_plain_cache(self) -> bool:
+        return not cache_kinds(self.model)
+
+    @cached_property
+    def _tree_model(self) -> TreeModel:
+        return TreeModel(self.model, self.softmax_dtype)
+
     def _to_device(self, tensor: Tensor) -> Tensor:
         device = self.model.get_input_embeddings().weight.device
         # Offloaded weights are on the meta device: accelerate moves the input.
@@ -268,3 +355,8 @@ class Scorer:
             base += row.scored
         tokens = iter(log_probabilities(logits, places, token_ids, self.softmax_dtype))
         return {request: list(islice(tokens, len(target))) for row in rows for request, target in row.targets}
+
+
+def _length(request: Request) -> int:
+    """Tokens of a request's row."""
+    return len(request.prompt) + len(request.continuation) - 1

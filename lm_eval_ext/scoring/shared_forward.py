@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from lm_eval_ext.scoring.batching import out_of_memory
 from lm_eval_ext.scoring.kv_cache import kv_bytes_per_token
-from lm_eval_ext.scoring.token_trees import Aligned, Batch, Layout, Tree
+from lm_eval_ext.scoring.requests import Request
+from lm_eval_ext.scoring.scorer import Scorer
+from lm_eval_ext.scoring.token_trees import Aligned, Batch, Layout, Packed, Tree
 from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
-from lm_eval_ext.steering.decoder import residual
+from lm_eval_ext.steering.decoder import decoder_layers, residual
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.table import SteeringTable
 
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lm_eval_ext.steering.tokens import Tokens
+
+#: Most tokens of the copies of a prompt's end side by side: each is masked against all others.
+MAX_SIDE_BY_SIDE = 128
 
 #: For each continuation of a tree, its log-likelihood; or, without the logsumexp, its logit.
 Values = list[float]
@@ -55,6 +61,58 @@ class SweepModel(TreeModel):
     HEAD_POSITIONS = 256, 512  # more than in `TreeModel`: nothing else uses the memory
 
     _returns_tuple = False
+
+    def __init__(self, model: PreTrainedModel, softmax_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(model, softmax_dtype)
+        self._layers = list(decoder_layers(model))
+
+    def check(self, trees: Sequence[Tree]) -> str:
+        """The reason why conditions on these trees cannot share forwards with this model; empty if they can.
+
+        Besides what rows may share, it is tried whether layers go on from a saved residual stream: layers that reuse keys
+        and values of one that is then not run cannot.
+        """
+        longest = max(trees, key=len)
+        requests = [
+            Request(tree.prompt, tuple(token for _, token in path), 0) for tree in trees for path in tree.targets
+        ]
+        scorer = Scorer(self.model, Injector(self.model, SteeringTable()), max_length=len(longest) + len(requests))
+        if reason := scorer.why_no_trees(requests):
+            return reason
+        verdict = scorer.check(requests)
+        two = sorted(trees, key=len)[:: max(1, len(trees) - 1)][:2]
+        try:
+            difference = self._resumed_difference([*two, two[0]])
+        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+            if out_of_memory(error):
+                raise
+            return f"its layers cannot go on from a saved residual stream ({type(error).__name__}: {error})"
+        if not difference <= verdict.tolerance:
+            return (
+                f"going on from a saved residual stream changes the log-probability of a token by {difference:.2g} nats, "
+                f"rounding by {verdict.noise:.1g}"
+            )
+        return ""
+
+    def _resumed_difference(self, trees: Sequence[Tree]) -> float:
+        """Largest difference of a log-likelihood where layers go on from the stream after another, unsteered."""
+        n_layers = len(self._layers)
+        layers = sorted({0, n_layers // 2, max(0, n_layers - 2)})
+        flags, languages = [True] * len(trees), [""] * len(trees)
+        packed = TreeModel.score(self, Packed(trees))
+        expected = [sum(value for value, _ in path) for by_tree in packed for path in by_tree]
+        largest = 0.0
+        for form in (Packed, Aligned):
+            base = self.base(form(trees), layers, flags)
+            # The ends of a prompt under many conditions lie side by side in a row.
+            block = 1 + max(len(tree.tokens) for tree in trees)
+            run, copies = (self.ends, max(1, MAX_SIDE_BY_SIDE // block)) if form is Aligned else (self.whole, 1)
+            none = [SteeringTable()] * copies
+            resumed = (values for layer in layers for values in run(base, layer, none, languages, flags))
+            for values in (base.values, *resumed):
+                actual = torch.tensor([value for by_tree in values for value in by_tree], dtype=torch.float64)
+                largest = max(largest, float((actual - torch.tensor(expected, dtype=torch.float64)).abs().max()))
+        return largest
 
     def bytes_per_token(self, n_layers: int) -> int:
         """Memory kept per token of a base forward: the residual at `n_layers` layers, keys and values at all layers."""

@@ -321,3 +321,8 @@ def parts(prompt: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) -> 
             nodes = len(continuation) - 1
         groups[-1].append(continuation)
     return groups
+
+
+def row_length(prompt: int, nodes: int) -> int:
+    """Most tokens of a tree of a prompt of so many tokens whose continuations have so many nodes; see `parts`."""
+    return prompt + min(nodes, max(MAX_NODES, prompt))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import inspect
 from bisect import bisect_left
-from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lm_eval_ext.errors import ModelError
-from lm_eval_ext.scoring.batching import out_of_memory
 from lm_eval_ext.scoring.kv_cache import cache_name
 from lm_eval_ext.scoring.lm_head import Token, as_tokens, scores
 from lm_eval_ext.scoring.products import fast_products, linear
-from lm_eval_ext.scoring.token_trees import Aligned, Layout, Packed, Tree
-from lm_eval_ext.steering.decoder import decoder_layers, text_config
+from lm_eval_ext.steering.decoder import text_config
 from lm_eval_ext.steering.tokens import mask_between
 
 if TYPE_CHECKING:
@@ -24,15 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from lm_eval_ext.scoring.token_trees import Batch
+    from lm_eval_ext.scoring.token_trees import Batch, Layout, Tree
     from lm_eval_ext.steering.plan import Position
-
-#: Largest difference between a probe and plain forwards that rounding explains, by dtype; the last for half precision.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_HALF_PRECISION_TOLERANCE = 0.5
-
-#: Most tokens of a probe's prompt.
-_PROBE = 32
 
 
 class SteeredTokens:
@@ -65,7 +55,6 @@ class TreeModel:
     def __init__(self, model: PreTrainedModel, softmax_dtype: torch.dtype = torch.float32) -> None:
         self.model = model
         self._softmax_dtype = softmax_dtype
-        self._layers = list(decoder_layers(model))
         self._head = model.get_output_embeddings()
         self._text = text_config(model.config)
         self._cache_name = cache_name(model)
@@ -81,42 +70,6 @@ class TreeModel:
         """Of the residual stream."""
         dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
         return dtype
-
-    def check(self, sample: Tree) -> str | None:
-        """The reason why this model cannot run trees, from a comparison with plain forwards; None if it can.
-
-        Args:
-            sample: any tree; its tokens are rearranged into one with branches, which the sample may lack.
-        """
-        types = set(getattr(self._text, "layer_types", None) or ["full_attention"])
-        if other := types - {"full_attention", "sliding_attention"}:
-            return f"its layers are of the types {', '.join(sorted(other))}"
-        if not isinstance(self._head, torch.nn.Linear):
-            return "its LM head is not one linear layer"
-        base = getattr(self.model, "get_base_model", lambda: self.model)()  # of PEFT
-        if "position_ids" not in inspect.signature(base.forward).parameters or getattr(self._text, "alibi", False):
-            return "it computes positions itself"
-        tree = _probe(sample)
-        expected = [self._plain(tree.prompt, [token for _, token in path]) for path in tree.targets]
-        try:
-            # Two copies side by side, so that attention between neighbours would show.
-            batches = [self.score(batch) for batch in (Packed([tree, tree]), Aligned([tree]))]
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            if out_of_memory(error):
-                raise
-            return f"a forward with a custom attention mask failed ({error})"
-        actual = [sum(value for value, _ in path) for batch in batches for by_tree in batch for path in by_tree]
-        difference = max(abs(a - b) for a, b in zip(actual, expected * 3, strict=True))
-        if not difference <= _TOLERANCE.get(self.dtype, _HALF_PRECISION_TOLERANCE):
-            return f"its log-likelihoods differ by {difference:.2g} from those of plain forwards"
-        return None
-
-    def _plain(self, prompt: tuple[int, ...], continuation: list[int]) -> float:
-        ids = torch.tensor([[*prompt, *continuation]], device=self._device)
-        with torch.inference_mode():
-            logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        targets = torch.tensor(continuation, device=logits.device)
-        return float(logits.log_softmax(-1).gather(1, targets[:, None]).sum())
 
     def score(self, batch: Batch) -> list[list[list[Token]]]:
         """The tokens of every continuation of every tree."""
@@ -196,7 +149,7 @@ class TreeModel:
         return self._after_head(linear(states, weight, bias, self._buffer[: len(states)]))
 
     def _after_head(self, logits: Tensor) -> Tensor:
-        """The scaling and soft-capping that some families apply to their logits; `check` detects anything else."""
+        """The scaling and soft-capping that some families apply to their logits; `sharing.check` detects anything else."""
         if scale := getattr(self._text, "logit_scale", None):  # Cohere
             logits = logits * scale
         if divisor := getattr(self._text, "logits_scaling", None):  # Granite
@@ -206,11 +159,18 @@ class TreeModel:
         return logits
 
 
-def _probe(sample: Tree) -> Tree:
-    """A prompt with continuations that branch, made of the sample's tokens."""
-    tokens = [*sample.prompt, *sample.tokens, *(target.token for path in sample.targets for target in path)]
-    a, b, c, d, e, f = islice(cycle(tokens), 6)
-    return Tree.grow(sample.prompt[-_PROBE:], [(a, b, c), (a, d), (e, f, b, a), (e, f, d), (c,)])
+def cannot_run_trees(model: PreTrainedModel) -> str:
+    """The reason why a model cannot run trees, as far as its config and signature say; empty where they say nothing."""
+    text = text_config(model.config)
+    types = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if other := types - {"full_attention", "sliding_attention"}:
+        return f"its layers are of the types {', '.join(sorted(other))}"
+    if not isinstance(model.get_output_embeddings(), torch.nn.Linear):
+        return "its LM head is not one linear layer"
+    base = getattr(model, "get_base_model", lambda: model)()  # of PEFT
+    if "position_ids" not in inspect.signature(base.forward).parameters or getattr(text, "alibi", False):
+        return "it computes positions itself"
+    return ""
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward before the LM head

@@ -1,6 +1,7 @@
 """Where a transformers model keeps its residual stream: decoder layers, their count and width, and its identity.
 
-The residual stream after decoder layer `l` (0-based) is the output of block `l`, that is `hidden_states[l + 1]`.
+The residual stream after decoder layer `l` (0-based) is the output of block `l`, that is `hidden_states[l + 1]`. Of families
+with several streams see `ResidualStream`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.errors import ModelError
@@ -34,14 +36,22 @@ def fingerprint(config: Any) -> str:
     add tokens.
     """
     text = text_config(config)
-    identity = {key: getattr(text, key, None) for key in _IDENTITY}
+    identity = {key: _attribute(text, key) for key in _IDENTITY}
     # Some releases of transformers leave these out where they follow from the others.
     heads = identity["num_attention_heads"]
-    identity["num_key_value_heads"] = getattr(text, "num_key_value_heads", None) or heads
+    identity["num_key_value_heads"] = _attribute(text, "num_key_value_heads") or heads
     width = identity["hidden_size"]
     derived = width // heads if isinstance(width, int) and isinstance(heads, int) else None
-    identity["head_dim"] = getattr(text, "head_dim", None) or derived
+    identity["head_dim"] = _attribute(text, "head_dim") or derived
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _attribute(text: Any, name: str) -> Any:
+    """An attribute of a config, None where it has none; a list where transformers keeps one for each layer (Gemma 4)."""
+    try:
+        return getattr(text, name, None)
+    except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError, which older releases lack
+        return [getattr(layer, name) for layer in text.per_layer_config]
 
 
 def layer_count(config: Any) -> int:
@@ -100,22 +110,69 @@ def _inside_vision(name: str) -> bool:
     return any(word in name for word in ("vision", "visual", "audio"))
 
 
-def residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The residual stream [batch, length, hidden] in a decoder layer's output: a tensor in transformers 5, the head of a
-    tuple in 4.
+@dataclass(frozen=True)
+class ResidualStream:
+    """Where the residual stream is in what a decoder layer returns: a tensor, or the head of a tuple (transformers 4).
 
-    Raises:
-        ModelError: the layers return something else (Gemma 3n: several streams at once).
+    Most families return the stream itself, [batch, length, hidden]. Of several streams it is the one that carries the
+    prediction:
+
+    - AltUp (Gemma 3n; Baykal et al. 2023), [inputs, batch, length, hidden]: the active input. The layer computes on it, and
+      corrects the others from it.
+    - Hyper-connections (DeepSeek V4; Xie et al. 2026), [batch, length, streams, hidden]: the mean of the streams. Layers mix
+      them by doubly stochastic matrices, which keep the mean, and the model's head reads a weighted sum of them. A change of
+      the mean is made in every stream.
+
+    Attributes:
+        active: the active input of AltUp; None for other families.
+        n_streams: of hyper-connections; 0 for other families.
     """
-    stream = output[0] if isinstance(output, tuple) else output
-    if stream.dim() != 3:
-        raise ModelError(
-            f"the decoder layers of this architecture return {list(stream.shape)}, not one residual stream [batch, length, "
-            "hidden]: it can be evaluated, but not steered"
-        )
-    return stream
+
+    active: int | None = None
+    n_streams: int = 0
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ResidualStream:
+        """That of a model's family, from its config."""
+        text = text_config(model.config)
+        active = getattr(text, "altup_active_idx", None)
+        return cls(None if active is None else int(active), int(getattr(text, "hc_mult", 0) or 0))
+
+    def read(self, output: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The residual stream [batch, length, hidden] in a decoder layer's output.
+
+        Raises:
+            ModelError: the layers return something else.
+        """
+        stream = output[0] if isinstance(output, tuple) else output
+        if stream.dim() == 4 and self.active is not None:
+            return stream[self.active]
+        if stream.dim() == 4 and self.n_streams and stream.shape[2] == self.n_streams:
+            return stream.mean(2)
+        if stream.dim() != 3:
+            raise ModelError(
+                f"the decoder layers of this architecture return {list(stream.shape)}, not a residual stream [batch, "
+                "length, hidden]: it can be evaluated, but not steered"
+            )
+        return stream
+
+    def write(self, output: Tensor | tuple[Tensor, ...], value: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """`output` with its residual stream replaced (never edited in place)."""
+        stream = output[0] if isinstance(output, tuple) else output
+        if stream.dim() == 4 and self.active is None:
+            value = stream + (value - stream.mean(2)).unsqueeze(2)
+        elif stream.dim() == 4:
+            import torch
+
+            value = torch.stack([value if index == self.active else x for index, x in enumerate(stream.unbind(0))])
+        return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The only residual stream in a decoder layer's output; see `ResidualStream.read`."""
+    return ResidualStream().read(output)
 
 
 def with_residual(output: Tensor | tuple[Tensor, ...], value: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """`output` with its residual stream replaced (never edited in place)."""
-    return (value, *output[1:]) if isinstance(output, tuple) else value
+    """`output` with its only residual stream replaced; see `ResidualStream.write`."""
+    return ResidualStream().write(output, value)

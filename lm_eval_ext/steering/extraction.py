@@ -19,7 +19,7 @@ from lm_eval_ext.data.pairs import Pair, PairSet
 from lm_eval_ext.errors import DataError, EstimatorError, ModelError, PlanError, VectorFileError
 from lm_eval_ext.languages import normalise
 from lm_eval_ext.steering import registry
-from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_count, residual, text_only
+from lm_eval_ext.steering.decoder import ResidualStream, decoder_layers, hidden_size, layer_count, text_only
 from lm_eval_ext.steering.estimators.base import Estimator, Origin, PairStates, StateBatch
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.pooling import PooledText, Pooling, encode, encode_pairs, parse_pooling, pool
@@ -445,6 +445,7 @@ class Capture:
         self._take: Callable[[Tensor], Any]
         self._stops = True
         self._layers = layers
+        self._stream = ResidualStream.of(model)
         modules = decoder_layers(model)
         wrong = [layer for layer in layers if not 0 <= layer < layer_count(model.config)]
         if wrong or not layers:
@@ -483,7 +484,7 @@ class Capture:
 
     def _keep(self, layer: int) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._taken[layer] = self._take(residual(output))
+            self._taken[layer] = self._take(self._stream.read(output))
             if self._stops and layer == self._deepest:
                 raise _Stop
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lm_eval_ext.steering.decoder import decoder_layers, residual, with_residual
+from lm_eval_ext.steering.decoder import ResidualStream, decoder_layers
 from lm_eval_ext.steering.table import UNSTEERED_ROW, Addition, Change, SteeringTable
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Injector:
         self.table = table
         self._batch: _Batch | None = None
         self._on_device: dict[tuple[Any, ...], Any] = {}
+        self._stream = ResidualStream.of(model)
         layers: Sequence[nn.Module] = list(decoder_layers(model)) if table.steps else []
         self._handles = [layers[layer].register_forward_hook(self._hook(layer)) for layer in table.steps]
 
@@ -93,7 +94,7 @@ class Injector:
             batch = self._batch
             if batch is None:
                 return None
-            hidden = residual(output)
+            hidden = self._stream.read(output)
             n, length = hidden.shape[:2]
             prompt = getattr(batch.tokens, "prompt", None)
             offset = batch.offset(layer, length, None if prompt is None else prompt.shape[1])
@@ -108,7 +109,7 @@ class Injector:
                         steered = self._add((layer, number), step, steered, rows, token_mask)
                     else:
                         steered = self._change((layer, number), step, steered, rows, token_mask)
-            return None if steered is hidden else with_residual(output, steered)
+            return None if steered is hidden else self._stream.write(output, steered)
 
         return steer
 

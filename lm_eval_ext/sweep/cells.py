@@ -117,7 +117,7 @@ class Cells:
         if self._engine_name == "vllm":
             return BackendEngine(model, self._vectors, n_layers)
         trees = SweepModel(model.model)
-        if reason := trees.check(min(self.trees, key=lambda tree: len(tree.tree)).tree):
+        if reason := trees.check([tree.tree for tree in self.trees]):
             self._console.print(f"note: {reason}; every condition is computed in full", style="yellow")
             return SeparateEngine(model.model, self._vectors, n_layers, max_length=model.max_length)
         tokens = self._max_tokens or MAX_TOKENS.get(model.device.type, MAX_TOKENS["cuda"])

@@ -11,6 +11,7 @@ import torch
 
 from lm_eval_ext.scoring.requests import Request, not_a_number
 from lm_eval_ext.scoring.scorer import Scorer
+from lm_eval_ext.scoring.shared_forward import MAX_SIDE_BY_SIDE
 from lm_eval_ext.scoring.token_trees import Aligned, Batch, Packed
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.table import SteeringTable
@@ -34,9 +35,6 @@ MEMORY_GIB = 2.0
 
 #: Share of a forward's tokens that a batch uses: aligned prompts are padded, and their steered ends are few tokens each.
 _SHARE: dict[type[Batch], float] = {Packed: 1, Aligned: 0.25}
-
-#: Most tokens of the copies of a prompt's end side by side: each is masked against all others.
-_MAX_SIDE_BY_SIDE = 128
 
 #: Fewer tokens do not keep a processor busy: the ends of prompts of several first layers are then run together.
 _ENOUGH_TOKENS = 256
@@ -147,7 +145,7 @@ class SharedEngine:
         if isinstance(batch, Aligned):
             block = 1 + batch.nodes
             tokens = len(batch.trees) * block
-            size, enough = min(self._budget.tokens // tokens, _MAX_SIDE_BY_SIDE // block), _ENOUGH_TOKENS // tokens
+            size, enough = min(self._budget.tokens // tokens, MAX_SIDE_BY_SIDE // block), _ENOUGH_TOKENS // tokens
         start, chunk = 0, list[Condition]()
         for layer, of_layer in conditions.items():
             for condition in of_layer:
@@ -171,7 +169,9 @@ class SeparateEngine:
     def __init__(self, model: PreTrainedModel, vectors: VectorSet, n_layers: int, *, max_length: int) -> None:
         self._model = model
         self._table = _tables(vectors, n_layers)
-        self._max_length = max_length
+        self._scorer = Scorer(
+            model, Injector(model, SteeringTable()), max_length=max_length
+        )  # learns what may be shared
 
     def run(
         self,
@@ -185,11 +185,11 @@ class SeparateEngine:
             pending = [tree for tree in trees if store.get(condition.name, tree.key) is None]
             table = self._table(condition.name) if condition.plan else SteeringTable()
             injector = Injector(self._model, table)
-            scorer = Scorer(self._model, injector, max_length=self._max_length)
+            self._scorer.injector = injector
             try:
                 for start in range(0, len(pending), _TREES_PER_TRANSACTION):
                     part = pending[start : start + _TREES_PER_TRANSACTION]
-                    cells = list(_score(scorer, part, condition.name, table))
+                    cells = list(_score(self._scorer, part, condition.name, table))
                     _check_finite(cells, part, self._model.dtype)
                     store.write(cells)
                     progress(len(part))

@@ -117,7 +117,7 @@ class SharedRuns:
             ResultsError: `cells` is of another model, vector file or dtype, or cannot be written.
         """
         model = _WithGreedy(self.model.model)
-        if model.check(min(self._trees, key=lambda tree: len(tree.tree)).tree):
+        if model.check([tree.tree for tree in self._trees]):
             return
         identity = {
             "model": weights_fingerprint(self.model.model),

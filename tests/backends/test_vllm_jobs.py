@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 VOCABULARY = 3
 tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4).map(tuple)
-requests = st.lists(st.builds(Request, tokens, tokens, st.integers(0, 1)), min_size=1, max_size=10)
+requests = st.lists(st.builds(Request, tokens, tokens, st.integers(0, 1), st.just(0)), min_size=1, max_size=10)
 
 
 def probability(before: tuple[int, ...], row: int, token: int) -> float:

@@ -18,10 +18,9 @@ from lm_eval_ext.backends.hf.model import SteeredHFLM
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring import batching as budget
 from lm_eval_ext.scoring import lm_head as head
-from lm_eval_ext.scoring import prefixes
+from lm_eval_ext.scoring import prefixes, sharing
 from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.scoring.scorer import Scorer
-from lm_eval_ext.scoring.tree_attention import TreeModel
 from lm_eval_ext.steering.decoder import decoder_layers
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.plan import Plan
@@ -99,8 +98,14 @@ class Costs:
         self.positions.append(output.numel() // output.shape[-1])
 
 
+def measured(model: Any, pairs: list[tuple[str, str]]) -> Any:
+    """The model, after it was measured what rows as long as those of these pairs may share."""
+    model._scorer.check(model.encode(tiny.requests("loglikelihood", pairs, ["ko"] * len(pairs))))
+    return model
+
+
 def costs(pairs: list[tuple[str, str]], batch_size: int, **arguments: Any) -> Costs:
-    model = tiny.steered("llama", batch_size=batch_size, **arguments)
+    model = measured(tiny.steered("llama", batch_size=batch_size, **arguments), pairs)
     counted = Costs(model.model)
     ask(model, pairs)
     return counted
@@ -123,8 +128,7 @@ def test_options_share_their_prompt() -> None:
     options = [
         len(tokenizer(question + option).input_ids) - len(tokenizer(question).input_ids) for question, option in pairs
     ]
-    model = tiny.steered("llama", batch_size=1)
-    ask(model, PAIRS["options"][:5])  # the model is asked once whether it can be run by trees
+    model = measured(tiny.steered("llama", batch_size=1), pairs)
     counted = Costs(model.model)
     ask(model, pairs)
     multiple = sum(n - 1 for n in options if n > 1)
@@ -136,17 +140,20 @@ def test_options_share_their_prompt() -> None:
 def test_options_follow_their_prompt_where_a_model_takes_no_trees(caplog: pytest.LogCaptureFixture) -> None:
     expected = ask(tiny.steered("llama"), PAIRS["options"])
     model = tiny.steered("llama", batch_size=2)
+    with (
+        mock.patch.object(sharing, "cannot_run_trees", return_value="it computes positions itself"),
+        caplog.at_level("INFO"),
+    ):
+        measured(model, PAIRS["options"])
     counted = Costs(model.model)
-    with mock.patch.object(TreeModel, "check", return_value="it computes positions itself"), caplog.at_level("INFO"):
-        assert_same(ask(model, PAIRS["options"]), expected)
-    assert "scored after their prompts, not together with them: it computes positions itself" in caplog.text
-    assert counted.tokens[0] == 1  # one token, once, asks the model whether its state can be shared
+    assert_same(ask(model, PAIRS["options"]), expected)
+    assert "continue from shared keys and values: it computes positions itself" in caplog.text
     # The head: one position for each prompt, and one for each token but the first of each option.
     tokenizer = tiny.load_tokenizer("llama")
     lengths = [
         len(tokenizer(text + option).input_ids) - len(tokenizer(text).input_ids) for text, option in PAIRS["options"]
     ]
-    assert sum(counted.positions[1:]) == len(QUESTIONS) + sum(n - 1 for n in lengths if n > 1)
+    assert sum(counted.positions) == len(QUESTIONS) + sum(n - 1 for n in lengths if n > 1)
 
 
 def test_many_options_become_several_rows() -> None:
@@ -159,7 +166,7 @@ def test_many_options_become_several_rows() -> None:
 
 
 def test_a_single_continuation_is_one_forward_without_a_cache() -> None:
-    model = tiny.steered("llama", batch_size=64)
+    model = measured(tiny.steered("llama", batch_size=64), PAIRS["one continuation"])
     seen: list[Any] = []
     model.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
     ask(model, PAIRS["one continuation"])
@@ -170,7 +177,7 @@ def test_a_single_continuation_is_one_forward_without_a_cache() -> None:
 @pytest.mark.parametrize(("steer", "rows"), [("", 1), ("loc@1:2/all", 2)])
 def test_priors_are_computed_once_per_option_and_language(steer: str, rows: int) -> None:
     """What `acc_mutual_info` asks of every document again."""
-    model = tiny.steered("llama", steer, batch_size=8)
+    model = measured(tiny.steered("llama", steer, batch_size=8), [("", " rice")])
     counted = Costs(model.model)
     found = ask(model, [("", " rice")] * 6, ["ko", "zh"] * 3)
     assert counted.rows == [rows]
@@ -178,7 +185,7 @@ def test_priors_are_computed_once_per_option_and_language(steer: str, rows: int)
 
 
 def test_prompts_of_letters_need_no_mask() -> None:
-    model = tiny.steered("llama", batch_size=64)
+    model = measured(tiny.steered("llama", batch_size=64), PAIRS["letters"])
     seen: list[Any] = []
     model.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
     ask(model, PAIRS["letters"])
@@ -252,12 +259,13 @@ def test_shared_beginnings_change_no_answer(family: str, steer: str, monkeypatch
     pairs = [*ALL, *FEW_SHOT]
     languages = [tiny.LANGUAGES[i % 2] for i in range(len(pairs))]
     models = [
-        tiny.steered(family, steer, batch_size=size, padding_side=side) for size, side in ((5, "right"), (3, "left"))
+        measured(tiny.steered(family, steer, batch_size=size, padding_side=side), pairs)
+        for size, side in ((5, "right"), (3, "left"))
     ]
     counted = [Costs(model.model) for model in models]
     found = [ask(model, pairs, languages) for model in models]
     monkeypatch.setattr(prefixes, "MIN_SHARED", 10**9)
-    plain = tiny.steered(family, steer, batch_size=5)
+    plain = measured(tiny.steered(family, steer, batch_size=5), pairs)
     alone = Costs(plain.model)
     expected = ask(plain, pairs, languages)
     for answers, cost in zip(found, counted, strict=True):
@@ -286,12 +294,12 @@ def test_examples_are_computed_once_for_all_questions() -> None:
     tokenizer = tiny.load_tokenizer("llama")
     whole = [tokenizer(prompt).input_ids for prompt, _ in pairs[::2]]
     counted = costs(pairs, 8)
-    _, prefix, questions = counted.rows  # the first asks the model whether its state can be shared
+    prefix, questions = counted.rows
     assert (prefix, questions) == (1, 4)
-    shared = counted.tokens[1]
+    shared = counted.tokens[0]
     assert prefixes.MIN_SHARED <= shared <= len(tokenizer(shots).input_ids)
-    assert counted.tokens[2] == 4 * (max(map(len, whole)) - shared)
-    assert counted.positions == [1, 0, 4]
+    assert counted.tokens[1] == 4 * (max(map(len, whole)) - shared)
+    assert counted.positions == [0, 4]
 
 
 # Batches and memory -----------------------------------------------------------------------------------------------------
@@ -299,7 +307,7 @@ def test_examples_are_computed_once_for_all_questions() -> None:
 
 def test_automatic_batches_hold_rows_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "CPU_TOKENS", 120)
-    model = tiny.steered("llama", batch_size="auto")
+    model = measured(tiny.steered("llama", batch_size="auto"), ALL)
     counted = Costs(model.model)
     assert_same(ask(model, ALL), ask(tiny.steered("llama", batch_size=1), ALL))
     several = [tokens for tokens, rows in zip(counted.tokens, counted.rows, strict=True) if rows > 1]
@@ -357,7 +365,7 @@ def test_running_out_of_memory_halves_the_batches_for_good(
     error: str, batch_size: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = ask(tiny.steered("llama"), ALL)
-    model = tiny.steered("llama", batch_size=batch_size)
+    model = measured(tiny.steered("llama", batch_size=batch_size), ALL)
     tried = limited(model, 200, ERRORS[error])
     assert_same(ask(model, ALL), expected)
     failures = [tokens for tokens in tried if tokens > 200]
@@ -382,7 +390,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     tried = limited(model, 3, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         ask(model, PAIRS["options"])
-    assert len(tried) == 2  # the question whether prompts can be shared, and one batch
+    assert len(tried) == 1
 
 
 # Other models ---------------------------------------------------------------------------------------------------------
@@ -499,9 +507,12 @@ def test_a_line_break_before_the_answer_is_steered_as_in_a_generation(family: st
                 expected = [_after(model, prompt, letter) for letter in "AB"]
                 # The line break's own score is the same for all letters.
                 assert second - first == pytest.approx(expected[1] - expected[0], abs=1e-4)
-        model._scorer._trees, trees = None, model._scorer._trees  # as if the model could not run trees
+        verdict = model._scorer.verdict
+        assert verdict is not None
+        assert verdict.sharing == sharing.Sharing.TREES
+        model._scorer.verdict = replace(verdict, sharing=sharing.Sharing.CACHE)  # as if the model could not run trees
         assert_same(ask(model, pairs, ["ko"] * len(pairs)), found)
-        model._scorer._trees = trees
+        model._scorer.verdict = verdict
         assert_same(ask(model, pairs[2:4], ["ko"] * 2), found[2:4])
 
 

@@ -36,7 +36,7 @@ from lm_eval_ext.results import legacy_names
 from lm_eval_ext.scoring.batching import Budget
 from lm_eval_ext.scoring.shared_forward import SweepModel
 from lm_eval_ext.scoring.token_trees import PROMPT, Aligned, Batch, Packed, Tree
-from lm_eval_ext.scoring.tree_attention import SteeredTokens
+from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
 from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.steering.table import Addition, SteeringTable
 from lm_eval_ext.sweep import questions
@@ -337,9 +337,9 @@ def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Pat
 def test_the_check_finds_a_mask_that_is_ignored():
     model = SweepModel(tiny.load("llama"))
     (tree,), _ = trees_of("llama", n=1)
-    assert model.check(tree) is None
-    with mock.patch.object(SweepModel, "_mask", return_value=None):
-        assert "differ" in str(model.check(tree))
+    assert model.check([tree]) == ""
+    with mock.patch.object(TreeModel, "_mask", return_value=None):
+        assert "custom attention mask changes the log-probability" in model.check([tree])
 
 
 # Resuming ------------------------------------------------------------------------------------------------------------

@@ -163,6 +163,10 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
         self._injector.remove()
         self._injector = self._scorer.injector = Injector(self.model, self._table)
 
+    def sharing(self) -> dict[str, Any] | None:
+        """See `SteeredBackend.sharing`."""
+        return None if self._scorer.verdict is None else self._scorer.verdict.record()
+
     def close(self) -> None:
         """Take the steering hooks off the model."""
         self._injector.remove()

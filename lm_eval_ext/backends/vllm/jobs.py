@@ -64,14 +64,14 @@ class Jobs:
     _paths: dict[Request, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        for number, row in enumerate(rows_of(self.requests, self.max_tokens, lambda: True)):
+        for number, row in enumerate(rows_of(self.requests, self.max_tokens, shares=True)):
             of_row = [request for request, _ in row.targets]
             self._paths.update(dict.fromkeys(of_row, number))
             wanted: dict[Tokens, dict[int, None]] = {}
             for request in of_row:
                 for length, token in enumerate(request.continuation):
                     wanted.setdefault(request.continuation[:length], {})[token] = None
-            prompt = row.tokens[: row.prompt_length]
+            prompt = row.tokens[: row.prompt_length - of_row[0].lead]  # what leads the options is steered with it
             steering = Steering(row.row, row.prompt_length)
             asked: set[Tokens] = set()
             for path in _longest(wanted):
