@@ -28,6 +28,7 @@ from lm_eval_ext.scoring.requests import Request, Row, Score, rows_of, split_by_
 from lm_eval_ext.scoring.sharing import Sharing, Verdict, check, probe_length, rope_switch
 from lm_eval_ext.scoring.token_trees import Packed, Tree, row_length
 from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
+from lm_eval_ext.steering.decoder import text_config
 from lm_eval_ext.steering.injection import Injector
 from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.steering.tokens import OptionTokens, ScoredTokens, Tokens
@@ -175,7 +176,8 @@ class Scorer:
         for request in requests:
             by_prompt[request.prompt] = by_prompt.get(request.prompt, 0) + len(request.continuation) - 1
         longest = max(row_length(len(prompt), nodes) for prompt, nodes in by_prompt.items())
-        limit = min(self.max_length, self._switch or self.max_length) - _PROBED_OPTION
+        positions = getattr(text_config(self.model.config), "max_position_embeddings", None) or self.max_length
+        limit = min(self.max_length, self._switch or self.max_length, positions) - _PROBED_OPTION
         length = max(1, probe_length(self.model.config, longest, limit))
         if self.verdict is None or length > self.verdict.length:
             tokens = [token for request in requests for token in (*request.prompt, *request.continuation)]

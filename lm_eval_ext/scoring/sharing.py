@@ -268,8 +268,9 @@ def _dtype(model: PreTrainedModel) -> torch.dtype:
     """That the layers compute in."""
     weight = model.get_input_embeddings().weight
     dtype: torch.dtype = weight.dtype
-    if torch.is_autocast_enabled(weight.device.type):
-        dtype = torch.get_autocast_dtype(weight.device.type)
+    device = weight.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):  # weights that are offloaded are on the meta device
+        dtype = torch.get_autocast_dtype(device)
     return dtype if dtype.is_floating_point else torch.bfloat16
 
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 VOCABULARY = 3
 tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4).map(tuple)
-requests = st.lists(st.builds(Request, tokens, tokens, st.integers(0, 1), st.just(0)), min_size=1, max_size=10)
+#: The first tokens of a continuation may be steered as the prompt's end.
+request = st.builds(Request, tokens, tokens, st.integers(0, 1), st.integers(0, 1)).filter(
+    lambda r: r.lead < len(r.continuation)
+)
+requests = st.lists(request, min_size=1, max_size=10)
 
 
 def probability(before: tuple[int, ...], row: int, token: int) -> float:

@@ -164,7 +164,7 @@ def test_every_task_says_what_it_is_as_its_name_did_before(task_manager: TaskMan
 
 def test_the_harness_indexes_every_name_and_no_other(task_manager: TaskManager) -> None:
     assert sorted(task_manager.all_tasks) == sorted(NAMES)
-    assert len(NAMES) == 12 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35 + 3 * 2 * 6 + 2 * 4 + 4 * 2
+    assert len(NAMES) == 12 * 2 * 8 + 3 * 2 * 7 + 2 * 8 + 3 * 2 * 35 + 4 * 2 * 6 + 2 * 4 + 4 * 2
 
 
 def lm_eval(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -81,7 +81,7 @@ class Jobs:
                     Job(
                         prompt + path,
                         steering,
-                        tuple((row.prompt_length - 1 + len(before), tuple(wanted[before])) for before in new),
+                        tuple((len(prompt) - 1 + len(before), tuple(wanted[before])) for before in new),
                         tuple((number, before) for before in new),
                     )
                 )
