@@ -573,7 +573,7 @@ BAD = {
     "questions of no language": ({"tasks": ("tiny_mute_letters",)}, "language of document 0 is unknown"),
     "no vector file": ({"vectors": Path("missing.safetensors")}, "no vector file"),
     "a plan among the model's arguments": ({"model_args": "steer=en@1:2"}, "a sweep has --vectors"),
-    "a metric that no task has": ({"metric": "f2"}, "the tasks score acc"),
+    "a metric that no task has": ({"metric": "f2"}, "the tasks score probability, acc"),
 }
 
 
