@@ -1,8 +1,9 @@
-"""Weights & Biases through the harness's own logger, offline, with a steered model."""
+"""Weights & Biases and Trackio through the harness's own loggers, offline, with a steered model."""
 
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,3 +45,19 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     score = evaluate(tmp_path, monkeypatch, "--wandb_args", "project=offline")
     assert logged["tiny_cloze/acc"] == score
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio", reason="needs trackio")
+    score = evaluate(tmp_path, monkeypatch, "--trackio_args", "project=offline")
+    found = [str(row) for file in (tmp_path / "trackio").rglob("*.db") for row in rows(file)]
+    assert any("tiny_cloze/acc" in row and str(score) in row for row in found)
+    assert any("loc@1:2" in row for row in found)  # the plan, in the run's configuration
+
+
+def rows(file: Path) -> list[object]:
+    """Every row of every table of a database."""
+    with sqlite3.connect(file) as database:
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return [row for name in names for row in database.execute(f'SELECT * FROM "{name}"')]
