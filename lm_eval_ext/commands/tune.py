@@ -84,6 +84,13 @@ def tune(
         int, typer.Option(min=0, help="Random directions beside the chosen plan.", rich_help_panel=_RULE)
     ] = 19,
     shuffled: Annotated[int, typer.Option(min=0, help="Fits of shuffled pairs beside it.", rich_help_panel=_RULE)] = 5,
+    side_effects: Annotated[
+        str,
+        typer.Option(
+            help="Measure side effects of the chosen plan on parallel texts: mini, flores, ntrex, gmmlu or a TSV file.",
+            rich_help_panel=_RULE,
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the order of questions.", rich_help_panel=_RULE)] = 0,
     languages: Annotated[
         str, typer.Option(help="Languages of pairs and questions.", rich_help_panel=_TASKS)
@@ -176,6 +183,7 @@ def tune(
             finalists=finalists,
             n_random=random,
             n_shuffled=shuffled,
+            side_effects=side_effects,
             seed=seed,
             limit=limit,
             num_fewshot=num_fewshot,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lm_eval_ext.errors import ModelError
 from lm_eval_ext.models import wheel_models
 from lm_eval_ext.models.wheel_models import GEMMA_3_270M
 
@@ -21,7 +22,10 @@ DTYPE = wheel_models.DTYPE
 
 def path() -> Path:
     """Folder of the converted model, see `embedded_model`."""
-    return GEMMA_3_270M.path()
+    try:
+        return GEMMA_3_270M.path()
+    except ModelError as error:
+        raise ModelError(f"no `pretrained=` was given, and {error}") from None
 
 
 def embedded_model() -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.redaction import redact_text
+from lm_eval_ext.side_effects.measures import change_text, level_text, scale
 from lm_eval_ext.spreadsheets import frame_to_csv
 from lm_eval_ext.tune.figures import charts
 from lm_eval_ext.version import __version__
@@ -20,6 +21,7 @@ from lm_eval_ext.viz.page import figure_part, render
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lm_eval_ext.side_effects.panel import Panel
     from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.vectors import VectorSet
     from lm_eval_ext.tune.confirmation import Confirmation
@@ -66,6 +68,7 @@ class TuneResult:
         confirmation: on the test split; None where no test tasks were given.
         seconds: run time.
         dtype: in which the model ran.
+        side_effects: of the plan, on texts that have nothing to do with its aim; None where not asked for.
     """
 
     settings: Settings
@@ -81,6 +84,7 @@ class TuneResult:
     confirmation: Confirmation | None
     seconds: float
     dtype: dict[str, str] = field(default_factory=dict)
+    side_effects: Panel | None = field(default=None, repr=False)
 
     @property
     def n_tried(self) -> int:
@@ -137,6 +141,8 @@ class TuneResult:
             write_file(out / "confirmation.csv", frame_to_csv(self.confirmation.summary, "%.5f"))
             if len(self.confirmation.closed):
                 write_file(out / "gap_closed.csv", frame_to_csv(self.confirmation.closed, "%.5f"))
+        if self.side_effects is not None:
+            self.side_effects.write(out / "side_effects.json")
         write_charts(charts(self), out / "figures", ("csv",))
         write_file(out / "tune.html", self.page())
         write_file(out / "tune.json", json.dumps(self.record(), indent=1) + "\n")
@@ -210,8 +216,20 @@ class TuneResult:
             parts_of_charts=[figure_part(chart) for chart in figures],
             header=HEADER,
             rows=[row for row in rows if row],
+            side_effects=[] if self.side_effects is None else side_effect_rows(self.side_effects),
             kinds=[[name, *record.values()] for name, record in self.chosen_from.items()],
         )
+
+
+def side_effect_rows(panel: Panel) -> list[list[str]]:
+    """One row per measure and language: both levels, and the change with its interval."""
+    rows = []
+    for row in _records(panel.summary()):
+        kind = scale(row["measure"])
+        value, low, high = (change_text(row[name], kind) for name in ("change", "low", "high"))
+        levels = (level_text(row[name], kind) for name in ("baseline", "value"))
+        rows.append([str(row["measure"]), str(row["language"]), str(row["n"]), *levels, f"{value} [{low}, {high}]"])
+    return rows
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

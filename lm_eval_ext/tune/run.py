@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.backends.base import SteeredBackend
     from lm_eval_ext.data.task_questions import Rendering
+    from lm_eval_ext.side_effects.panel import Panel
     from lm_eval_ext.sweep.questions import Questions
     from lm_eval_ext.tune.settings import Settings
+
+#: Most tokens of a generation for side effects.
+_NEW_TOKENS = 32
 
 #: The metrics by which a plan can be chosen.
 METRICS = (PROBABILITY, "acc")
@@ -80,6 +84,7 @@ class Tune:
             final_vectors.save(settings.out / "vectors.safetensors")
             final_vectors = VectorSet.load(settings.out / "vectors.safetensors")
             confirmation = self._confirm(model, final_vectors, plan, processes)
+            side_effects = self._side_effects(model, final_vectors, plan)
         used = {term.kind for term in chosen.interventions}
         result = TuneResult(
             settings=settings,
@@ -93,6 +98,7 @@ class Tune:
             tried=pd.DataFrame(chooser.tried),
             cells=chooser.n_cells,
             confirmation=confirmation,
+            side_effects=side_effects,
             seconds=time.monotonic() - started,
             dtype=model.get_model_info().get("dtype", {}),
         )
@@ -295,4 +301,45 @@ class Tune:
             folder=settings.out / "cells",
             processes=processes,
             resamples=settings.resamples,
+        )
+
+    def _side_effects(self, model: SteeredBackend, vectors: VectorSet, plan: Plan) -> Panel | None:
+        """What the chosen plan changes besides its aim, on parallel texts and their continuations."""
+        settings = self.settings
+        if not settings.side_effects:
+            return None
+        from tqdm import tqdm
+
+        from lm_eval_ext.data.parallel import sentences
+        from lm_eval_ext.side_effects.measuring import measure
+        from lm_eval_ext.side_effects.panel import Panel
+        from lm_eval_ext.side_effects.prompts import OPENINGS, load_prompts
+        from lm_eval_ext.steering.table import SteeringTable
+
+        parallel = sentences(settings.side_effects, list(settings.languages), settings.n_texts)
+        texts = {
+            code: dict(zip(parallel.ids, of_language, strict=True))
+            for code, of_language in parallel.texts.items()
+            if code in settings.languages
+        }
+        prompts = load_prompts(OPENINGS, texts, settings.languages, model.tokenizer)
+        table = SteeringTable.build(plan, vectors, vectors.model.n_layers)
+        with tqdm(total=2 * sum(map(len, texts.values())), desc="Side effects", unit="text") as bar:
+            frame = measure(
+                *(model.model, model.tokenizer, table, texts),
+                prompts=prompts,
+                new_tokens=_NEW_TOKENS,
+                progress=bar.update,
+            )
+        return Panel(
+            frame,
+            model=self._name,
+            plan=str(plan),
+            baseline=f"{self._name}, unsteered",
+            settings={
+                "texts": parallel.name,
+                "prompts": OPENINGS,
+                "new_tokens": _NEW_TOKENS,
+                "positions": "the plan's",
+            },
         )

@@ -45,6 +45,9 @@ class Settings:
         reduction: of each rung the best 1 / `reduction` go on, with as many times the questions.
         finalists: plans of each kind that are combined.
         n_random, n_shuffled: controls of the chosen plan on the test split.
+        side_effects: parallel texts on which side effects of the chosen plan are measured (`mini`, `flores`, ...); not
+            measured where empty.
+        n_texts: of each language, for side effects.
         seed: of the order of questions and of the plans that are tried where not all can be.
         limit: documents of each task.
         num_fewshot, apply_chat_template, system_instruction: how questions, and pairs of tasks, are asked.
@@ -77,6 +80,8 @@ class Settings:
     finalists: int = FINALISTS
     n_random: int = N_RANDOM
     n_shuffled: int = 5
+    side_effects: str = ""
+    n_texts: int = 16
     seed: int = 0
     limit: int | None = None
     num_fewshot: int | None = None

@@ -20,7 +20,7 @@ from support import tiny
 from support.processes import HUNG
 
 from lm_eval_ext import cli
-from lm_eval_ext.models import embedded
+from lm_eval_ext.models import wheel_models
 from lm_eval_ext.steering.vectors import FORMAT
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ def test_bad_input(
     for variable, value in case.env.items():
         monkeypatch.setenv(variable, filled(value))
     if "HIDE" in case.env:
-        monkeypatch.setattr(embedded, "distribution", no_wheels)
+        monkeypatch.setattr(wheel_models, "distribution", no_wheels)
     if case.run.startswith("extract"):
         command = ["lm-eval-ext", *filled(case.run).split(" ")]
     else:

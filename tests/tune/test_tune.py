@@ -81,7 +81,10 @@ def evaluate(model: SteeredHFLM, task: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_it_finds_the_planted_layers_and_confirms_them(settings: dict[str, Any]) -> None:
-    result = Tune(Settings(**settings)).run()
+    parallel = settings["out"].parent / "parallel.tsv"
+    lines = [f"{code}\ten u{n} here-0 ?\t{code} u{n} here-0 ?" for code in OTHERS for n in range(6)]
+    parallel.write_text("\n".join(["language\tpositive\tnegative", *lines]) + "\n", encoding="utf-8")
+    result = Tune(Settings(**settings, side_effects=str(parallel))).run()
     en, loc = result.plan.interventions
     assert (en.kind, loc.kind) == ("en", "loc")
     assert en.layers(planted.LAYERS)[0] < UNIVERSAL
@@ -111,6 +114,10 @@ def test_it_finds_the_planted_layers_and_confirms_them(settings: dict[str, Any])
         path.name for path in out.iterdir()
     }
     assert "100% [" in (out / "tune.html").read_text(encoding="utf-8")
+    assert "What else it changes" in (out / "tune.html").read_text(encoding="utf-8")
+    effects = json.loads((out / "side_effects.json").read_text())["summary"]
+    assert {"perplexity", "kl"} <= {row["measure"] for row in effects}
+    assert all(row["value"] > 0 for row in effects if row["measure"] == "kl")
     spent = json.loads((out / "tune.json").read_text())["cells"]
     assert spent < Settings(**settings).cells
 
