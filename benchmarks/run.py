@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import Row
 
 #: Modules with `rows()`, in the order of the table.
-MODULES = ("scoring", "extraction", "sweep")
+MODULES = ("scoring", "extraction", "sweep", "on_vllm")
 
 
 def main() -> None:

@@ -117,8 +117,6 @@ class SharedRuns:
             ResultsError: `cells` is of another model, vector file or dtype, or cannot be written.
         """
         model = _WithGreedy(self.model.model)
-        if model.check([tree.tree for tree in self._trees]):
-            return
         identity = {
             "model": weights_fingerprint(self.model.model),
             "vector file": vectors.digest[:16],
@@ -128,6 +126,10 @@ class SharedRuns:
         store = Store(cells, identity)
         try:
             conditions = [Condition(Plan.parse(plan)) for plan in plans]
+            missing = any(store.get(one.name, tree.key) is None for one in conditions for tree in self._trees)
+            # A plain model checks: its values are one number for each continuation.
+            if missing and SweepModel(self.model.model).check([tree.tree for tree in self._trees]):
+                return
             tokens = MAX_TOKENS.get(self.model.device.type, MAX_TOKENS["cuda"])
             engine = SharedEngine(model, vectors, self._n_layers, Budget(tokens, _MEMORY))
             engine.run(self._trees, conditions, store, progress)

@@ -14,7 +14,7 @@ from support.scores import PAIRS, ask
 from lm_eval_ext import harness
 from lm_eval_ext.data.task_questions import document_metrics, option_count, requests_by_document
 from lm_eval_ext.errors import UserError
-from lm_eval_ext.scoring.kv_cache import cache_name, can_be_shared
+from lm_eval_ext.scoring.kv_cache import cache_kinds, cache_name
 
 FORMS = ("tiny_letters", "tiny_meta_cloze_ko")
 
@@ -25,7 +25,7 @@ def test_scoring_uses_no_deprecated_name(family: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         model = tiny.steered(family, "loc@1:3/last")
-        assert can_be_shared(model.model)
+        assert not cache_kinds(model.model)
         ask(model, PAIRS["letters"], ["ko"] * len(PAIRS["letters"]))  # prompts shared by options, from the KV cache
 
 

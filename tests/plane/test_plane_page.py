@@ -183,7 +183,9 @@ def test_the_page_is_self_contained_and_fits_a_phone(plane):
     html = page(plane)
     found = elements(html)
     addresses = [attributes.get("src") or attributes.get("href") or "" for _, attributes in found]
-    assert not [address for address in addresses if address and not address.startswith("#")]  # but for places on the page
+    assert not [
+        address for address in addresses if address and not address.startswith("#")
+    ]  # but for places on the page
     assert not [tag for tag, _ in found if tag in ("link", "iframe")]
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in found
     assert "default-src 'none'" in html
