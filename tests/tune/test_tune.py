@@ -71,16 +71,17 @@ def settings(folder: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def evaluate(model: SteeredHFLM, task: str) -> dict[str, Any]:
+def evaluate(model: SteeredHFLM, task: str, folder: Path) -> dict[str, Any]:
     """The harness's results of a task."""
     from lm_eval import simple_evaluate
 
-    results: dict[str, Any] = simple_evaluate(model, tasks=[task], bootstrap_iters=0)["results"]
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    results: dict[str, Any] = simple_evaluate(model, tasks=[task], bootstrap_iters=0, task_manager=manager)["results"]
     return results
 
 
 @pytest.mark.slow
-def test_it_finds_the_planted_layers_and_confirms_them(settings: dict[str, Any]) -> None:
+def test_it_finds_the_planted_layers_and_confirms_them(settings: dict[str, Any], folder: Path) -> None:
     parallel = settings["out"].parent / "parallel.tsv"
     lines = [f"{code}\ten u{n} here-0 ?\t{code} u{n} here-0 ?" for code in OTHERS for n in range(6)]
     parallel.write_text("\n".join(["language\tpositive\tnegative", *lines]) + "\n", encoding="utf-8")
@@ -129,13 +130,13 @@ def test_it_finds_the_planted_layers_and_confirms_them(settings: dict[str, Any])
         dtype="float32",
         device="cpu",
     )
-    results = evaluate(steered, "planted_c_test_ko")
+    results = evaluate(steered, "planted_c_test_ko", folder)
     rows = rows[(rows["family"] == "planted_c_test") & (rows["language"] == "ko")]
     assert results["planted_c_test_ko"]["acc,none"] == pytest.approx(rows["score"].iloc[0])
     with pytest.raises(
         UserError, match="task planted_c_ko asks questions that were seen: the plan was chosen on planted_c_dev"
     ):
-        evaluate(steered, "planted_c_ko")
+        evaluate(steered, "planted_c_ko", folder)
 
 
 @pytest.mark.slow
