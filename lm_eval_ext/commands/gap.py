@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -56,15 +57,10 @@ def gap(
 
       lm-eval-ext gap --out gap/ --pairs localization_gap_cloze/localization_gap_ctx_cloze
     """
-    from lm_eval.utils import simple_parse_args_string
-
-    from lm_eval_ext import backends
     from lm_eval_ext.console import notes
-    from lm_eval_ext.data.task_questions import Rendering
     from lm_eval_ext.io import write_file
-    from lm_eval_ext.models import embedded
-    from lm_eval_ext.models.loading import load_tokenizer
     from lm_eval_ext.spreadsheets import frame_to_csv
+    from lm_eval_ext.sweep.loading import load_backend, rendering
     from lm_eval_ext.tune.gap import Screen, parse_pair, screen, sentences
 
     shots = [text.strip() for text in num_fewshot.split(",")]
@@ -72,29 +68,26 @@ def gap(
         raise UserError(f"--num-fewshot {num_fewshot!r}: numbers joined by commas, such as 0,2")
     if chat_template not in ("off", "on", "both"):
         raise UserError(f"--chat-template {chat_template!r} is unknown, valid: off, on, both")
-    tokenizer = load_tokenizer(model or str(embedded.path())) if chat_template != "off" else None
     templates = {"off": [False], "on": [True], "both": [False, True]}[chat_template]
+    renderings = [
+        rendering(model, apply_chat_template=template, system_instruction=system_instruction or None)
+        for template in templates
+    ]
     wanted = Screen(
         pairs=tuple(parse_pair(text) for text in pairs or DEFAULT_PAIRS),
         renderings=tuple(
-            Rendering(
-                num_fewshot=int(number),
-                apply_chat_template=template,
-                system_instruction=system_instruction or None,
-                tokenizer=tokenizer,
-            )
-            for template in templates
-            for number in dict.fromkeys(shots)
+            replace(rendered, num_fewshot=int(number)) for rendered in renderings for number in dict.fromkeys(shots)
         ),
         languages=tuple(normalise(code) for code in languages.split(",") if code),
         limit=limit,
         metric=metric,
         include_path=include_path,
     )
-    if conflicting := sorted({"vectors", "steer"} & simple_parse_args_string(model_args).keys()):
-        raise UserError(f"--model-args {', '.join(conflicting)}: the gap is of the unsteered model")
-    arguments = {**simple_parse_args_string(model_args), **({"device": device} if device else {})}
-    loaded = backends.load("steered-hf", model or None, **arguments)
+    loaded = load_backend(
+        *(model, model_args, device),
+        refused=("vectors", "steer"),
+        because="--model-args {}: the gap is of the unsteered model",
+    )
     gaps = screen(loaded, wanted, out / "cells", notes())
     write_file(out / "gap.csv", frame_to_csv(gaps, "%.5f"))
     table = [

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+_QUESTIONS, _MODEL = "Questions", "Model"  # of the commands that ask
 _AXES, _RUNS, INTERVALS = "Axes", "Runs", "Intervals"
 
 Results = Annotated[Path, typer.Argument(help="Folder of result files, as lm_eval --output_path wrote it.")]
@@ -79,3 +80,31 @@ Figures = Annotated[
     Path | None, typer.Option(help="Folder for every figure as CSV, SVG and PNG (needs lm_eval_ext\\[figures]).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+# Of the commands that ask a model: sweep and tune.
+IncludePath = Annotated[
+    Path | None, typer.Option(help="Folder with task files of your own.", rich_help_panel=_QUESTIONS)
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Documents of each task.", rich_help_panel=_QUESTIONS)]
+NumFewshot = Annotated[
+    int | None, typer.Option(min=0, help="Examples before each question.", rich_help_panel=_QUESTIONS)
+]
+ApplyChatTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--apply_chat_template",
+        "--apply-chat-template",
+        help="Ask in the model's chat template.",
+        rich_help_panel=_QUESTIONS,
+    ),
+]
+SystemInstruction = Annotated[
+    str,
+    typer.Option(
+        "--system_instruction", "--system-instruction", help="A text before every question.", rich_help_panel=_QUESTIONS
+    ),
+]
+Lang = Annotated[str, typer.Option(help="Language of questions that name none.", rich_help_panel=_QUESTIONS)]
+Model = Annotated[
+    str, typer.Option(help="Model name or folder; the embedded model by default.", rich_help_panel=_MODEL)
+]

@@ -121,9 +121,7 @@ def side_effects(
         raise UserError("nothing is measured against itself: give a plan (--vectors, --steer), or --baseline_args")
     arguments, other = _arguments("model_args", model_args), _arguments("baseline_args", baseline_args)
     parallel = sentences(texts, codes, max_texts)
-    by_language = {
-        code: dict(zip(parallel.ids, of_language, strict=True)) for code, of_language in parallel.texts.items()
-    }
+    by_language = parallel.by_id()
     model, tokenizer = load_model(**arguments)
     name = _name(arguments)
     if vector_set is not None:

@@ -55,32 +55,15 @@ def sweep(
             help="Only plans of these strengths get controls, and the best plans; all if empty.", rich_help_panel=_GRID
         ),
     ] = "",
-    include_path: Annotated[
-        Path | None, typer.Option(help="Folder with task files of your own.", rich_help_panel=_TASKS)
-    ] = None,
+    include_path: options.IncludePath = None,
     axes: options.AxisFile = None,
     languages: Annotated[
         str, typer.Option(help="Only questions in these languages, such as es,ko.", rich_help_panel=_TASKS)
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task.", rich_help_panel=_TASKS)] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each question.", rich_help_panel=_TASKS)
-    ] = None,
-    apply_chat_template: Annotated[
-        bool,
-        typer.Option(
-            "--apply_chat_template",
-            "--apply-chat-template",
-            help="Ask in the model's chat template.",
-            rich_help_panel=_TASKS,
-        ),
-    ] = False,
-    system_instruction: Annotated[
-        str,
-        typer.Option(
-            "--system_instruction", "--system-instruction", help="A text before every question.", rich_help_panel=_TASKS
-        ),
-    ] = "",
+    limit: options.Limit = None,
+    num_fewshot: options.NumFewshot = None,
+    apply_chat_template: options.ApplyChatTemplate = False,
+    system_instruction: options.SystemInstruction = "",
     metric: Annotated[str, typer.Option(help="The score that is compared.", rich_help_panel=_TASKS)] = "acc",
     prior: Annotated[
         bool,
@@ -90,10 +73,8 @@ def sweep(
             rich_help_panel=_TASKS,
         ),
     ] = True,
-    lang: Annotated[str, typer.Option(help="Language of questions that name none.", rich_help_panel=_TASKS)] = "",
-    model: Annotated[
-        str, typer.Option(help="Model name or folder; the embedded model by default.", rich_help_panel=_MODEL)
-    ] = "",
+    lang: options.Lang = "",
+    model: options.Model = "",
     model_args: Annotated[
         str,
         typer.Option(help="More of lm_eval's --model_args: dtype=float32,peft=DIR, ...", rich_help_panel=_MODEL),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lm_eval_ext.commands import options
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.languages import LANGUAGES, normalise
 
@@ -95,32 +96,13 @@ def tune(
     languages: Annotated[
         str, typer.Option(help="Languages of pairs and questions.", rich_help_panel=_TASKS)
     ] = ",".join(LANGUAGES),
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task.", rich_help_panel=_TASKS)] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each question.", rich_help_panel=_TASKS)
-    ] = None,
-    apply_chat_template: Annotated[
-        bool,
-        typer.Option(
-            "--apply_chat_template",
-            "--apply-chat-template",
-            help="Ask in the model's chat template.",
-            rich_help_panel=_TASKS,
-        ),
-    ] = False,
-    system_instruction: Annotated[
-        str,
-        typer.Option(
-            "--system_instruction", "--system-instruction", help="A text before every question.", rich_help_panel=_TASKS
-        ),
-    ] = "",
-    include_path: Annotated[
-        Path | None, typer.Option(help="Folder with task files of your own.", rich_help_panel=_TASKS)
-    ] = None,
-    lang: Annotated[str, typer.Option(help="Language of questions that name none.", rich_help_panel=_TASKS)] = "",
-    model: Annotated[
-        str, typer.Option(help="Model name or folder; the embedded model by default.", rich_help_panel=_MODEL)
-    ] = "",
+    limit: options.Limit = None,
+    num_fewshot: options.NumFewshot = None,
+    apply_chat_template: options.ApplyChatTemplate = False,
+    system_instruction: options.SystemInstruction = "",
+    include_path: options.IncludePath = None,
+    lang: options.Lang = "",
+    model: options.Model = "",
     model_args: Annotated[
         str, typer.Option(help="More of lm_eval's --model_args: dtype=float32, ...", rich_help_panel=_MODEL)
     ] = "",

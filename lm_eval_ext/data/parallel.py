@@ -39,6 +39,10 @@ class ParallelTexts:
     texts: dict[str, tuple[str, ...]]
     axis: str | None = None
 
+    def by_id(self) -> dict[str, dict[str, str]]:
+        """For each language, the texts by their ids."""
+        return {code: dict(zip(self.ids, of_code, strict=True)) for code, of_code in self.texts.items()}
+
 
 def sentences(source: str, languages: list[str], limit: int | None) -> ParallelTexts:
     """Sentences in English and all other languages.

@@ -1,4 +1,4 @@
-"""The panel in the terminal: one line per measure and language."""
+"""The panel as a table: one line per measure and language."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.side_effects.measures import MEASURES, change_text, level_text, scale
 
 if TYPE_CHECKING:
@@ -26,15 +27,22 @@ def table(panel: Panel, level: float) -> Table:
     for title in ("measure", "language", "texts", "baseline", "measured", f"change, {level:.0%} interval"):
         shown.add_column(title, justify="left" if title in ("measure", "language") else "right", overflow="fold")
     before = ""
-    for row in panel.summary(level).to_dict("records"):
-        kind = scale(row["measure"])
-        changes = (change_text(row[key], kind) for key in ("change", "low", "high"))
-        value, low, high = changes
-        name = "" if row["measure"] == before else row["measure"]
-        before = row["measure"]
-        levels = (level_text(row[key], kind) for key in ("baseline", "value"))
-        cells = (name, row["language"], str(row["n"]), *levels, f"{value} [{low}, {high}]")
-        shown.add_row(*map(Text, cells), end_section=row["language"] == "average")
+    for measure, language, *cells in rows(panel, level):
+        shown.add_row(
+            *map(Text, ("" if measure == before else measure, language, *cells)), end_section=language == AVERAGE
+        )
+        before = measure
     named = [f"{name}: {measure.title}" for name, measure in MEASURES.items() if name in set(panel.frame["measure"])]
     shown.caption, shown.caption_justify = Text("\n".join(named)), "left"
     return shown
+
+
+def rows(panel: Panel, level: float) -> list[list[str]]:
+    """The cells of each measure and language: both, number of texts, both levels, the change with its interval."""
+    cells = []
+    for row in panel.summary(level).to_dict("records"):
+        kind = scale(row["measure"])
+        value, low, high = (change_text(row[key], kind) for key in ("change", "low", "high"))
+        levels = (level_text(row[key], kind) for key in ("baseline", "value"))
+        cells.append([row["measure"], row["language"], str(row["n"]), *levels, f"{value} [{low}, {high}]"])
+    return cells

@@ -18,7 +18,7 @@ from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.sweep.grid import UNSTEERED, Condition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from transformers import PreTrainedModel
 
@@ -187,12 +187,8 @@ class SeparateEngine:
             injector = Injector(self._model, table)
             self._scorer.injector = injector
             try:
-                for start in range(0, len(pending), _TREES_PER_TRANSACTION):
-                    part = pending[start : start + _TREES_PER_TRANSACTION]
-                    cells = list(_score(self._scorer, part, condition.name, table))
-                    _check_finite(cells, part, self._model.dtype)
-                    store.write(cells)
-                    progress(len(part))
+                parts = _parts(pending, _TREES_PER_TRANSACTION)
+                _write(self._scorer, parts, condition.name, table, store, self._model.dtype, progress)
             finally:
                 injector.remove()
 
@@ -231,18 +227,15 @@ class BackendEngine:
         progress: Callable[[int], object],
     ) -> None:
         """See `Engine.run`."""
+        dtype = getattr(torch, self._model.weights_identity()["dtype"])
         for condition in conditions:
             pending = [tree for tree in trees if store.get(condition.name, tree.key) is None]
             if not pending:
                 continue
             table = self._table(condition.name) if condition.plan else SteeringTable()
             self._model.steer(condition.plan, self._vectors)
-            for start in range(0, len(pending), _TREES_PER_CALL):
-                part = pending[start : start + _TREES_PER_CALL]
-                cells = list(_score(self._model, part, condition.name, table))
-                _check_finite(cells, part, getattr(torch, self._model.weights_identity()["dtype"]))
-                store.write(cells)
-                progress(len(part))
+            parts = _parts(pending, _TREES_PER_CALL)
+            _write(self._model, parts, condition.name, table, store, dtype, progress)
 
 
 #: Trees of one call of an engine that batches them itself.
@@ -250,6 +243,28 @@ _TREES_PER_CALL = 2048
 
 #: Trees of one transaction of the store, where conditions run one by one.
 _TREES_PER_TRANSACTION = 64
+
+
+def _parts(trees: Sequence[ScoredTree], size: int) -> Iterator[Sequence[ScoredTree]]:
+    for start in range(0, len(trees), size):
+        yield trees[start : start + size]
+
+
+def _write(
+    scorer: Scorer | SteeredBackend,
+    parts: Iterable[Sequence[ScoredTree]],
+    condition: str,
+    table: SteeringTable,
+    store: Store,
+    dtype: torch.dtype,
+    progress: Callable[[int], object],
+) -> None:
+    """Score trees under one condition, and store each part in one transaction."""
+    for part in parts:
+        cells = list(_score(scorer, part, condition, table))
+        _check_finite(cells, part, dtype)
+        store.write(cells)
+        progress(len(part))
 
 
 def _score(

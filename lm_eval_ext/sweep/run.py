@@ -50,9 +50,7 @@ class Sweep:
     @cached_property
     def questions(self) -> Questions:
         """The questions of the tasks."""
-        from lm_eval_ext.data.task_questions import Rendering
-        from lm_eval_ext.models import embedded
-        from lm_eval_ext.models.loading import load_tokenizer
+        from lm_eval_ext.sweep.loading import rendering
         from lm_eval_ext.sweep.questions import Questions
 
         settings = self.settings
@@ -64,12 +62,10 @@ class Sweep:
             with_prior=settings.prior,
             default_language=settings.lang,
             include_path=settings.include_path,
-            rendering=Rendering(
+            rendering=rendering(
+                settings.model,
                 apply_chat_template=settings.apply_chat_template,
                 system_instruction=settings.system_instruction,
-                tokenizer=load_tokenizer(settings.model or str(embedded.path()))
-                if settings.apply_chat_template
-                else None,
             ),
         )
 
@@ -207,24 +203,21 @@ class Sweep:
             raise UserError(f"--out {self.settings.out}: cannot write there ({error.strerror})") from None
 
     def _load(self) -> SteeredBackend:
-        from lm_eval.utils import simple_parse_args_string
-
-        from lm_eval_ext import backends
+        from lm_eval_ext.sweep.loading import load_backend
 
         settings = self.settings
-        arguments = dict(simple_parse_args_string(settings.model_args))
-        conflicting = sorted({"vectors", "steer", "positions"} & arguments.keys())
-        if conflicting:
-            raise UserError(
-                f"--model_args {', '.join(conflicting)}: a sweep has --vectors, --positions and a grid of plans"
-            )
-        if settings.device:
-            arguments["device"] = settings.device
-        if settings.engine == "vllm":
-            arguments["enforce_eager"] = True  # plans are put in place later
+        more: dict[str, Any] = (
+            {"enforce_eager": True} if settings.engine == "vllm" else {}
+        )  # plans are put in place later
         # The vectors are passed so that they are checked against the model; no plan is set.
-        return backends.load(
-            f"steered-{settings.engine}", settings.model or None, vectors=self.vectors, lang=settings.lang, **arguments
+        return load_backend(
+            *(settings.model, settings.model_args, settings.device),
+            refused=("vectors", "steer", "positions"),
+            because="--model_args {}: a sweep has --vectors, --positions and a grid of plans",
+            engine=settings.engine,
+            vectors=self.vectors,
+            lang=settings.lang,
+            **more,
         )
 
     def _note_vectors_dtype(self, dtype: str, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lm_eval_ext.tune.halving import MIN_QUESTIONS, halve, within_budget
 from lm_eval_ext.tune.objective import Effect, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -78,7 +79,7 @@ class Chooser:
         }
         groups: dict[tuple[str, str, str], list[Question]] = {}
         for question in questions.questions:
-            if question.axis not in (_TRANSFER, _LOCALIZATION):
+            if question.axis not in AXES:
                 continue
             if families[question.task] & divided and half(question.question_id) != FOR_CHOICE:
                 continue
@@ -90,8 +91,8 @@ class Chooser:
     def choose(self) -> tuple[Plan, Outcome]:
         """The plan, and its outcome on all development questions."""
         settings = self._settings
-        budget = self._cells_in(settings.minutes) if settings.minutes else settings.cells
         plans = self._singles()
+        budget = self._cells_in(settings.minutes, plans) if settings.minutes else settings.cells
         groups = [[plan for plan in plans if self._is_for_transfer(plan) is flag] for flag in (True, False)]
         groups = [group for group in groups if group]
         stages = len(groups) + (len(groups) == 2)
@@ -133,9 +134,8 @@ class Chooser:
             raise UserError("these plans cannot be tried:\n" + "\n".join(f"  {error}" for error in errors))
         return plans
 
-    def _cells_in(self, minutes: float) -> int:
+    def _cells_in(self, minutes: float, plans: Sequence[Plan]) -> int:
         """How many cells can be computed in that time here, by the time that some take."""
-        plans = self._singles()
         conditions = [self._unsteered, *(Condition(plan) for plan in plans[:: max(1, len(plans) // 8)])]
         trees = self._trees(MIN_QUESTIONS)
         started = time.monotonic()
@@ -148,7 +148,7 @@ class Chooser:
         tried, rungs = within_budget(
             plans,
             self._most,
-            lambda n_questions: len(self._trees(n_questions)),
+            cache(lambda n_questions: len(self._trees(n_questions))),  # asked for many times
             cells,
             self._settings.reduction,
             self._settings.seed,
@@ -214,18 +214,20 @@ class Chooser:
         store = self._cells.store
         self.n_cells += sum(store.get(condition.name, tree.key) is None for condition in conditions for tree in trees)
         self._cells.compute(conditions, f"{len(plans)} plans", trees)
-        return [self._outcome(condition, n_questions) for condition in conditions[1:]]
+        groups = {key: group[:n_questions] for key, group in self._groups.items()}
+        unsteered = {key: self._scores(self._unsteered, group) for key, group in groups.items()}
+        return [
+            self._outcome({key: self._scores(condition, group) - unsteered[key] for key, group in groups.items()})
+            for condition in conditions[1:]
+        ]
 
-    def _outcome(self, condition: Condition, n_questions: int) -> Outcome:
+    @staticmethod
+    def _outcome(changes: Mapping[tuple[str, str, str], NDArray[np.float64]]) -> Outcome:
+        """The outcome of the changes of each axis, family and language."""
         effects: dict[str, Effect | None] = {}
         for axis in (_LOCALIZATION, _TRANSFER):
-            differences = {
-                (family, language): self._scores(condition, group[:n_questions])
-                - self._scores(self._unsteered, group[:n_questions])
-                for (of_axis, family, language), group in self._groups.items()
-                if of_axis == axis
-            }
-            others = {key: values for key, values in differences.items() if key[1] != ENGLISH}
+            differences = {key: values for key, values in changes.items() if key[0] == axis}
+            others = {key: values for key, values in differences.items() if key[2] != ENGLISH}
             effects[axis] = Effect.of(list((others or differences).values())) if differences else None
         return Outcome(effects[_LOCALIZATION], effects[_TRANSFER])
 

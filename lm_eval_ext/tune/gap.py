@@ -7,7 +7,7 @@ explicit-implicit localization gap).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +61,6 @@ class Screen:
     limit: int | None = None
     metric: str = "acc"
     include_path: Path | None = None
-    default_language: str | None = field(default=None)
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -123,7 +122,6 @@ def _scores(
         num_fewshot=rendering.num_fewshot,
         languages=wanted.languages,
         with_prior=False,
-        default_language=wanted.default_language,
         include_path=wanted.include_path,
         rendering=rendering,
     )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext.io import write_file
 from lm_eval_ext.languages import AVERAGE
 from lm_eval_ext.redaction import redact_text
-from lm_eval_ext.side_effects.measures import change_text, level_text, scale
+from lm_eval_ext.side_effects.table import rows as side_effect_rows
 from lm_eval_ext.spreadsheets import frame_to_csv
+from lm_eval_ext.stats.bootstrap import LEVEL
 from lm_eval_ext.tune.figures import charts
 from lm_eval_ext.version import __version__
 from lm_eval_ext.viz.chart import write_charts
@@ -216,20 +217,9 @@ class TuneResult:
             parts_of_charts=[figure_part(chart) for chart in figures],
             header=HEADER,
             rows=[row for row in rows if row],
-            side_effects=[] if self.side_effects is None else side_effect_rows(self.side_effects),
+            side_effects=[] if self.side_effects is None else side_effect_rows(self.side_effects, LEVEL),
             kinds=[[name, *record.values()] for name, record in self.chosen_from.items()],
         )
-
-
-def side_effect_rows(panel: Panel) -> list[list[str]]:
-    """One row per measure and language: both levels, and the change with its interval."""
-    rows = []
-    for row in _records(panel.summary()):
-        kind = scale(row["measure"])
-        value, low, high = (change_text(row[name], kind) for name in ("change", "low", "high"))
-        levels = (level_text(row[name], kind) for name in ("baseline", "value"))
-        rows.append([str(row["measure"]), str(row["language"]), str(row["n"]), *levels, f"{value} [{low}, {high}]"])
-    return rows
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from lm_eval_ext.steering.reuse import SeenQuestions
 from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.cells import Cells
 from lm_eval_ext.sweep.grid import Grid
+from lm_eval_ext.sweep.loading import load_backend, rendering
 from lm_eval_ext.sweep.processes import Processes
 from lm_eval_ext.sweep.summary import PROBABILITY
 from lm_eval_ext.tune.candidates import Candidate, candidates, extract, families_of, final, of_files
@@ -110,16 +111,12 @@ class Tune:
     @cached_property
     def rendering(self) -> Rendering:
         """How questions are asked."""
-        from lm_eval_ext.data.task_questions import Rendering
-        from lm_eval_ext.models import embedded
-        from lm_eval_ext.models.loading import load_tokenizer
-
         settings = self.settings
-        return Rendering(
+        return rendering(
+            settings.model,
             num_fewshot=settings.num_fewshot,
             apply_chat_template=settings.apply_chat_template,
             system_instruction=settings.system_instruction,
-            tokenizer=load_tokenizer(settings.model or str(embedded.path())) if settings.apply_chat_template else None,
         )
 
     def questions(self, tasks: Sequence[str]) -> Questions:
@@ -219,19 +216,13 @@ class Tune:
     # The model and its vectors ---------------------------------------------------------------------------------------
 
     def _load(self) -> SteeredBackend:
-        from lm_eval.utils import simple_parse_args_string
-
-        from lm_eval_ext import backends
-
         settings = self.settings
-        arguments = dict(simple_parse_args_string(settings.model_args))
-        if conflicting := sorted({"vectors", "steer", "positions"} & arguments.keys()):
-            raise UserError(
-                f"--model_args {', '.join(conflicting)}: tune has --vectors, --positions and chooses the plan"
-            )
-        if settings.device:
-            arguments["device"] = settings.device
-        return backends.load("steered-hf", settings.model or None, lang=settings.lang, **arguments)
+        return load_backend(
+            *(settings.model, settings.model_args, settings.device),
+            refused=("vectors", "steer", "positions"),
+            because="--model_args {}: tune has --vectors, --positions and chooses the plan",
+            lang=settings.lang,
+        )
 
     @property
     def _name(self) -> str:
@@ -316,12 +307,8 @@ class Tune:
         from lm_eval_ext.side_effects.prompts import OPENINGS, load_prompts
         from lm_eval_ext.steering.table import SteeringTable
 
-        parallel = sentences(settings.side_effects, list(settings.languages), settings.n_texts)
-        texts = {
-            code: dict(zip(parallel.ids, of_language, strict=True))
-            for code, of_language in parallel.texts.items()
-            if code in settings.languages
-        }
+        source = sentences(settings.side_effects, list(settings.languages), settings.n_texts)
+        texts = {code: of_code for code, of_code in source.by_id().items() if code in settings.languages}
         prompts = load_prompts(OPENINGS, texts, settings.languages, model.tokenizer)
         table = SteeringTable.build(plan, vectors, vectors.model.n_layers)
         with tqdm(total=2 * sum(map(len, texts.values())), desc="Side effects", unit="text") as bar:
@@ -337,7 +324,7 @@ class Tune:
             plan=str(plan),
             baseline=f"{self._name}, unsteered",
             settings={
-                "texts": parallel.name,
+                "texts": source.name,
                 "prompts": OPENINGS,
                 "new_tokens": _NEW_TOKENS,
                 "positions": "the plan's",
