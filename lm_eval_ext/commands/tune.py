@@ -85,6 +85,15 @@ def tune(
         int, typer.Option(min=0, help="Random directions beside the chosen plan.", rich_help_panel=_RULE)
     ] = 19,
     shuffled: Annotated[int, typer.Option(min=0, help="Fits of shuffled pairs beside it.", rich_help_panel=_RULE)] = 5,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Compare estimators: each gets an equal share of the cells, and its best plan is confirmed too "
+            "(compared.csv).",
+            rich_help_panel=_RULE,
+        ),
+    ] = False,
     side_effects: Annotated[
         str,
         typer.Option(
@@ -165,6 +174,7 @@ def tune(
             finalists=finalists,
             n_random=random,
             n_shuffled=shuffled,
+            compare=compare,
             side_effects=side_effects,
             seed=seed,
             limit=limit,

@@ -55,6 +55,7 @@ def extract(
     shuffled: int = 0,
     progress: Callable[[int], object] = lambda done: None,
     known: KnownStates | None = None,
+    remember: bool = False,
 ) -> VectorSet:
     """Steering vectors of every kind and language of some contrastive pairs.
 
@@ -73,6 +74,7 @@ def extract(
             states of a kind are then kept in memory.
         progress: called with the number of texts just finished.
         known: states that were computed before, and are not computed again.
+        remember: add the states that are computed to `known`, for other estimators on the same pairs and layers.
 
     Returns:
         entries with tensors [len(layers), ...] in float32 and the mean residual norm of each layer over all texts.
@@ -101,7 +103,7 @@ def extract(
         for entry in (entry for entry in pair_sets if entry.kind == key):
             readings[entry.language] = _Reading(
                 *(model, tokenizer, entry, layer_numbers, pooling or default_pooling(entry)),
-                *(batch_size, progress, shuffled > 0, readings, known or {}),
+                *(batch_size, progress, shuffled > 0, readings, {} if known is None else known, remember),
             )
         entries |= _fit(_estimator(estimator, key), readings, shuffled)
     name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
@@ -159,6 +161,7 @@ class _Reading:
         keep: bool,
         others: Mapping[str, _Reading],
         known: KnownStates,
+        remember: bool,
     ) -> None:
         if not pair_set.pairs:
             raise DataError(f"no {pair_set.kind!r} pairs of language {pair_set.language!r} in {pair_set.source}")
@@ -189,6 +192,7 @@ class _Reading:
             batch_size=batch_size,
             progress=progress,
             known=known,
+            remember=remember,
         )
         self.states = PairStates(
             self._batches(),
@@ -373,8 +377,9 @@ def encoded_states(
     batch_size: int,
     progress: Callable[[int], object],
     known: KnownStates,
+    remember: bool = False,
 ) -> Iterator[Pooled]:
-    """`pooled_states` of texts that are tokens, and of which some states are known."""
+    """`pooled_states` of texts that are tokens, and of which some states are known; the others become so on demand."""
     check_lengths(model, where, encoded)
     keys = [(tuple(ids), tuple(indices)) for ids, indices in encoded]
     order = sorted(range(len(encoded)), key=lambda text: len(encoded[text].ids))
@@ -395,6 +400,8 @@ def encoded_states(
             with torch.inference_mode():  # not around the yield, or it would hold for the caller too
                 pooled = list(capture.run(model, ids.to(device), partial(_pool, weights=weights, pooling=pooling)))
             states, norms = (torch.stack(parts) for parts in zip(*pooled, strict=True))
+            if remember:
+                known |= {keys[text]: (states[:, row], norms[:, row]) for row, text in enumerate(texts)}
             yield Pooled(texts, states, norms)
             progress(len(texts))
 

@@ -173,7 +173,7 @@ def extract(
     *,
     shuffled: int = 0,
 ) -> VectorSet:
-    """The vectors of some candidates, under their names.
+    """The vectors of some candidates, under their names; each text is computed once for all estimators.
 
     Raises:
         DataError, EstimatorError, ModelError, PlanError: see `steering.extraction.extract`.
@@ -185,6 +185,7 @@ def extract(
     wanted = list(wanted)
     entries: dict[tuple[str, str], Any] = {}
     identity = None
+    known: extraction.KnownStates = {}
     n_texts = sum(2 * len(pair_set.pairs) for candidate in wanted for pair_set in candidate.pairs)
     with tqdm(total=n_texts, desc="Extracting", unit="text") as bar:
         for candidate in wanted:
@@ -195,6 +196,8 @@ def extract(
                 name=name,
                 shuffled=shuffled,
                 progress=bar.update,
+                known=known,
+                remember=True,
             )
             entries |= made.vectors
             identity = made.model

@@ -49,6 +49,7 @@ class Chooser:
     Attributes:
         tried: a row for each plan on each number of questions.
         n_cells: how many prompts under plans were computed.
+        best_of_each: the best plan of each kind of vectors, where each is given its share of the cells.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Chooser:
         self._cells, self._vectors = cells, vectors
         self.tried: list[dict[str, Any]] = []
         self.n_cells = 0
+        self.best_of_each: dict[str, Plan] = {}
         divided = {family for candidate in wanted for family in candidate.divided}
         self._groups = self._questions_by_group(divided)
         self._place: dict[int, tuple[str, int]] = {
@@ -96,7 +98,7 @@ class Chooser:
         groups = [[plan for plan in plans if self._is_for_transfer(plan) is flag] for flag in (True, False)]
         groups = [group for group in groups if group]
         stages = len(groups) + (len(groups) == 2)
-        finalists = [self._halve(group, "one vector", budget // stages)[: settings.finalists] for group in groups]
+        finalists = [self._finalists(group, budget // stages) for group in groups]
         if len(finalists) == 1:
             best = finalists[0][0]
         else:
@@ -107,6 +109,18 @@ class Chooser:
             ]
             best = self._halve([*finalists[0], *finalists[1], *both], "together", budget // stages)[0]
         return best, self._outcomes([best], self._most)[0]
+
+    def _finalists(self, plans: list[Plan], cells: int) -> list[Plan]:
+        """The best plans of one vector; where kinds of vectors are compared, the best one of each."""
+        settings = self._settings
+        if not settings.compare:
+            return self._halve(plans, "one vector", cells)[: settings.finalists]
+        by_kind: dict[str, list[Plan]] = {}
+        for plan in plans:
+            by_kind.setdefault(plan.interventions[0].kind, []).append(plan)
+        best = {kind: self._halve(of_kind, "one vector", cells // len(by_kind))[0] for kind, of_kind in by_kind.items()}
+        self.best_of_each |= best
+        return self._rank(list(best.values()), self._most, "one vector", is_last=True)[: settings.finalists]
 
     @property
     def _most(self) -> int:

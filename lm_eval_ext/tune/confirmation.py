@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lm_eval_ext.backends.base import SteeredBackend
     from lm_eval_ext.steering.vectors import VectorSet
+    from lm_eval_ext.sweep.grid import Grid
     from lm_eval_ext.sweep.processes import Processes
     from lm_eval_ext.sweep.questions import Questions
 
@@ -35,7 +36,7 @@ class Confirmation:
 
     Attributes:
         summary: changes of the plan and of its controls (`sweep.summary.summarise`), for both of `METRICS`.
-        closed: share of the gap between the questions without and with the country that the plan closes, by family,
+        closed: share of the gap between the questions without and with the country that a plan closes, by plan, family,
             metric and language: `gap`, `closed` with `low` and `high`, and `reason` where it is undefined. Empty where no
             questions with the country were given.
     """
@@ -44,12 +45,22 @@ class Confirmation:
     closed: pd.DataFrame
 
     def of_plan(self, metric: str = "acc") -> pd.DataFrame:
-        """The rows of the plan itself, averages over languages first."""
+        """The rows of the plans themselves, averages over languages first."""
         rows = self.summary[
             (self.summary["metric"] == metric) & self.summary["control"].isna() & (self.summary["condition"] != "")
         ]
         ordered: pd.DataFrame = pd.concat([rows[rows["language"] == AVERAGE], rows[rows["language"] != AVERAGE]])
         return ordered
+
+    def table(self) -> pd.DataFrame:
+        """The rows of the plans with the share of the gap that they close: `gap`, `closed`, its ends and `reason`."""
+        rows = pd.concat([self.of_plan(metric) for metric in METRICS])
+        if not len(self.closed):
+            return rows
+        share = self.closed.rename(columns={"plan": "condition", "low": "closed_low", "high": "closed_high"})
+        keys = ["condition", "family", "metric", "language"]
+        joined: pd.DataFrame = rows.merge(share.drop(columns=["n", "regained"]), on=keys, how="left")
+        return joined
 
 
 def confirm(
@@ -57,28 +68,31 @@ def confirm(
     questions: Questions,
     named: Questions | None,
     vectors: VectorSet,
-    plan: Plan,
-    controls: Sequence[Condition],
+    plans: Sequence[Plan],
+    grid: Grid,
     *,
     folder: Path,
+    prefix: str,
     processes: Processes,
     resamples: int,
 ) -> Confirmation:
-    """Score a plan, its controls and the unsteered model on test questions.
+    """Score plans, their controls and the unsteered model on test questions.
 
     Args:
         model: of the questions.
         questions: that chose nothing.
         named: the same questions with the country named; None without.
-        vectors, plan: to confirm.
-        controls: of the plan.
-        folder: for what is computed.
+        vectors, plans: to confirm.
+        grid: says which controls each plan has.
+        folder, prefix: for what is computed, in folders whose names begin so.
         processes: of the launch.
         resamples: of the bootstrap.
     """
     console = notes()
-    conditions = [Condition(Plan()), Condition(plan, of=str(plan)), *controls]
-    cells = Cells(model, questions, vectors, folder / "test", processes, console)
+    conditions = [Condition(Plan())]
+    for plan in plans:
+        conditions += [Condition(plan, of=str(plan)), *grid.controls(plan)]
+    cells = Cells(model, questions, vectors, folder / f"{prefix}test", processes, console)
     cells.compute(conditions, "Confirming")
     frame = cells.items(conditions).assign(id=questions.ids() * len(conditions))
     cells.store.close()
@@ -87,11 +101,11 @@ def confirm(
     ]
     closed = pd.DataFrame()
     if named is not None:
-        cells = Cells(model, named, vectors, folder / "named", processes, console)
+        cells = Cells(model, named, vectors, folder / f"{prefix}named", processes, console)
         cells.compute(conditions[:1], "With the country named")
         upper = cells.items(conditions[:1]).assign(id=named.ids())
         cells.store.close()
-        closed = gap_closed(frame, upper, str(plan), resamples)
+        closed = pd.concat([gap_closed(frame, upper, str(plan), resamples) for plan in plans], ignore_index=True)
     return Confirmation(pd.concat(summaries, ignore_index=True), closed)
 
 
@@ -130,6 +144,7 @@ def gap_closed(items: pd.DataFrame, named: pd.DataFrame, plan: str, resamples: i
                 share = recovery(gap, back, draws[:, 0], draws[:, 1])
                 rows.append(
                     {
+                        "plan": plan,
                         "family": family,
                         "metric": metric,
                         "language": name,

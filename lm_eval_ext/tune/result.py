@@ -50,6 +50,18 @@ HEADER = [
     "shuffled pairs",
 ]
 
+COMPARED = [
+    "estimator",
+    "its best plan",
+    "family",
+    "score",
+    "n",
+    "change, points",
+    "random directions",
+    "shuffled pairs",
+    "share of the gap",
+]
+
 
 @dataclass(frozen=True)
 class TuneResult:
@@ -67,6 +79,7 @@ class TuneResult:
         tried: a row for each plan on each number of questions.
         cells: how many prompts under plans were computed for the choice.
         confirmation: on the test split; None where no test tasks were given.
+        compared: the same of the best plan of each kind of vectors; None where these are not compared.
         seconds: run time.
         dtype: in which the model ran.
         side_effects: of the plan, on texts that have nothing to do with its aim; None where not asked for.
@@ -83,6 +96,7 @@ class TuneResult:
     tried: pd.DataFrame = field(repr=False)
     cells: int
     confirmation: Confirmation | None
+    compared: Confirmation | None
     seconds: float
     dtype: dict[str, str] = field(default_factory=dict)
     side_effects: Panel | None = field(default=None, repr=False)
@@ -124,7 +138,7 @@ class TuneResult:
                 "It is no better there than no steering at all, or loses too much transfer: no plan.yaml is written."
             )
         if self.confirmation is None:
-            return [*lines, "It was not confirmed: name --test-tasks."]
+            return [*lines, "It was not confirmed: name --test."]
         lines += [_confirmed(row) for row in _averages(self.confirmation.of_plan())]
         return [*lines, *(_closed(row) for row in _averages(self.confirmation.closed))]
 
@@ -142,6 +156,8 @@ class TuneResult:
             write_file(out / "confirmation.csv", frame_to_csv(self.confirmation.summary, "%.5f"))
             if len(self.confirmation.closed):
                 write_file(out / "gap_closed.csv", frame_to_csv(self.confirmation.closed, "%.5f"))
+        if self.compared is not None:
+            write_file(out / "compared.csv", frame_to_csv(self.compared.table(), "%.5f"))
         if self.side_effects is not None:
             self.side_effects.write(out / "side_effects.json")
         write_charts(charts(self), out / "figures", ("csv",))
@@ -203,6 +219,7 @@ class TuneResult:
         """One self-contained page."""
         figures = charts(self)
         rows = [] if self.confirmation is None else [_cells(row) for row in _records(self.confirmation.summary)]
+        compared = [] if self.compared is None else _averages(self.compared.table())
         return render(
             "tune.html",
             title="The plan that the development split chose",
@@ -217,6 +234,8 @@ class TuneResult:
             parts_of_charts=[figure_part(chart) for chart in figures],
             header=HEADER,
             rows=[row for row in rows if row],
+            compared_header=COMPARED,
+            compared=[_compared(row, str(self.chosen_from[row["kinds"]]["estimator"])) for row in compared],
             side_effects=[] if self.side_effects is None else side_effect_rows(self.side_effects, LEVEL),
             kinds=[[name, *record.values()] for name, record in self.chosen_from.items()],
         )
@@ -244,6 +263,27 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _band(row, "null"),
         _band(row, "shuffled"),
     ]
+
+
+def _compared(row: dict[str, Any], estimator: str) -> list[str]:
+    return [
+        estimator,
+        str(row["condition"]),
+        str(row["family"]),
+        str(row["metric"]),
+        str(int(row["n"])),
+        points_interval(row["change"], row["low"], row["high"]),
+        _band(row, "null"),
+        _band(row, "shuffled"),
+        _share(row),
+    ]
+
+
+def _share(row: dict[str, Any]) -> str:
+    """The share of the gap that a plan closes, where it is defined."""
+    if not isinstance(row.get("closed"), float) or row["closed"] != row["closed"]:
+        return "undefined" if isinstance(row.get("reason"), str) else "not asked"
+    return f"{100 * row['closed']:.0f}% [{100 * row['closed_low']:.0f}, {100 * row['closed_high']:.0f}]"
 
 
 def _band(row: dict[str, Any], prefix: str) -> str:

@@ -79,12 +79,13 @@ class Tune:
             chooser = Chooser(settings, self.objective, self.candidates, cells, vectors)
             chosen, outcome = chooser.choose()
             by_name = {candidate.name: candidate for candidate in self.candidates}
-            with_controls = self._with_shuffled(model, vectors, chosen, by_name)
+            with_controls = self._with_shuffled(model, vectors, [chosen, *chooser.best_of_each.values()], by_name)
             final_vectors, plan = final(with_controls, chosen, by_name)
             settings.out.mkdir(parents=True, exist_ok=True)
             final_vectors.save(settings.out / "vectors.safetensors")
             final_vectors = VectorSet.load(settings.out / "vectors.safetensors")
-            confirmation = self._confirm(model, final_vectors, plan, processes)
+            confirmation = self._confirm(model, final_vectors, [plan], processes)
+            compared = self._compare(model, with_controls, chooser.best_of_each, processes)
             side_effects = self._side_effects(model, final_vectors, plan)
         used = {term.kind for term in chosen.interventions}
         result = TuneResult(
@@ -99,6 +100,7 @@ class Tune:
             tried=pd.DataFrame(chooser.tried),
             cells=chooser.n_cells,
             confirmation=confirmation,
+            compared=compared,
             side_effects=side_effects,
             seconds=time.monotonic() - started,
             dtype=model.get_model_info().get("dtype", {}),
@@ -195,7 +197,7 @@ class Tune:
             )
         if self.test and not errors and (common := self._families(self.test) & self._families(self.dev)):
             errors.append(
-                f"--test-tasks: {', '.join(sorted(common))} is what the plan is chosen on; confirm it on another split"
+                f"--test: {', '.join(sorted(common))} is what the plan is chosen on; confirm it on another split"
             )
         if errors:
             raise UserError("\n".join(errors))
@@ -238,49 +240,61 @@ class Tune:
         made = [candidate for candidate in self.candidates if candidate.pairs]
         if not made:
             return VectorSet(files[0].model, entries)
+        extracted = self._extracted(model, made, self.settings.layers)
+        return VectorSet(extracted.model, {**extracted.vectors, **entries}, created_by=extracted.created_by)
+
+    def _extracted(self, model: SteeredBackend, made: list[Candidate], layers: str, shuffled: int = 0) -> VectorSet:
+        """The vectors of some candidates, of the file that keeps them where there is one."""
         content = {
             "made": [{**c.record(), "name": c.name, "pairs": [s.sha256 for s in c.pairs]} for c in made],
-            "layers": self.settings.layers,
+            "layers": layers,
+            "shuffled": shuffled,
             "model": weights_fingerprint(model.model),
             "dtype": str(model.model.dtype),
         }
         kept = self.settings.out / "cells" / f"vectors-{hash_json(content)[:16]}.safetensors"
         if kept.is_file():
-            extracted = VectorSet.load(kept)
-        else:
-            extracted = extract(model.model, model.tokenizer, made, self.settings.layers, self._name)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            extracted.save(kept)
-        return VectorSet(extracted.model, {**extracted.vectors, **entries}, created_by=extracted.created_by)
+            return VectorSet.load(kept)
+        extracted = extract(*(model.model, model.tokenizer, made, layers, self._name), shuffled=shuffled)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        extracted.save(kept)
+        return extracted
 
     def _with_shuffled(
-        self, model: SteeredBackend, vectors: VectorSet, chosen: Plan, by_name: dict[str, Candidate]
+        self, model: SteeredBackend, vectors: VectorSet, plans: Sequence[Plan], by_name: dict[str, Candidate]
     ) -> VectorSet:
-        """The vectors, with fits of shuffled pairs for the chosen kinds."""
-        used = [by_name[name] for name in dict.fromkeys(term.kind for term in chosen.interventions)]
-        used = [candidate for candidate in used if candidate.pairs]
-        if not used or not self.settings.n_shuffled or not self.test:
+        """The vectors, with fits of shuffled pairs for the kinds of some plans at their layers."""
+        layers: dict[str, set[int]] = {}
+        for term in (term for plan in plans for term in plan.interventions):
+            if by_name[term.kind].pairs:
+                layers.setdefault(term.kind, set()).update(term.layers(vectors.model.n_layers))
+        if not layers or not self.settings.n_shuffled or not self.test:
             return vectors
-        layers = ",".join(
-            str(layer)
-            for layer in sorted(
-                {layer for term in chosen.interventions for layer in term.layers(vectors.model.n_layers)}
-            )
-        )
-        again = extract(*(model.model, model.tokenizer, used, layers, self._name), shuffled=self.settings.n_shuffled)
-        return VectorSet(vectors.model, {**vectors.vectors, **again.vectors}, created_by=vectors.created_by)
+        by_layers: dict[str, list[Candidate]] = {}  # those of the same layers read their texts once
+        for name, numbers in layers.items():
+            by_layers.setdefault(",".join(map(str, sorted(numbers))), []).append(by_name[name])
+        entries = dict(vectors.vectors)
+        for text, used in by_layers.items():
+            entries |= self._extracted(model, used, text, self.settings.n_shuffled).vectors
+        return VectorSet(vectors.model, entries, created_by=vectors.created_by)
+
+    def _compare(
+        self, model: SteeredBackend, vectors: VectorSet, plans: dict[str, Plan], processes: Processes
+    ) -> Confirmation | None:
+        """The best plan of each kind of vectors on the test split."""
+        return self._confirm(model, vectors, list(plans.values()), processes, "compared-") if plans else None
 
     def _confirm(
-        self, model: SteeredBackend, vectors: VectorSet, plan: Plan, processes: Processes
+        self, model: SteeredBackend, vectors: VectorSet, plans: Sequence[Plan], processes: Processes, prefix: str = ""
     ) -> Confirmation | None:
         if self.test is None:
             return None
         settings = self.settings
-        whole = Plan(plan.interventions, tuple(self._chosen_on().values()))
-        seen = SeenQuestions(whole, vectors)
-        for task in dict.fromkeys(question.task for question in self.test.questions):
-            if problem := seen.of_task(task, self.test.metadata(task), self.test.prompts(task)):
-                raise UserError(f"{problem}; the plan cannot be confirmed there")
+        for plan in plans:
+            seen = SeenQuestions(Plan(plan.interventions, tuple(self._chosen_on().values())), vectors)
+            for task in dict.fromkeys(question.task for question in self.test.questions):
+                if problem := seen.of_task(task, self.test.metadata(task), self.test.prompts(task)):
+                    raise UserError(f"{problem}; the plan cannot be confirmed there")
         named = self.questions(settings.named_tasks) if settings.named_tasks else None
         grid = Grid(
             *((), (), (), ()),
@@ -288,8 +302,9 @@ class Tune:
             n_shuffled={kind: vectors.n_shuffled(kind) for kind in vectors.kinds},
         )
         return confirm(
-            *(model, self.test, named, vectors, plan, grid.controls(plan)),
+            *(model, self.test, named, vectors, plans, grid),
             folder=settings.out / "cells",
+            prefix=prefix,
             processes=processes,
             resamples=settings.resamples,
         )

@@ -45,6 +45,7 @@ class Settings:
         reduction: of each rung the best 1 / `reduction` go on, with as many times the questions.
         finalists: plans of each kind that are combined.
         n_random, n_shuffled: controls of the chosen plan on the test split.
+        compare: choose the best plan of every kind of vectors with an equal share of the cells, and confirm each of them.
         side_effects: parallel texts on which side effects of the chosen plan are measured (`mini`, `flores`, ...); not
             measured where empty.
         n_texts: of each language, for side effects.
@@ -80,6 +81,7 @@ class Settings:
     finalists: int = FINALISTS
     n_random: int = N_RANDOM
     n_shuffled: int = 5
+    compare: bool = False
     side_effects: str = ""
     n_texts: int = 16
     seed: int = 0

@@ -17,6 +17,7 @@ from support.planted import CULTURAL, OTHERS, UNIVERSAL, Planted
 from lm_eval_ext.backends.hf.model import SteeredHFLM
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.languages import AVERAGE
+from lm_eval_ext.steering import extraction
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.tune.run import Tune
 from lm_eval_ext.tune.settings import Settings
@@ -154,10 +155,46 @@ def test_the_same_seed_chooses_the_same_plan_and_another_budget_tries_fewer(
     assert "It was not confirmed" in " ".join(first.sentences())
 
 
+def test_each_estimator_is_confirmed_with_controls_of_its_own(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimators = ("mean_difference", "lda", "logistic_probe")
+    settings |= {
+        "dev_tasks": tuple(task for task in settings["dev_tasks"] if "_c_" in task),
+        "test_tasks": tuple(task for task in settings["test_tasks"] if "_c_" in task),
+        "pairs": settings["pairs"][1:],
+        "estimators": tuple(("loc", name) for name in estimators),
+        "cells": 1500,
+    }
+    read: list[int] = []
+    run = extraction.Capture.run
+    monkeypatch.setattr(
+        extraction.Capture,
+        "run",
+        lambda self, model, ids, *rest: (read.append(len(ids)), run(self, model, ids, *rest))[1],
+    )
+    tune = Tune(Settings(**settings, compare=True))
+    n_texts = sum(2 * len(pair_set.pairs) for pair_set in tune.candidates[0].pairs)
+    result = tune.run()
+    assert sum(read) <= n_texts * (
+        1 + len(estimators)
+    )  # once for all estimators, and for shuffled fits at their layers
+    assert result.compared is not None
+    table = result.compared.table()
+    averages = table[(table["language"] == AVERAGE) & (table["metric"] == "acc")].set_index("kinds")
+    assert set(averages.index) == {f"loc_{name}" for name in estimators}
+    assert (averages[["null_n", "shuffled_n"]] == [3, 2]).all(axis=None)
+    assert averages.loc["loc_mean_difference", "change"] > 0.3
+    assert averages.loc["loc_mean_difference", "closed"] == pytest.approx(1)
+    page = (settings["out"] / "tune.html").read_text(encoding="utf-8")
+    assert "The best plan of each kind of vectors" in page
+    assert (settings["out"] / "compared.csv").is_file()
+
+
 def test_choosing_on_test_questions_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"chosen on development questions only, and planted_u_test_ko.*test split"):
         Tune(Settings(**{**settings, "dev_tasks": settings["test_tasks"]})).run()
-    with pytest.raises(UserError, match="--test-tasks: planted_c_dev, planted_u_dev is what the plan is chosen on"):
+    with pytest.raises(UserError, match="--test: planted_c_dev, planted_u_dev is what the plan is chosen on"):
         Tune(Settings(**{**settings, "test_tasks": settings["dev_tasks"]})).run()
     assert not settings["out"].exists()
 
