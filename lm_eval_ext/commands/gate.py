@@ -156,11 +156,11 @@ def check(
         first, *others = (Side.read("candidate", folder, candidate_run) for folder in candidate)
         sides = Side.read("baseline", baseline, baseline_run), first.with_reruns(others)
         paired = pair_rules(gate_rules, *sides, any_order=any_order)
-        pooled, drift, since = pool(gate_rules, paired), None, []
+        pooled, drift, since = pool(gate_rules, paired, *sides), None, []
         if gate_rules.drift is not None:
             frozen = read_frozen(gate_rules.drift, sides[0], any_order=any_order)
             since = pair_drift(gate_rules, frozen, sides[1], any_order=any_order)
-            drift = pool(gate_rules, since)
+            drift = pool(gate_rules, since, frozen, sides[1])
         measured = measure_rules(gate_rules, [*paired, *since])
         if gate_rules.noise is not None:
             floor = read_noise(gate_rules.noise)
