@@ -11,8 +11,9 @@ questions flips alike in all languages.
 The second table has the margins behind the answers: normal ones, half their variance that of the question, 60% of them
 positive; each run adds noise of its own, so large that the named share of the answers flips. Half a point is lost by all
 margins (`all lower`) or by few answers that turn into their opposite (`few lost`). `less sure` loses no accuracy: all
-margins are a tenth smaller. Tested are right and wrong answers, and their margins (`pooled: {scores: margins}`). Figures have two
-standard errors beside them.
+margins are a tenth smaller. Tested are right and wrong answers, and their margins (`pooled: {scores: margins}`).
+
+Figures have two standard errors beside them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A command and what it prints, as a picture; or a Markdown file as a terminal shows it.
+"""Commands and what they print, as a picture; or a Markdown file as a terminal shows it.
 
-    python docs/terminal_picture.py verify.svg lm-eval-ext verify run.zip
+    python docs/terminal_picture.py verify.svg "lm-eval-ext verify run.zip" "lm-eval-ext rerun run.zip"
     python docs/terminal_picture.py comment.svg --markdown comment.md
 
 The pictures of `results/` that no option of a command writes are made by it.
@@ -32,12 +32,16 @@ _TAG = re.compile(r"</?\w[^>]*>")
 _ENTITIES = {"&lt;": "\\<", "&gt;": ">", "&amp;": "&"}
 
 
-def of_command(command: list[str]) -> list[RenderableType]:
-    """The command and its output, errors with it."""
+def of_commands(commands: list[str]) -> list[RenderableType]:
+    """Each command and its output, errors with it; no shell runs them."""
     environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(_WIDTH), "TERM": "xterm-256color"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    output = Text.from_ansi(done.stdout.decode().rstrip())
-    return [Text(f"$ {shlex.join(command)}", style="bold"), output, Text(f"exit status {done.returncode}", style="dim")]
+    shown: list[RenderableType] = []
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        shown += [Text(f"$ {command}", style="bold"), Text.from_ansi(done.stdout.decode().rstrip()), ""]
+    return shown[:-1]
 
 
 def of_markdown(path: Path) -> list[RenderableType]:
@@ -50,9 +54,11 @@ def of_markdown(path: Path) -> list[RenderableType]:
 
 
 def main() -> None:
-    out, first, *rest = sys.argv[1:]
-    shown = of_markdown(Path(rest[0])) if first == "--markdown" else of_command([first, *rest])
-    Path(out).write_text(picture(shown, " ".join(rest[:1] if first == "--markdown" else [first, *rest[:1]]), _WIDTH))
+    """Write the picture."""
+    out, *rest = sys.argv[1:]
+    shown = of_markdown(Path(rest[1])) if rest[0] == "--markdown" else of_commands(rest)
+    title = Path(rest[1]).name if rest[0] == "--markdown" else "lm-eval-ext"
+    Path(out).write_text(picture(shown, title, _WIDTH), encoding="utf-8")
 
 
 if __name__ == "__main__":

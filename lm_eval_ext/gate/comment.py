@@ -58,7 +58,7 @@ def to_comment(
         marker(name),
         f"## {GLYPHS[result.verdict]} Gate: {result.verdict}",
         "",
-        f"Candidate **{_text(candidate.run.name)}** against **{_text(baseline.run.name)}**: {_text(result.detail)}.",
+        f"Candidate **{_text(candidate.title)}** against **{_text(baseline.title)}**: {_text(result.detail)}.",
         *(f"\n{_text(line)}." for line in pooled_lines(result)),
         "",
     ]

@@ -227,7 +227,7 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
     lines = [
         f"## {GLYPHS[result.verdict]} Gate: {result.verdict}",
         "",
-        f"Candidate **{_markdown(candidate.run.name)}** against **{_markdown(baseline.run.name)}**: "
+        f"Candidate **{_markdown(candidate.title)}** against **{_markdown(baseline.title)}**: "
         f"{_markdown(result.detail)}.",
         *(f"\n{_markdown(line)}." for line in pooled_lines(result)),
         "",

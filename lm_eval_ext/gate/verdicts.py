@@ -335,8 +335,9 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
         return ("pass" if changed <= rule.limit * measured.n + 1e-9 else "fail"), text
     if rule.kind == "must-pass":
         if not measured.items:
-            return "pass", f"all {measured.n} items are right"
-        return "fail", f"{len(measured.items)} of {measured.n} items are wrong: {some(measured.items, 5)}"
+            return "pass", "the item is right" if measured.n == 1 else f"all {measured.n} items are right"
+        are = "item is" if measured.n == 1 else "items are"
+        return "fail", f"{len(measured.items)} of {measured.n} {are} wrong: {some(measured.items, 5)}"
     if rule.kind == "side-effect":
         return _decide_side_effect(measured)
     moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"
