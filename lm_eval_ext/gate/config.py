@@ -83,6 +83,11 @@ def _conditions(value: Any) -> tuple[str, ...]:
     return tuple(map(str, where.parse(texts)))
 
 
+def _ids(value: Any) -> Any:
+    """Ids that YAML takes for numbers are texts."""
+    return [str(entry) if type(entry) is int else entry for entry in value] if isinstance(value, list) else value
+
+
 def _date(value: Any) -> date:
     try:
         return date.fromisoformat(value)
@@ -151,7 +156,9 @@ class _MustPass(Table):
     axis: Text = Field(description="a name")
     metric: Text = Field(default="acc", description="a name")
     languages: Names = Field(default=(), description="at least one code, such as [ko, el]; leave the key out for all")
-    ids: Names = Field(default=(), description="ids of questions")
+    ids: Annotated[Names, BeforeValidator(_ids)] = Field(
+        default=(), description="ids of questions, as texts or numbers"
+    )
     where: Annotated[tuple[str, ...], BeforeValidator(_conditions)] = Field(
         default=(), description="a condition such as topic=Food, or a list of them"
     )

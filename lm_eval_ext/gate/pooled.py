@@ -13,6 +13,7 @@ that of the whole, which keeps the false alarms over all parts below alpha (Mein
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lm_eval_ext.gate.measuring import RulePair, Side
-    from lm_eval_ext.gate.rules import Gate
+    from lm_eval_ext.gate.rules import Gate, Waiver
 
 
 def pool(gate: Gate, paired: Iterable[RulePair], baseline: Side, candidate: Side) -> PooledResult:
-    """The pooled test over the documents of all rules.
+    """The pooled test over the documents of all rules, but for those in which a loss is waived.
 
     Args:
         gate: what is asked of it.
@@ -41,9 +42,24 @@ def pool(gate: Gate, paired: Iterable[RulePair], baseline: Side, candidate: Side
         ResultsError: damaged samples.
     """
     documents = pooled_documents(paired)
+    is_waived = _waived(gate.waivers, documents)
+    if not is_waived.all():
+        documents = documents[~is_waived]
     if gate.pooled.scores == "margins":
         documents = by_margins(documents, baseline, candidate)
-    return pool_changes(gate, documents)
+    pooled = pool_changes(gate, documents)
+    return replace(pooled, n_waived=0 if is_waived.all() else int(is_waived.sum()))
+
+
+def _waived(waivers: Iterable[Waiver], documents: pd.DataFrame) -> pd.Series[bool]:
+    """Documents in which a loss is known and waived: that loss is not shown again in the whole."""
+    waived = pd.Series(False, index=documents.index)
+    for waiver in waivers:
+        is_meant = (documents["axis"] == waiver.axis) & documents["named_metric"].isin(
+            [waiver.metric] if waiver.metric else documents["named_metric"]
+        )
+        waived |= is_meant & (documents["language"].isin(waiver.languages) if waiver.languages else True)
+    return waived
 
 
 def pooled_documents(paired: Iterable[RulePair]) -> pd.DataFrame:
@@ -57,11 +73,11 @@ def pooled_documents(paired: Iterable[RulePair]) -> pd.DataFrame:
         for task in rows["task"].unique():
             metrics.setdefault(task, one.axis.score)
         rows = rows[rows["task"].map(metrics) == one.axis.score]
-        named = {"axis": one.rule.axis, "filter": one.axis.filter}
+        named = {"axis": one.rule.axis, "named_metric": one.rule.metric, "filter": one.axis.filter}
         # Where less is better, the score is another one than that of the margin.
         named["metric"] = "" if one.is_lower else one.axis.metric
         frames.append(rows[["task", "doc_hash", "copy", "language", "question", "change"]].assign(**named))
-    documents: pd.DataFrame = pd.concat(frames).drop_duplicates(["task", "doc_hash", "copy"])
+    documents: pd.DataFrame = pd.concat(frames, ignore_index=True).drop_duplicates(["task", "doc_hash", "copy"])
     return documents
 
 

@@ -156,6 +156,7 @@ class PooledResult:
         smallest: the smallest loss that all items can show.
         noise: the loss that noise alone may make; 0 where it is not asked.
         n_margins: documents whose margins were compared; 0 where it is answers.
+        n_waived: documents that were left out, as a loss in them is waived.
     """
 
     asked: Pooled
@@ -164,6 +165,7 @@ class PooledResult:
     smallest: float
     noise: float = 0.0
     n_margins: int = 0
+    n_waived: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -183,9 +185,10 @@ class PooledResult:
         suite = self.suite
         least = f"a loss of {100 * self.smallest:.2f} points" if math.isfinite(self.smallest) else "no loss at all"
         by_margins = f" by the margins of {self.n_margins}" if self.n_margins else ""
+        waived = f"; {self.n_waived} waived items are left out" if self.n_waived else ""
         return (
             f"{suite.n} items of {suite.questions} questions, {100 * (suite.gains + suite.losses) / suite.n:.1f}% changed, "
-            f"can show {least} with {100 * self.asked.power:g}% power{by_margins}"
+            f"can show {least} with {100 * self.asked.power:g}% power{by_margins}{waived}"
         )
 
     @property
