@@ -168,7 +168,7 @@ def _words(steps: Sequence[str | int]) -> str:
         elif isinstance(before, int):
             words[-1] += f".{step + 1}"
         else:
-            words[-1:] = [f"{re.sub('(ie)?s$', lambda end: 'y' if end[1] else '', before)} {step + 1}"]
+            words[-1:] = [f"{re.sub('(ie|(?<!s))s$', lambda end: 'y' if end[1] else '', before)} {step + 1}"]
     return "".join(f"{word}: " for word in words)
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 #: What an SVG of rich fetches from elsewhere.
 _FETCHED = re.compile(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", re.DOTALL)
+#: Empty lines and the space before others: Spaces of the text are entities.
+_INDENTED = re.compile(r"\n\s+")
+#: What each of its names begins with.
+_PREFIX = re.compile(r"\bterminal-(\d+)-")
 #: What XML 1.0 cannot hold, escaped or not.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -119,7 +123,8 @@ def picture(shown: Iterable[RenderableType], title: str, width: int = 150) -> st
     console = Console(record=True, width=width, file=io.StringIO(), markup=False, highlight=False)
     for part in shown:
         console.print(part)
-    return xml_text(_FETCHED.sub("", console.export_svg(title=title)))
+    drawn = _INDENTED.sub("\n", _FETCHED.sub("", console.export_svg(title=title)))
+    return xml_text(_PREFIX.sub(r"t\1-", drawn))
 
 
 def xml_text(text: str) -> str:

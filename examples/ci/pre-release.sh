@@ -7,14 +7,21 @@
 # verdicts (gate.json, gate.xml, gate.svg, comment.md) and run.zip, a bundle of the run to be signed and kept.
 set -euo pipefail
 
+# The exit status is the gate's: 0 pass, 1 fail, 2 inconclusive, 3 where there is no verdict.
+if (($# < 2)); then
+  echo "usage: $0 GATE.YAML BASELINE [arguments of lm_eval]" >&2
+  exit 3
+fi
 gate=$1 baseline=$2
 shift 2
 tasks=${TASKS:-transfer_mini_cloze,localization_mini_cloze}
 output=${OUTPUT:-results/candidate-$(date +%Y%m%d-%H%M%S)}
 
-lm-eval-ext eval --model steered-hf --tasks "$tasks" --output_path "$output" --log_samples "$@"
-
-lm-eval-ext bundle "$output" -o "$output/run.zip"
+lm-eval-ext eval --model steered-hf --tasks "$tasks" --output_path "$output" --log_samples "$@" || {
+  echo "not released: the evaluation failed" >&2
+  exit 3
+}
+lm-eval-ext bundle "$output" -o "$output/run.zip" || exit 3
 
 if [[ ! -e $baseline ]]; then
   echo "no baseline yet: this run becomes it"

@@ -28,7 +28,8 @@ def bundle(
     """Bundle a run: results, samples, environment, command, hashes of all.
 
     Credentials among the model's arguments are left out, and folders of this
-    machine. The same run makes the same bundle; its hash is printed.
+    machine. The same run makes the same bundle; its hash is printed. Exit
+    status: 0, or 2 where there is no such run.
 
     Examples:
 
@@ -59,7 +60,7 @@ def verify(file: _Bundle, expected: _Hash = "") -> None:
     """Check that a bundle holds what its manifest says, and nothing else.
 
     Shows that it is undamaged, and with --hash or a signature of the file that
-    it is the one that its maker wrote.
+    it is the one that its maker wrote. Exit status: 0, or 2 where it is not.
 
     Example:
 
@@ -100,7 +101,8 @@ def rerun(
     The bundle is checked first. Its command is another's text: only an
     evaluation is run, and code of the model's repository only if you say so
     (--model_args trust_remote_code=True). Files of the run (vectors, a local
-    model) and credentials are yours to give.
+    model) and credentials are yours to give. Exit status: 0, 2 where the
+    bundle or a file is not what the manifest says, with --run the evaluation's.
 
     Examples:
 

@@ -136,6 +136,11 @@ def check(
 
     With `drift: {frozen: FOLDER, margin: 0.03}` in the file the candidate is
     held against a baseline that is not renewed too.
+
+    Example:
+
+      lm-eval-ext gate gate.yaml --baseline baselines/main --candidate results/new \\
+        --json gate.json --junit gate.xml --comment comment.md
     """
     from dataclasses import replace
     from datetime import date
@@ -156,11 +161,11 @@ def check(
         first, *others = (Side.read("candidate", folder, candidate_run) for folder in candidate)
         sides = Side.read("baseline", baseline, baseline_run), first.with_reruns(others)
         paired = pair_rules(gate_rules, *sides, any_order=any_order)
-        pooled, drift, since = pool(gate_rules, paired), None, []
+        pooled, drift, since = pool(gate_rules, paired, *sides), None, []
         if gate_rules.drift is not None:
             frozen = read_frozen(gate_rules.drift, sides[0], any_order=any_order)
             since = pair_drift(gate_rules, frozen, sides[1], any_order=any_order)
-            drift = pool(gate_rules, since)
+            drift = pool(gate_rules, since, frozen, sides[1])
         measured = measure_rules(gate_rules, [*paired, *since])
         if gate_rules.noise is not None:
             floor = read_noise(gate_rules.noise)
@@ -217,7 +222,13 @@ def renew(
     """Make a candidate the new baseline, on purpose, and show what moved.
 
     Writes only what the gate needs: ids, hashes and scores of the items its
-    rules speak of, no text. Replaces a folder only if it is such a baseline.
+    rules speak of, no text; margins too where they say `scores: margins`.
+    Replaces a folder only if it is such a baseline. Exit status: 0, or 3.
+
+    Example:
+
+      lm-eval-ext gate renew gate.yaml --baseline baselines/main \\
+        --candidate results/new --dry-run
     """
     from lm_eval_ext.gate import baseline as committed
     from lm_eval_ext.gate import read_gate
@@ -274,7 +285,8 @@ def noise(
     unless --vary or --eval says otherwise. Shown per axis and language: how
     many answers flip, by how much the score and the margins (of the best option
     over the second) move. With `noise: noise.json` in the gate a change within
-    the noise is inconclusive.
+    the noise is inconclusive. Exit status: 0, or 3 where nothing can be
+    measured.
 
     Examples:
 

@@ -30,7 +30,7 @@ def post(
     """Post the comment on a pull request of GitHub, or update the one there.
 
     The token is read from GITHUB_TOKEN (or GH_TOKEN) and needs the permission
-    `pull-requests: write`.
+    `pull-requests: write`. Exit status: 0, or 3 where it was not posted.
 
     Example:
 
@@ -72,7 +72,7 @@ def fetch(
     An artifact is the newest of its name, made by a run on the branch (the
     default branch if none is named) of the repository itself, never of a
     fork; it needs GITHUB_TOKEN with `actions: read`. A private data set needs
-    HF_TOKEN.
+    HF_TOKEN. Exit status: 0, or 3 where there is no such baseline.
 
     Examples:
 

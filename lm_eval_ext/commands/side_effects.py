@@ -88,7 +88,8 @@ def side_effects(
     distribution to the baseline, how often the most likely token is the same.
     On generations: language (py3langid, on this machine), English where it
     was not asked for, length, repetition. On unrelated tasks: accuracy. All
-    in pairs with the baseline, with intervals over texts.
+    in pairs with the baseline, with intervals over texts. Exit status: 0, or
+    2 where nothing can be measured; limits are the gate's (`side_effects`).
 
     Examples:
 

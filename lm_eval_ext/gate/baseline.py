@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm_eval_ext.errors import GateError, ResultsError
+from lm_eval_ext.gate.margins import read_margins
 from lm_eval_ext.io import write_folder
 from lm_eval_ext.results.axes import Axis, find_axis
 from lm_eval_ext.results.pairing import Paired
@@ -111,9 +112,12 @@ def write(gate: Gate, run: Run, folder: Path) -> int:
             if task in run.tasks:
                 wanted.setdefault(task, set()).add(axis.metric)
     frames = {task: _wanted_samples(run, task, metrics) for task, metrics in sorted(wanted.items())}
+    has_margins = gate.pooled.scores == "margins"
     with write_folder(folder, replace=True) as fresh:
         for task, frame in frames.items():
-            (fresh / f"samples_{task}_{run.date}.jsonl").write_text(_lines(frame), encoding="utf-8")
+            (fresh / f"samples_{task}_{run.date}.jsonl").write_text(
+                _lines(frame, _margins(run, task, frame) if has_margins else {}), encoding="utf-8"
+            )
         results = json.dumps(_results(run, frames), indent=1, sort_keys=True) + "\n"
         (fresh / f"results_{run.date}.json").write_text(results, encoding="utf-8")
     return sum(path.stat().st_size for path in folder.iterdir())
@@ -146,8 +150,17 @@ def _wanted_samples(run: Run, task: str, metrics: set[str]) -> pd.DataFrame:
     return wanted
 
 
-def _lines(frame: pd.DataFrame) -> str:
-    """Samples as the harness writes them, without texts."""
+def _margins(run: Run, task: str, frame: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+    """Margins of the right options by document and filter."""
+    kept: dict[tuple[str, str], dict[str, float]] = {}
+    for (metric, of_filter), rows in frame.groupby(["metric", "filter"]):
+        for doc_hash, value in read_margins(run, task, metric, of_filter, set(rows["doc_hash"])).items():
+            kept.setdefault((doc_hash, of_filter), {})[metric] = round(value, 4)
+    return kept
+
+
+def _lines(frame: pd.DataFrame, margins: dict[tuple[str, str], dict[str, float]]) -> str:
+    """Samples as the harness writes them, without texts; with margins where they are kept."""
     lines = []
     for _, rows in frame.groupby(["doc_id", "filter"], sort=True):
         first = rows.iloc[0]
@@ -156,6 +169,8 @@ def _lines(frame: pd.DataFrame) -> str:
         identity = {} if first["question_id"] == first["doc_hash"] else {"id": first["question_id"]}
         sample: dict[str, Any] = {"doc_id": int(first["doc_id"]), "doc": identity | language}
         sample |= {"filter": first["filter"], "doc_hash": first["doc_hash"], "prompt_hash": first["prompt_hash"]}
+        if kept := margins.get((first["doc_hash"], first["filter"])):
+            sample["margins"] = kept
         scores = {row["metric"]: _number(row["value"]) for _, row in rows.iterrows()}
         lines.append(json.dumps(sample | {"metrics": list(scores)} | scores, separators=(",", ":"), ensure_ascii=False))
     return "".join(f"{line}\n" for line in lines)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_ext.gate.markdown import escape_references
 from lm_eval_ext.gate.marker import MAX_WRITTEN, marker
 from lm_eval_ext.gate.measuring import dtype_notes
-from lm_eval_ext.gate.outputs import GLYPHS, LEGEND, detail, pooled_lines, worst_first
+from lm_eval_ext.gate.outputs import GLYPHS, LEGEND, detail, pooled_lines, undecided_fold, worst_first
 from lm_eval_ext.redaction import redact_text
 from lm_eval_ext.results.answers import chosen, expected, question
 from lm_eval_ext.results.pairing import NO_LANGUAGE
@@ -58,7 +58,7 @@ def to_comment(
         marker(name),
         f"## {GLYPHS[result.verdict]} Gate: {result.verdict}",
         "",
-        f"Candidate **{_text(candidate.run.name)}** against **{_text(baseline.run.name)}**: {_text(result.detail)}.",
+        f"Candidate **{_text(candidate.title)}** against **{_text(baseline.title)}**: {_text(result.detail)}.",
         *(f"\n{_text(line)}." for line in pooled_lines(result)),
         "",
     ]
@@ -67,8 +67,11 @@ def to_comment(
     rows = _table(broken, room.part(_ROWS)) if broken else []
     room.take(rows)
     examples = _examples(broken, paired, baseline, candidate, room)
+    undecided = undecided_fold(result, lambda text: _text(text, 1_000))
+    if not room.take(undecided):
+        undecided = []
     passing = _folded_table([check for check in ordered if check.verdict == "pass"], room)
-    return "\n".join([*head, *rows, *examples, *passing, *end])
+    return "\n".join([*head, *rows, *examples, *undecided, *passing, *end])
 
 
 class _Room:

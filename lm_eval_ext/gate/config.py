@@ -3,7 +3,8 @@
     alpha: 0.05            # how often an unchanged model may fail, over all rules together
     power: 0.8             # how surely a loss of the margin must be seen
     baseline: {model: google/gemma-3-12b-it, plan: ""}     # optional: any other baseline is refused
-    pooled: {decides: true, margin: 0.005}                 # optional: the test over all items together counts too
+    pooled: {decides: true, margin: 0.005}                 # optional: the test over all items together counts too;
+                                                           # scores: margins (of options) instead of right and wrong
     noise: noise.json      # optional: of `lm-eval-ext gate noise`; a change within the noise is no failure
     drift: {frozen: baselines/v1, margin: 0.03}            # optional: a baseline that is not renewed; also severity
     rules:
@@ -82,6 +83,11 @@ def _conditions(value: Any) -> tuple[str, ...]:
     return tuple(map(str, where.parse(texts)))
 
 
+def _ids(value: Any) -> Any:
+    """Ids that YAML takes for numbers are texts."""
+    return [str(entry) if type(entry) is int else entry for entry in value] if isinstance(value, list) else value
+
+
 def _date(value: Any) -> date:
     try:
         return date.fromisoformat(value)
@@ -150,7 +156,9 @@ class _MustPass(Table):
     axis: Text = Field(description="a name")
     metric: Text = Field(default="acc", description="a name")
     languages: Names = Field(default=(), description="at least one code, such as [ko, el]; leave the key out for all")
-    ids: Names = Field(default=(), description="ids of questions")
+    ids: Annotated[Names, BeforeValidator(_ids)] = Field(
+        default=(), description="ids of questions, as texts or numbers"
+    )
     where: Annotated[tuple[str, ...], BeforeValidator(_conditions)] = Field(
         default=(), description="a condition such as topic=Food, or a list of them"
     )
@@ -202,6 +210,7 @@ class _Pooled(Table):
     margin: _Share = 0.0
     alpha: _Alpha = ALPHA
     power: _Share = POWER
+    scores: Literal["answers", "margins"] = Field(default="answers", description="answers or margins")
 
     def pooled(self, gate: _Gate) -> Pooled:
         """The test, with the gate's values for what it leaves open."""
@@ -209,6 +218,7 @@ class _Pooled(Table):
         return Pooled(
             decides=self.decides,
             margin=self.margin,
+            scores=self.scores,
             alpha=self.alpha if "alpha" in given else gate.alpha,
             power=self.power if "power" in given else gate.power,
         )

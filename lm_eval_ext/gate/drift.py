@@ -57,7 +57,7 @@ def pair_drift(gate: Gate, frozen: Side, candidate: Side, *, any_order: bool = F
         key = (rule.axis, rule.metric, rule.languages)
         if rule.kind == "non-inferiority" and key not in known:
             known.add(key)
-            rules.append(replace(rule, margin=gate.drift.margin, severity=gate.drift.severity, since=frozen.run.name))
+            rules.append(replace(rule, margin=gate.drift.margin, severity=gate.drift.severity, since=frozen.title))
     return pair_rules(replace(gate, rules=tuple(rules), baseline={}), frozen, candidate, any_order=any_order)
 
 

@@ -91,6 +91,12 @@ class Side:
                     )
         return cls(role, run, tree.notes)
 
+    @property
+    def title(self) -> str:
+        """The run's name, with its plan where it has one: the same model is often gated under several."""
+        run = self.run
+        return run.name if not run.plan or run.plan in run.name else f"{run.name}, {run.plan}"
+
     def scores(self, axis: Axis) -> tuple[Axis, pd.DataFrame]:
         """One row per document, read once for all rules; the axis comes back with its filter."""
         if axis not in self._frames:

@@ -256,7 +256,7 @@ def _pooled_flips(of_couple: Sequence[pd.DataFrame]) -> Flips:
 def apply_noise(
     floor: NoiseFloor, measured: Sequence[Measured], paired: Sequence[RulePair], candidate: Run
 ) -> list[Measured]:
-    """What was measured, with the noise of each rule and language, and how many of the candidate's answers are undecided.
+    """What was measured, with the noise of each rule and language, and which of the candidate's answers are undecided.
 
     Args:
         floor: the noise.
@@ -285,8 +285,13 @@ def apply_noise(
         if noise.margin is not None:
             _read_options(scores, candidate, pair.pair.frame)
             rows = _rows(pair, language)
-            margins = [_margin(scores[key]) for key in _keys(rows) if key in scores]
-            undecided = sum(margin < noise.margin for margin in margins) if margins else None
+            known_rows = [
+                (_margin(scores[key]), f"{key[0]} {question.partition('/')[2]}")
+                for key, question in zip(_keys(rows), rows["question"], strict=True)
+                if key in scores
+            ]
+            if known_rows:
+                undecided = tuple(name for margin, name in sorted(known_rows) if margin < noise.margin)
         noisy.append(replace(one, noise=noise.floor(one.rule.alpha), noise_flips=noise.most_flips, undecided=undecided))
     return noisy
 

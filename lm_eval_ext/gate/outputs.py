@@ -19,9 +19,12 @@ from lm_eval_ext.console import picture, xml_text
 from lm_eval_ext.gate.markdown import escape as _markdown
 from lm_eval_ext.gate.measuring import dtype_notes
 from lm_eval_ext.gate.verdicts import STATUS, points
+from lm_eval_ext.results.run import some
 from lm_eval_ext.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lm_eval_ext.gate.measuring import Side
     from lm_eval_ext.gate.noise import NoiseFloor
     from lm_eval_ext.gate.verdicts import Check, GateResult, PooledResult, Verdict
@@ -32,6 +35,9 @@ _COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "red", "inconclusive": 
 #: GitHub's limits: of each kind of annotation a step, and of a step's summary, where other steps' text is not counted.
 _MAX_ANNOTATIONS = 10
 _MAX_SUMMARY = 1_000_000  # bytes; 1 MiB is refused whole
+
+#: Undecided answers of a check that Markdown names; the JSON has all.
+_MAX_UNDECIDED = 20
 
 
 def worst_first(result: GateResult) -> list[Check]:
@@ -98,6 +104,28 @@ def noise_table(floor: NoiseFloor) -> Table:
     return shown
 
 
+def undecided_fold(result: GateResult, escape: Callable[[str], str]) -> list[str]:
+    """Lines of Markdown that fold the answers within the noise, by check, the closest first; none where there are none."""
+    checks = [check for check in worst_first(result) if check.measured.undecided]
+    if not checks:
+        return []
+    rows = [
+        f"| {escape(check.name)} | {len(check.measured.undecided or ())} of {check.measured.n} "
+        f"| {escape(some(check.measured.undecided or (), _MAX_UNDECIDED))} |"
+        for check in checks
+    ]
+    return [
+        "<details><summary>? Undecided answers: margins within the noise of the same model</summary>",
+        "",
+        "| check | answers | items, the closest first |",
+        "|---|---:|---|",
+        *rows,
+        "",
+        "</details>",
+        "",
+    ]
+
+
 def to_svg(result: GateResult) -> str:
     """The terminal as a picture."""
     return picture([table(result), *pooled_lines(result), result.detail], "lm-eval-ext gate")
@@ -151,7 +179,9 @@ def _record(check: Check) -> dict[str, Any]:
         "p_holm": check.p,
         "detail": check.detail,
         "items": list(measured.items),
-        **{key: getattr(measured, key) for key in ("noise", "noise_flips", "undecided")},
+        **{key: getattr(measured, key) for key in ("noise", "noise_flips")},
+        "undecided": None if measured.undecided is None else len(measured.undecided),
+        "undecided_items": list(measured.undecided or ()),
         "severity": rule.severity,
         "since": rule.since or None,
         "waived": {"until": str(check.waiver.until), "reason": check.waiver.reason} if check.waiver else None,
@@ -197,7 +227,7 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
     lines = [
         f"## {GLYPHS[result.verdict]} Gate: {result.verdict}",
         "",
-        f"Candidate **{_markdown(candidate.run.name)}** against **{_markdown(baseline.run.name)}**: "
+        f"Candidate **{_markdown(candidate.title)}** against **{_markdown(baseline.title)}**: "
         f"{_markdown(result.detail)}.",
         *(f"\n{_markdown(line)}." for line in pooled_lines(result)),
         "",
@@ -205,7 +235,9 @@ def to_markdown(result: GateResult, baseline: Side, candidate: Side, *, written:
         "|---|---|---|---:|---:|---|---|",
     ]
     notes = [f"> {_markdown(note)}\n" for note in dtype_notes(baseline, candidate)]
-    end = ["", *notes, f"<sub>{LEGEND}</sub>", ""]
+    end = ["", *undecided_fold(result, _markdown), *notes, f"<sub>{LEGEND}</sub>", ""]
+    if sum(len(line.encode()) + 1 for line in end) > _MAX_SUMMARY // 4:
+        end = ["", *notes, f"<sub>{LEGEND}</sub>", ""]  # hundreds of checks; the JSON has them all
     size = sum(len(line.encode()) + 1 for line in (*lines, *end)) + 200
     ordered = worst_first(result)
     for number, check in enumerate(ordered):

@@ -108,12 +108,14 @@ class Pooled:
         decides: whether its verdict counts; else it is only reported.
         margin: the loss that the suite must be able to see, with `power`; 0 where none is asked.
         alpha, power: of the test.
+        scores: what is compared: right and wrong answers, or their margins (see `margins`).
     """
 
     decides: bool = False
     margin: float = 0.0
     alpha: float = ALPHA
     power: float = POWER
+    scores: Literal["answers", "margins"] = "answers"
 
 
 @dataclass(frozen=True)

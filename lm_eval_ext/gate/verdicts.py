@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lm_eval_ext.errors import GateError
+from lm_eval_ext.results.run import some
 from lm_eval_ext.side_effects.measures import change_text, level_text, scale
 from lm_eval_ext.stats.significance import holm
 
@@ -66,7 +67,7 @@ class Measured:
         items: those that must pass and are wrong.
         noise: the change that noise alone may make, and `noise_flips` the share of documents that it may change; 0 where it
             is not asked.
-        undecided: documents whose margin is within the noise; None where it is not known.
+        undecided: documents whose margin is within the noise, the closest first; None where it is not known.
     """
 
     rule: Rule
@@ -85,7 +86,7 @@ class Measured:
     items: tuple[str, ...] = ()
     noise: float = 0.0
     noise_flips: float = 0.0
-    undecided: int | None = None
+    undecided: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ class PooledResult:
         parts: those of the axes and their languages.
         smallest: the smallest loss that all items can show.
         noise: the loss that noise alone may make; 0 where it is not asked.
+        n_margins: documents whose margins were compared; 0 where it is answers.
+        n_waived: documents that were left out, as a loss in them is waived.
     """
 
     asked: Pooled
@@ -161,6 +164,8 @@ class PooledResult:
     parts: tuple[PooledTest, ...]
     smallest: float
     noise: float = 0.0
+    n_margins: int = 0
+    n_waived: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -179,16 +184,19 @@ class PooledResult:
         """What the items can show, to be read before the verdict."""
         suite = self.suite
         least = f"a loss of {100 * self.smallest:.2f} points" if math.isfinite(self.smallest) else "no loss at all"
+        by_margins = f" by the margins of {self.n_margins}" if self.n_margins else ""
+        waived = f"; {self.n_waived} waived items are left out" if self.n_waived else ""
         return (
             f"{suite.n} items of {suite.questions} questions, {100 * (suite.gains + suite.losses) / suite.n:.1f}% changed, "
-            f"can show {least} with {100 * self.asked.power:g}% power"
+            f"can show {least} with {100 * self.asked.power:g}% power{by_margins}{waived}"
         )
 
     @property
     def detail(self) -> str:
         """The verdict in a sentence."""
         suite = self.suite
-        text = f"{points(suite.change, 2)} points ({suite.gains} gained, {suite.losses} lost)"
+        by_margins = " by margins" if self.n_margins else ""
+        text = f"{points(suite.change, 2)} points{by_margins} ({suite.gains} gained, {suite.losses} lost)"
         if suite.p <= self.asked.alpha:
             lost = [f"{part.name} (p {_p(part.p)})" for part in self.parts if part.p <= self.asked.alpha]
             where = f", in {', '.join(lost)}" if lost else ", in no single part"
@@ -316,7 +324,9 @@ def _decide_noisy(measured: Measured, p: float) -> tuple[Verdict, str]:
         if changed <= measured.noise_flips * measured.n:
             verdict, text = "inconclusive", f"{text}; the same model flips {100 * measured.noise_flips:.1f}%"
     if measured.undecided is not None:
-        text += f"; {measured.undecided} of {measured.n} answers are undecided (margin within the noise)"
+        text += f"; {len(measured.undecided)} of {measured.n} answers are undecided (margin within the noise)"
+        if measured.undecided:
+            text += f": {some(measured.undecided)}"
     return verdict, text
 
 
@@ -328,9 +338,9 @@ def _decide(measured: Measured, p: float) -> tuple[Verdict, str]:
         return ("pass" if changed <= rule.limit * measured.n + 1e-9 else "fail"), text
     if rule.kind == "must-pass":
         if not measured.items:
-            return "pass", f"all {measured.n} items are right"
-        more = f" and {len(measured.items) - 5} more" if len(measured.items) > 5 else ""
-        return "fail", f"{len(measured.items)} of {measured.n} items are wrong: {', '.join(measured.items[:5])}{more}"
+            return "pass", "the item is right" if measured.n == 1 else f"all {measured.n} items are right"
+        are = "item is" if measured.n == 1 else "items are"
+        return "fail", f"{len(measured.items)} of {measured.n} {are} wrong: {some(measured.items, 5)}"
     if rule.kind == "side-effect":
         return _decide_side_effect(measured)
     moved = f"{points(measured.change)} [{points(measured.low)}, {points(measured.high)}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.results.samples import log_likelihoods
@@ -19,6 +20,10 @@ _RULES: dict[str, tuple[Callable[[float, str, float], float], bool]] = {
     "acc_mutual_info": (lambda given, _, alone: given - alone, True),
     "acc_prior": (lambda _given, _, alone: alone, True),
 }
+
+
+#: Metrics whose score is 1 where the right option's score is above all others.
+MARGIN_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
 def question(sample: dict[str, Any]) -> str:
@@ -89,6 +94,24 @@ def gold(sample: dict[str, Any]) -> int | None:
         if text in listed:
             return listed.index(text)
     return None
+
+
+def margin(sample: dict[str, Any], metric: str) -> float | None:
+    """How far the score of the right option is above the best other one, negative where the answer is wrong.
+
+    None where samples do not say, or where it contradicts the metric (several options that are right, for example).
+    """
+    kept = sample.get("margins")  # of a committed baseline
+    if isinstance(kept, dict):
+        value = kept.get(metric)
+        return float(value) if isinstance(value, (int, float)) else None
+    if metric not in MARGIN_METRICS or not sample.get("filtered_resps"):
+        return None
+    scores, index = option_scores(sample, metric), gold(sample)
+    if index is None or index >= len(scores) or not all(map(math.isfinite, scores)):
+        return None
+    ahead = scores[index] - max(scores[:index] + scores[index + 1 :])
+    return None if ahead and (ahead > 0) != (sample.get(metric) == 1) else ahead
 
 
 def expected(sample: dict[str, Any]) -> str:

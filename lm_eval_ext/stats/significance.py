@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Alternative = Literal["two-sided", "less", "greater"]
 
 
+#: Numbers that a Monte Carlo test draws at once: 32 MB.
+_MAX_DRAWN = 4_000_000
+
+
 def mcnemar(gains: int, losses: int, alternative: Alternative = "two-sided") -> float:
     """Exact p-value of McNemar's test: would a coin have divided the changed documents so unevenly?
 
@@ -57,7 +61,13 @@ def sign_flip(
     if exact and np.all(sizes == np.round(sizes)):
         return _exact_sign_flip(sizes.astype(int), repeats, int(np.round(values.sum())), alternative)
     rng = np.random.default_rng(seed)
-    drawn = (2 * rng.binomial(repeats, 0.5, size=(resamples, len(sizes))) - repeats) @ sizes
+    rows = max(1, _MAX_DRAWN // len(sizes))
+    drawn = np.concatenate(
+        [
+            (2 * rng.binomial(repeats, 0.5, size=(min(rows, resamples - start), len(sizes))) - repeats) @ sizes
+            for start in range(0, resamples, rows)
+        ]
+    )
     observed, slack = values.sum(), 1e-9 * np.abs(values).sum()
     extreme = {
         "less": drawn <= observed + slack,

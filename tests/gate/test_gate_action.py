@@ -163,6 +163,40 @@ def test_the_pipeline_of_gitlab_is_made_of_commands_that_exist():
     assert kept <= set(" ".join(lines).split())
 
 
+#: `eval` copies results that are there, or fails where there are none; everything else is the real command.
+STAND_IN = f"""#!/bin/bash
+if [[ $1 == eval ]]; then
+  while [[ $1 != --output_path ]]; do shift; done
+  cp -r "$RESULTS" "$2"; exit
+fi
+exec {sys.executable} -m lm_eval_ext "$@"
+"""
+
+
+def test_the_pipeline_of_gitlab_runs(tmp_path):
+    """Its script in one shell that ends at the first error, as GitLab runs it; artifacts are there after a failure too."""
+    job = yaml.safe_load((EXAMPLES / "gitlab-ci.yml").read_text())["gate"]
+    base, new = write_pair(tmp_path, answers(60), answers(60, lose={"el": 0.4}))
+    (tmp_path / "baselines").mkdir()
+    base.rename(tmp_path / "baselines" / "main")
+    write_gate(tmp_path, "axis: qa, margin: 0.1")
+    script(tmp_path / "bin" / "lm-eval-ext", STAND_IN)
+    outside = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "RESULTS": str(new)}
+    outside |= {"MODEL": "org/new", "TASKS": job["variables"]["TASKS"], "GITHUB_ACTIONS": "", "GITHUB_STEP_SUMMARY": ""}
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", "\n".join(job["script"])],
+        cwd=tmp_path,
+        env={**os.environ, **outside},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    kept = [*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]]
+    assert all((tmp_path / name).is_file() for name in kept)
+    assert job["artifacts"]["when"] == "always"
+
+
 def test_the_whole_action_on_a_pull_request(tmp_path):
     """Every step with a script, the API of GitHub a local one: baseline by artifact, verdict as a comment, bundle."""
     base, new = write_pair(tmp_path / "made", answers(60), answers(60, lose={"el": 0.4}), token="s3cr3tValue9")
@@ -276,15 +310,7 @@ def test_a_baseline_on_the_hub(tmp_path):
 def test_the_pre_release_script(tmp_path, lost, status, said):
     base, new = write_pair(tmp_path, answers(), answers(lose={"el": lost}))
     write_gate(tmp_path, "axis: qa, margin: 0.02")
-    # `eval` copies results that are there; `gate` is the real command.
-    stand_in = f"""#!/bin/bash
-if [[ $1 == eval ]]; then
-  while [[ $1 != --output_path ]]; do shift; done
-  cp -r "$RESULTS" "$2"; exit 0
-fi
-exec {sys.executable} -m lm_eval_ext "$@"
-"""
-    script(tmp_path / "bin" / "lm-eval-ext", stand_in)
+    script(tmp_path / "bin" / "lm-eval-ext", STAND_IN)
 
     def release(results: Path) -> subprocess.CompletedProcess[str]:
         outside = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "RESULTS": str(results)}
@@ -301,3 +327,19 @@ exec {sys.executable} -m lm_eval_ext "$@"
     assert said in second.stdout
     kept = {"gate.json", "gate.xml", "gate.svg", "comment.md", "run.zip"}
     assert kept <= {path.name for path in (tmp_path / "evaluated-new").iterdir()}
+
+
+def test_the_pre_release_script_without_a_verdict(tmp_path):
+    """Its status is never that of a verdict that there was not."""
+    script(tmp_path / "bin" / "lm-eval-ext", STAND_IN)
+    outside = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RESULTS": str(tmp_path / "nowhere")}
+    for words, said in (([], "usage: "), (["gate.yaml", "committed"], "not released: the evaluation failed")):
+        done = subprocess.run(
+            ["bash", str(EXAMPLES / "pre-release.sh"), *words],
+            cwd=tmp_path,
+            env={**os.environ, **outside},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, said in done.stderr) == (3, True), done.stderr

@@ -68,7 +68,11 @@ def effects(rule: str, file: str = "panel.json") -> str:
         ("waivers: [{axis: arc, reason: r, until: 2099-01-31}]", RULE, "base new", "speaks of no check; there are: qa"),
         ("must_pass: [{axis: qa, ids: [q1, q77]}]", RULE, "base new", "has no question q77; did you mean 'q7'?"),
         ("must_pass: [{axis: qa, where: id=q99}]", RULE, "base new", "q99"),
-        ("must_pass: [{axis: qa}]", RULE, "base new", "either ids or where must say which items"),
+        ("must_pass: [{axis: qa}]", RULE, "base new", "must_pass 1: either ids or where must say which items"),
+        ("must_pass: [{axis: qa, ids: [7]}]", RULE, "base new", "has no question 7; did you mean 'q7'?"),
+        ("must_pass: [{axis: qa, ids: [[]]}]", RULE, "base new", "needed: ids of questions, as texts or numbers"),
+        ("pooled: {scores: flips}", RULE, "base new", "pooled: scores is 'flips'; needed: answers or margins"),
+        ("pooled: {scores: margins}", RULE, "base new", "pooled: scores are margins, and there are none in 'org/base'"),
         # two runs
         ("", RULE, "empty new", "empty"),
         ("", RULE, "base base", "a run cannot be held against itself"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -169,11 +170,20 @@ def test_answers_within_the_noise_are_undecided(tmp_path):
     add_margins(new, margins)
     report = tmp_path / "gate.json"
     gate = write_gate(tmp_path, rule, head="noise: noise.json")
-    result = run(gate, "--baseline", base, "--candidate", new, "--json", report)
+    comment = tmp_path / "comment.md"
+    told = ("--json", report, "--comment", comment, "--summary", tmp_path / "summary.md")
+    result = run(gate, "--baseline", base, "--candidate", new, *told)
     assert result.exit_code == PASS
     assert "49 of 400 answers are undecided" in words(result.output)
-    undecided = {check["language"]: check["undecided"] for check in json.loads(report.read_text())["checks"]}
-    assert undecided == {"es": 49, "el": 49, "average": 98}
+    assert "(margin within the noise): qa_el q0, qa_el q1, qa_el q2 and 46 more" in words(result.output)
+    checks = {check["language"]: check for check in json.loads(report.read_text())["checks"]}
+    assert {code: check["undecided"] for code, check in checks.items()} == {"es": 49, "el": 49, "average": 98}
+    assert checks["el"]["undecided_items"] == [f"qa_el q{number}" for number in range(49)]  # the closest first
+    assert len(checks["average"]["undecided_items"]) == 98
+    for text in (comment.read_text(), (tmp_path / "summary.md").read_text()):
+        (fold,) = re.findall(r"<details><summary>\? Undecided answers.*?</details>", text, re.DOTALL)
+        assert "| qa acc el | 49 of 400 | qa\\_el q0, qa\\_el q1," in fold
+        assert "q19 and 29 more |" in fold
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,18 @@ def test_a_waiver_hides_no_other_rule(tmp_path):
     assert gate(tmp_path, answers(lose={"es": 0.1}), "axis: qa, languages: [es, el]", head=WAIVER).exit_code == FAIL
 
 
+def test_a_waived_loss_is_not_shown_again_by_all_items_together(tmp_path):
+    rule, pooled = "axis: qa, languages: [es, el], margin: 0.3", "pooled: {decides: true}\n"
+    for name, lose, head, expected in (
+        ("known", LOST, WAIVER, PASS),
+        ("none", LOST, "", FAIL),
+        ("another", {"es": 0.1}, WAIVER, FAIL),
+    ):
+        result = gate(tmp_path / name, answers(lose=lose), rule, head=pooled + head)
+        assert result.exit_code == expected, result.output
+        assert ("400 waived items are left out" in words(result.output)) == bool(head)
+
+
 def test_a_waiver_that_is_not_needed_is_told(tmp_path):
     result = gate(tmp_path, answers(), "axis: qa, margin: 0.05", head=WAIVER)
     assert result.exit_code == PASS
@@ -200,7 +212,7 @@ def test_a_waiver_holds_on_its_last_day():
         ("must_pass: [{axis: qa, where: food}]", "invalid condition 'food'"),
         ("must_pass: [{axis: qa, ids: q1, languages: average}]", "average has no items"),
         ("must_pass: [{axis: qa, id: q1}]", "unknown key 'id', did you mean 'ids'"),
-        ("must_pass: [{axis: qa, ids: []}]", "needed: ids of questions"),
+        ("must_pass: [{axis: qa, ids: []}]", "must_pass 1: ids is []; needed: ids of questions"),
         ("waivers: [{axis: qa, until: 2026-12-31}]", "reason"),
         ("waivers: [{axis: qa, reason: later}]", "until"),
         ("waivers: [{axis: qa, reason: later, until: soon}]", "needed: a day, such as 2026-12-31"),
