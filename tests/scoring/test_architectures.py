@@ -136,7 +136,7 @@ def test_the_probe_is_longer_than_any_window(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["index_topk", "indexer_budget", "keep_window_size"])
 def test_rows_are_scored_alone_where_attention_selects_some_of_their_tokens(key: str) -> None:
-    """Of equally good tokens an indexer takes others in a longer row; a probe that does not meet two of them sees nothing."""
+    """Of equally good tokens an indexer takes others in a longer row, and a probe may meet none of them."""
     assert selecting(config(**{key: 64}), 65) == [key]
     assert not selecting(config(**{key: 64}), 64)
     assert not selecting(config(**{key: None}), 65)
