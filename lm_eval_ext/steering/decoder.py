@@ -23,6 +23,9 @@ LAYER_CONVENTION = "0-based output of block l = hidden_states[l+1]"
 
 _IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
+#: How often looped layers are run, by the config's key (Dory, Inkling 2).
+_LOOPS = ("n_recurrent_loops", "loop_num_passes")
+
 
 def text_config(config: Any) -> Any:
     """The part of a config that describes the text decoder (multimodal models nest it)."""
@@ -90,7 +93,8 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
         config: of transformers; the model's own where left out.
 
     Raises:
-        ModelError: an encoder-decoder, or no such list, or several, or layers that see more than the tokens of the text.
+        ModelError: an encoder-decoder, or no such list, or several; layers that run more than once, or
+            that see more than the tokens of the text.
     """
     from torch import nn
 
@@ -98,6 +102,11 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{config.model_type} is an encoder-decoder; steering needs a decoder-only model (AutoModelForCausalLM)"
+        )
+    if any((getattr(text_config(config), key, None) or 1) > 1 for key in _LOOPS):
+        raise ModelError(
+            f"{config.model_type} runs some of its decoder layers several times in a forward, so that they have no residual "
+            "stream of their own: it can be evaluated, but not steered"
         )
     if getattr(text_config(config), "prompt_length", 0):
         raise ModelError(
