@@ -151,13 +151,14 @@ OUTCOMES = {
     "partly refused": "equal, and an error of ours says why it is not steered, extracted from or adapted",
     "refused": "an error says why it is not evaluated, by transformers, the harness or us",
     "wrong": "an unexplained difference, or a failure",
+    "not measured": "the time was up",
 }
 
 
 def outcome(row: dict[str, Any]) -> str:
     """One of `OUTCOMES`."""
     if "sharing" not in row:
-        return "refused" if row["note"].startswith(("refused", "no tiny model")) else "wrong"
+        return "refused" if row["note"].startswith(("refused", "no tiny model")) else "not measured"
     if any(is_wrong(row, column) for column in COLUMNS):
         return "wrong"
     if any(row.get(column) == "refused" for column in COLUMNS):
@@ -263,6 +264,8 @@ def measured(case: str, dtype: str = "float32") -> dict[str, Any]:
     try:
         import tiny_architectures
 
+        if reason := tiny_architectures.NOT_BUILT.get(case):
+            return {"case": case, "note": f"refused: {reason}"}
         model = tiny_architectures.tiny_model(case).to(getattr(torch, dtype))
     except Exception as error:  # whatever a config or a model raises
         return {"case": case, "note": f"no tiny model: {short(error)}"}

@@ -207,6 +207,19 @@ CHANGES: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX", "is_decoder": True},
 }
 
+_DRAFTS = "it drafts for another model, whose keys and values it reads"
+_DECODER = "transformers builds its decoder of audio codes from the config of the whole model, which lacks its fields"
+
+#: Types that have no tiny model of their own, and why.
+NOT_BUILT = {
+    "blt": "transformers cannot run it with a cache, as its config has no num_hidden_layers",
+    "gemma3n": "its vision tower needs timm; gemma3n_text is its decoder",
+    "gemma4_assistant": _DRAFTS,
+    "gemma4_unified_assistant": _DRAFTS,
+    "musicgen": _DECODER,
+    "musicgen_melody": _DECODER,
+}
+
 #: The same type again with what its default config does not use.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4_text-unshared": ("gemma4_text", _UNSHARED),
