@@ -16,7 +16,9 @@ Columns, each the largest difference in nats (or `ok`, or the number of texts th
 - LoRA: scores under an adapter
 - sweep: cells of a sweep at two positions and two layers, against plain hooks
 
-A difference in float32 that is gone in float64 is rounding, or a router or an indexer that chooses otherwise by it.
+A difference in float32 that is gone in float64 is rounding, or a router or an indexer that chooses otherwise by it. In
+another dtype a difference is rounding up to twice what the plain forwards themselves change by where the last bits of
+embeddings and of the layers' outputs change (column `noise`).
 
 A worker process takes the types in turn; one that dies or hangs is replaced and its type noted.
 """
@@ -52,6 +54,12 @@ EQUAL = 1e-4
 CONTEXT = 128
 LAYER = 1
 MARK = "result: "
+
+#: Steered positions of scores and texts; languages of the texts.
+POSITIONS, LANGUAGES = ("prompt", "last", "all"), ["en", "ko", "ko", "en"]
+
+#: A difference in half precision of up to this many times the measured noise is rounding, as in the probe.
+NOISE_FACTOR = 2.0
 
 COLUMNS = ("scores", "hf", "rolling", "generated", "steered", "steered texts", "states", "LoRA", "sweep")
 
@@ -103,43 +111,72 @@ def parser() -> argparse.ArgumentParser:
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
-    exact = row.get("float64", {})
+    exact, noise = row.get("float64", {}), row.get("noise")
     cells = [
-        shown(row.get(column)) + (f" (float64: {exact[column]:.0e})" if column in exact else "") for column in COLUMNS
+        shown(row.get(column)) + (f" (float64: {shown(exact[column], 0)})" if column in exact else "")
+        for column in COLUMNS
     ]
-    return f"| {row['case']} | {row.get('sharing', '-')} | {' | '.join(cells)} | {row.get('note', '')} |"
+    noises = [] if noise is None else [f"{noise:.1e}"]
+    return " | ".join([f"| {row['case']}", row.get("sharing", "-"), *noises, *cells, f"{row.get('note', '')} |"])
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, equal: float = EQUAL) -> str:
     """A cell."""
     if value is None:
         return "-"
     if isinstance(value, str):
         return value
-    return "ok" if value <= EQUAL else "nan" if math.isnan(value) else f"{value:.1e}"
+    return "ok" if value <= equal else "nan" if math.isnan(value) else f"{value:.1e}"
 
 
 def table(rows: Sequence[dict[str, Any]], dtype: str) -> str:
     """All rows as Markdown, with counts."""
     from importlib.metadata import version
 
-    ran = [row for row in rows if "sharing" in row]
-    wrong = [row["case"] for row in ran if any(is_wrong(row, column) for column in COLUMNS)]
-    head = f"| case | shares | {' | '.join(COLUMNS)} | note |\n|{'---|' * (len(COLUMNS) + 3)}\n"
-    return (
-        f"transformers {version('transformers')}, {dtype}: {len(rows)} cases, {len(ran)} measured, {len(wrong)} with a "
-        f"unexplained difference above {EQUAL:g} or a failure{': ' + ', '.join(wrong) if wrong else ''}.\n\n"
-        + head
-        + "".join(line(row) + "\n" for row in rows)
-    )
+    counts = {kind: [row["case"] for row in rows if outcome(row) == kind] for kind in OUTCOMES}
+    noise = ["noise"] if any("noise" in row for row in rows) else []
+    names = ["case", "shares", *noise, *COLUMNS, "note"]
+    lines = [f"transformers {version('transformers')}, {dtype}: {len(rows)} cases.", ""]
+    for kind, meaning in OUTCOMES.items():
+        cases = "" if kind == "equal" or not counts[kind] else f": {', '.join(counts[kind])}"
+        lines.append(f"- {len(counts[kind])} {kind} ({meaning}){cases}")
+    lines += ["", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *map(line, rows)]
+    return "\n".join(lines) + "\n"
+
+
+#: What a row of the table says in all.
+OUTCOMES = {
+    "equal": f"no difference above {EQUAL:g}, or in half precision above rounding",
+    "explained": "a difference in float32 that is gone in float64",
+    "partly refused": "equal, and an error of ours says why it is not steered, extracted from or adapted",
+    "refused": "an error says why it is not evaluated, by transformers, the harness or us",
+    "wrong": "an unexplained difference, or a failure",
+    "not measured": "the time was up",
+}
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """One of `OUTCOMES`."""
+    if "sharing" not in row:
+        return "refused" if row["note"].startswith(("refused", "no tiny model")) else "not measured"
+    if any(is_wrong(row, column) for column in COLUMNS):
+        return "wrong"
+    if any(row.get(column) == "refused" for column in COLUMNS):
+        return "partly refused"
+    return "explained" if row.get("float64") else "equal"
 
 
 def is_wrong(row: dict[str, Any], column: str) -> bool:
     """Whether a cell is a difference that this package answers for (`hf` is the harness) and that is not rounding."""
     value = row.get(column)
-    if column == "hf" or not isinstance(value, float) or value <= EQUAL:
-        return isinstance(value, str) and value not in ("ok", "refused") and column != "hf"
-    return not row.get("float64", {}).get(column, math.inf) <= EQUAL**2
+    if value is None or column == "hf" or value in ("ok", "refused"):
+        return False
+    exact = row.get("float64", {}).get(column)
+    if isinstance(value, str):
+        return exact != "ok" and column not in row.get("rounded", ())
+    if value <= max(EQUAL, NOISE_FACTOR * row.get("noise", 0.0)):
+        return False
+    return not (isinstance(exact, float) and exact <= EQUAL**2)
 
 
 class Worker:
@@ -227,6 +264,8 @@ def measured(case: str, dtype: str = "float32") -> dict[str, Any]:
     try:
         import tiny_architectures
 
+        if reason := tiny_architectures.NOT_BUILT.get(case):
+            return {"case": case, "note": f"refused: {reason}"}
         model = tiny_architectures.tiny_model(case).to(getattr(torch, dtype))
     except Exception as error:  # whatever a config or a model raises
         return {"case": case, "note": f"no tiny model: {short(error)}"}
@@ -245,17 +284,21 @@ def measured(case: str, dtype: str = "float32") -> dict[str, Any]:
             row[column] = "failed"
             notes.append(f"{column}: {short(error)}")
     row["sharing"], row["reason"] = checked.verdict()
-    if wrong := [column for column in COLUMNS if is_wrong(row, column)]:
-        row["float64"] = in_float64(case, wrong) if dtype == "float32" else {}
+    if dtype == "bfloat16":
+        row["noise"] = checked.noise()
+        texts = {"generated": checked.plain_texts, "steered texts": checked.steered_texts_of_hooks}
+        row["rounded"] = [name for name, texts_of in texts.items() if checked.changes_by_rounding(texts_of)]
+    elif dtype == "float32" and (wrong := [column for column in COLUMNS if is_wrong(row, column)]):
+        row["float64"] = in_float64(case, wrong)
     row["note"] = "; ".join([*([row["reason"]] if row["reason"] else []), *dict.fromkeys(notes)]).replace("|", "/")
     return row
 
 
-def in_float64(case: str, columns: Sequence[str]) -> dict[str, float]:
+def in_float64(case: str, columns: Sequence[str]) -> dict[str, Any]:
     """The same differences in float64: tiny where float32 only rounds, or a router or an indexer chooses otherwise by it."""
     import tiny_architectures
 
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     model = tiny_architectures.tiny_model(case).double()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped products have no float64
@@ -351,6 +394,34 @@ class Checked:
         encoded = self.ours.encode(self.requests(pairs))
         return [self.alone.score(request.prompt, request.continuation, **hooks) for request in encoded]
 
+    def noise(self) -> float:
+        """Largest change of a plain forward's scores, steered or not, where the last bits change."""
+        from lm_eval_ext.scoring.sharing import rounded
+
+        vectors = self.vectors()
+        pairs = [pair for pair in self.pairs() if len(pair[0]) < CONTEXT][::2]
+        largest = 0.0
+        for hook in ({}, self.plain_hook(vectors, "ko", "prompt")):
+            expected = self.expected(pairs, **hook)
+            for seed in (0, 1):
+                with rounded(self.model, seed):
+                    alone = Alone(self.model)
+                    encoded = self.ours.encode(self.requests(pairs))
+                    found = [alone.score(request.prompt, request.continuation, **hook) for request in encoded]
+                largest = max(largest, difference(found, expected))
+        return largest
+
+    def changes_by_rounding(self, texts: Callable[[], list[str]]) -> bool:
+        """Whether a change of the last bits changes a generated text."""
+        from lm_eval_ext.scoring.sharing import rounded
+
+        expected = texts()
+        for seed in range(2):
+            with rounded(self.model, seed):
+                if texts() != expected:
+                    return True
+        return False
+
     # Checks ----------------------------------------------------------------------------------------------------------------
 
     def scores(self) -> float:
@@ -400,9 +471,13 @@ class Checked:
 
     def generated(self) -> str:
         """Texts as those of `hf`."""
-        found = self.ours.generate_until(self.generation_requests(), disable_tqdm=True)
+        return differing(self.ours.generate_until(self.generation_requests(), disable_tqdm=True), self.plain_texts())
+
+    def plain_texts(self) -> list[str]:
+        """Those of `hf`."""
         model = self.tiny.HFLM(pretrained=self.model, batch_size=7, **self.common)
-        return differing(found, model.generate_until(self.generation_requests(), disable_tqdm=True))
+        texts: list[str] = model.generate_until(self.generation_requests(), disable_tqdm=True)
+        return texts
 
     def vectors(self) -> Any:
         """Random vectors in two languages at all layers."""
@@ -443,7 +518,7 @@ class Checked:
         pairs = [*pairs[:2], *pairs[13:21:3], *pairs[21:25:2], pairs[-1]]
         languages = [("en", "ko")[number % 2] for number in range(len(pairs))]
         encoded = self.ours.encode(self.requests(pairs))
-        for position in ("prompt", "last", "all"):
+        for position in POSITIONS:
             with self.under(f"loc@{LAYER}:1/{position}", vectors), refusing():
                 scored = self.ours.loglikelihood(self.requests(pairs, languages), disable_tqdm=True)
             expected = [
@@ -455,13 +530,17 @@ class Checked:
 
     def steered_texts(self) -> str:
         """Generation in a padded batch, two languages in it."""
-        vectors, found, expected = self.vectors(), list[str](), list[str]()
-        languages = ["en", "ko", "ko", "en"]
-        for position in ("prompt", "last", "all"):
+        vectors, found = self.vectors(), list[str]()
+        for position in POSITIONS:
             with self.under(f"loc@{LAYER}:1/{position}", vectors), refusing():
-                found += self.ours.generate_until(self.generation_requests(languages), disable_tqdm=True)
-            expected += self.texts_under_hooks(vectors, languages, position)
-        return differing(found, expected)
+                requests = self.generation_requests(LANGUAGES)
+                found += self.ours.generate_until(requests, disable_tqdm=True)
+        return differing(found, self.steered_texts_of_hooks())
+
+    def steered_texts_of_hooks(self) -> list[str]:
+        """The same texts by plain hooks."""
+        vectors = self.vectors()
+        return [text for position in POSITIONS for text in self.texts_under_hooks(vectors, LANGUAGES, position)]
 
     def texts_under_hooks(self, vectors: Any, languages: Sequence[str], position: str) -> list[str]:
         """What the harness's model generates under plain hooks, in the same padded batch."""
@@ -514,7 +593,9 @@ class Checked:
         targets = [
             name
             for name, module in self.model.named_modules()
-            if type(module).__name__ in ("Linear", "Conv1D") and ("att" in name or "mixer" in name or "rwkv" in name)
+            if type(module).__name__ in ("Linear", "Conv1D")
+            and ("att" in name or "mixer" in name or "rwkv" in name)
+            and not name.endswith("gate_proj")  # PEFT takes it for an expert's
         ]
         adapted = get_peft_model(self.model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")).eval()
         try:
@@ -583,7 +664,10 @@ class Alone:
     """The oracle: plain forwards of one sequence, with a plain hook where it is steered."""
 
     def __init__(self, model: Any) -> None:
+        from lm_eval_ext.scoring.sharing import rope_switch
+
         self.model = model
+        self._grows = rope_switch(model) is not None
         self._known: dict[Any, Any] = {}
 
     def score(
@@ -605,8 +689,8 @@ class Alone:
             mask = torch.zeros(1, len(fed), 1)
             mask[0, {"last": slice(length - 1, length), "prompt": slice(0, length)}.get(position, slice(None))] = 1
             with torch.inference_mode():
-                # Frequencies that grew with a longer sequence before this one go back.
-                self.model(input_ids=ids[:, :1], use_cache=False)
+                if self._grows:  # frequencies that grew with a longer sequence before this one go back
+                    self.model(input_ids=ids[:, :1], use_cache=False)
                 with self._adding(layer, lambda shape: vector * mask):
                     logits = self.model(input_ids=ids, use_cache=False).logits[0]
             self._known[key] = logits.double().log_softmax(-1)
@@ -658,10 +742,13 @@ class Alone:
             handle.remove()
 
     def _streams(self, output: Any) -> tuple[list[Any], int | None]:
-        """The streams to add to: the only one; AltUp's active one (Gemma 3n); all of hyper-connections (DeepSeek V4)."""
+        """The streams to add to: the only one; AltUp's active one (Gemma 3n); all of hyper-connections (DeepSeek V4,
+        and Qwen4-Exp with all in the last dimension)."""
+        text = self.model.config.get_text_config(decoder=True)
+        if output.dim() == 3 and hasattr(text, "hc_count"):
+            return list(output.chunk(text.hc_count, -1)), -1
         if output.dim() == 3:
             return [output], None
-        text = self.model.config.get_text_config(decoder=True)
         if hasattr(text, "altup_active_idx"):
             return [output[text.altup_active_idx]], 0
         return list(output.unbind(2)), 2
@@ -671,6 +758,8 @@ class Alone:
 
         if axis is None:
             return streams[0]
+        if axis == -1:
+            return torch.cat(streams, -1)
         if axis == 2:
             return torch.stack(streams, 2)
         index = self.model.config.get_text_config(decoder=True).altup_active_idx
@@ -678,9 +767,9 @@ class Alone:
 
     def stream(self, states: Any) -> Any:
         """The residual stream in hidden states: of several streams the active one, or their mean."""
-        if states.dim() == 3:
-            return states
         text = self.model.config.get_text_config(decoder=True)
+        if states.dim() == 3:
+            return sum(states.chunk(text.hc_count, -1)) / text.hc_count if hasattr(text, "hc_count") else states
         return states[text.altup_active_idx] if hasattr(text, "altup_active_idx") else states.mean(2)
 
 

@@ -93,9 +93,28 @@ _MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 _GEMMA4: dict[str, Any] = {"layer_types": _MIXED, "hidden_size_per_layer_input": 8, "global_head_dim": 16}
 _HYBRID = ["mamba", "attention"] * (LAYERS // 2)
 _LINEAR = ["linear_attention", "full_attention"] * (LAYERS // 2)
+_ZAMBA = ["linear_attention", "hybrid"] * (LAYERS // 2)
 _FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0, 6.0, 8.0, 9.0]}
 _LONGROPE = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 48, **_FACTORS}
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+_DOTS3_WINDOW: dict[str, Any] = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 8,
+}
+_INDEXED: dict[str, Any] = {
+    "layer_types": _LINEAR,
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}
 _UNSHARED: dict[str, Any] = {"num_kv_shared_layers": 0}
 
 #: What a type needs besides: sizes that must fit each other, and choices that make its own layers run. `...` leaves a size
@@ -108,16 +127,25 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": {**_GEMMA4, "num_kv_shared_layers": 2},
     "gemma4": {"text_config": {"model_type": "gemma4_text", "num_kv_shared_layers": 2, **_GEMMA4}},
     "gemma4_unified": {"text_config": {"model_type": "gemma4_unified_text", "num_kv_shared_layers": 2, **_GEMMA4}},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
     "dots1": {"n_shared_experts": 1, "num_experts_per_tok": 2},
-    "xlstm": {"num_heads": 4, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "head_dim": ...},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 4, "head_dim": ...},
     **{name: {"head_dim": 8} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     "bailing_hybrid": {"layer_types": _LINEAR, **_MLA},
     "kimi_linear": {"layer_types": _LINEAR, **_MLA},
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 64},
-    "cohere_compass_text": {"layer_types": _MIXED},
+    "cohere_compass_text": {"layer_types": _MIXED, "rope_parameters": dict.fromkeys(set(_MIXED), _ROPE)},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 64},
+    },
+    "dots3_note": {
+        "text_config": {"model_type": "dots3_note_text", **_MLA, **_DOTS3_WINDOW},
+        "vision_config": {"mlp_layer_types": ["dense"] * LAYERS, "adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+        "audio_config": {"adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
+    },
+    "dots3_note_text": {**_MLA, **_DOTS3_WINDOW},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -127,6 +155,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "minimax": {"layer_types": _LINEAR},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {"n_groups": 1},
+    "qwen4_exp": {"text_config": {"model_type": "qwen4_exp_text", **_INDEXED}},
+    "qwen4_exp_text": _INDEXED,
     "qwen2": {"use_sliding_window": True, "max_window_layers": 2},
     "reformer": {
         "is_decoder": True,
@@ -134,8 +164,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "axial_pos_embds_dim": [16, 16],
         "attn_layers": ["local"] * 4,
     },
+    "zamba": {"layers_block_type": _ZAMBA, "attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": {
-        "layer_types": ["mamba", "hybrid"] * 2,
+        "layers_block_type": _ZAMBA,
         "mamba_headdim": 16,
         "n_mamba_heads": 4,
         "attention_hidden_size": 64,
@@ -174,6 +205,19 @@ CHANGES: dict[str, dict[str, Any]] = {
         "pronunciation_vocab_size": 64,
     },
     "xmod": {"default_language": "en_XX", "is_decoder": True},
+}
+
+_DRAFTS = "it drafts for another model, whose keys and values it reads"
+_DECODER = "transformers builds its decoder of audio codes from the config of the whole model, which lacks its fields"
+
+#: Types that have no tiny model of their own, and why.
+NOT_BUILT = {
+    "blt": "transformers cannot run it with a cache, as its config has no num_hidden_layers",
+    "gemma3n": "its vision tower needs timm; gemma3n_text is its decoder",
+    "gemma4_assistant": _DRAFTS,
+    "gemma4_unified_assistant": _DRAFTS,
+    "musicgen": _DECODER,
+    "musicgen_melody": _DECODER,
 }
 
 #: The same type again with what its default config does not use.

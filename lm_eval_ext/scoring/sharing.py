@@ -54,7 +54,9 @@ _SIZE = re.compile(
 )
 
 #: Keys of configs whose attention selects tokens, also in releases of transformers without a cache of its own for them.
-_SELECTS = re.compile(r"index_topk|sparse_attention|sparse_topk|keep_window_size|lsh_|topk_blocks|block_topk")
+_SELECTS = re.compile(
+    r"index_topk|indexer_budget|sparse_attention|sparse_topk|keep_window_size|lsh_|topk_blocks|block_topk"
+)
 
 
 class Sharing(IntEnum):
@@ -157,6 +159,18 @@ def _lengths(values: Any, key: str = "") -> Iterator[int]:
         yield values
 
 
+def selecting(config: Any, length: int) -> list[str]:
+    """Keys of a config by which attention selects tokens where a row has `length` of them.
+
+    Indexers score tokens by a ReLU, so that several have a score of exactly zero; which of them are taken is left to `topk`,
+    whose choice changes with the length of the row that it is given. A probe may or may not meet such a case.
+    """
+    values = config.to_dict()
+    return sorted(
+        key for key in values if _SELECTS.search(key) and any(0 < n < length for n in _lengths(values[key], key))
+    )
+
+
 def check(model: PreTrainedModel, run: Run, tokens: Sequence[int], length: int, *, trees: bool = True) -> Verdict:
     """What may be shared, from a comparison with forwards of one row.
 
@@ -173,7 +187,7 @@ def check(model: PreTrainedModel, run: Run, tokens: Sequence[int], length: int, 
     noise = [_noise(model, run, first_of_each, scored, seed=0)]
     sharing, reason, differences = Sharing.ALONE, "", list[tuple[Sharing, float]]()
     for way in (Sharing.BATCHES, Sharing.CACHE, Sharing.TREES)[: 3 if trees else 2]:
-        reason = _structure(model, way)
+        reason = _structure(model, way, length)
         if reason:
             break
         asked = first_of_each if way == Sharing.BATCHES else requests
@@ -208,8 +222,13 @@ _TRIED = {
 }
 
 
-def _structure(model: PreTrainedModel, way: Sharing) -> str:
-    """The reason against a way of sharing that needs no forward."""
+def _structure(model: PreTrainedModel, way: Sharing, length: int) -> str:
+    """The reason against a way of sharing that needs no forward, with prompts of up to `length` tokens."""
+    if way == Sharing.BATCHES and (keys := selecting(text_config(model.config), length)):
+        return (
+            f"its attention selects some of up to {length} tokens ({', '.join(keys)}), and which of equally good ones "
+            "depends on the longest row of a forward"
+        )
     if way == Sharing.CACHE:
         if kinds := cache_kinds(model):
             return f"its cache is not of keys and values only ({kinds})"
@@ -254,7 +273,7 @@ def _noise(
     model: PreTrainedModel, run: Run, requests: Sequence[Request], scored: dict[Request, list[Token]], seed: int
 ) -> float:
     """Largest change of a token's log-probability where the last bits change."""
-    with _rounded(model, seed):
+    with rounded(model, seed):
         return _difference(_values(run(requests, Sharing.ALONE), requests), _values(scored, requests))
 
 
@@ -275,7 +294,7 @@ def _dtype(model: PreTrainedModel) -> torch.dtype:
 
 
 @contextmanager
-def _rounded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def rounded(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """Inside, the embeddings and the outputs of all decoder layers are rounded up or down at random."""
     step = torch.finfo(_dtype(model)).eps
     generator = torch.Generator().manual_seed(seed)

@@ -23,6 +23,9 @@ LAYER_CONVENTION = "0-based output of block l = hidden_states[l+1]"
 
 _IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
+#: How often looped layers are run, by the config's key (Dory, Inkling 2).
+_LOOPS = ("n_recurrent_loops", "loop_num_passes")
+
 
 def text_config(config: Any) -> Any:
     """The part of a config that describes the text decoder (multimodal models nest it)."""
@@ -55,8 +58,17 @@ def _attribute(text: Any, name: str) -> Any:
 
 
 def layer_count(config: Any) -> int:
-    """Number of decoder layers, from the config alone (no weights needed)."""
-    return int(text_config(config).num_hidden_layers)
+    """Number of decoder layers, from the config alone (no weights needed).
+
+    Raises:
+        ModelError: the config has no such number.
+    """
+    text = text_config(config)
+    if getattr(text, "num_hidden_layers", None) is None:
+        raise ModelError(
+            f"the config of {text.model_type} has no num_hidden_layers: this architecture is not supported"
+        )
+    return int(text.num_hidden_layers)
 
 
 def hidden_size(config: Any) -> int:
@@ -81,7 +93,8 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
         config: of transformers; the model's own where left out.
 
     Raises:
-        ModelError: an encoder-decoder, or no such list, or several.
+        ModelError: an encoder-decoder, or no such list, or several; layers that run more than once, or
+            that see more than the tokens of the text.
     """
     from torch import nn
 
@@ -89,6 +102,16 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{config.model_type} is an encoder-decoder; steering needs a decoder-only model (AutoModelForCausalLM)"
+        )
+    if any((getattr(text_config(config), key, None) or 1) > 1 for key in _LOOPS):
+        raise ModelError(
+            f"{config.model_type} runs some of its decoder layers several times in a forward, so that they have no residual "
+            "stream of their own: it can be evaluated, but not steered"
+        )
+    if getattr(text_config(config), "prompt_length", 0):
+        raise ModelError(
+            f"{config.model_type} puts {text_config(config).prompt_length} positions of its own before every text: it can "
+            "be evaluated, but not steered"
         )
     count = layer_count(config)
     lists = {
@@ -121,21 +144,26 @@ class ResidualStream:
       corrects the others from it.
     - Hyper-connections (DeepSeek V4; Xie et al. 2026), [batch, length, streams, hidden]: the mean of the streams. Layers mix
       them by doubly stochastic matrices, which keep the mean, and the model's head reads a weighted sum of them. A change of
-      the mean is made in every stream.
+      the mean is made in every stream. Qwen4-Exp, whose streams are not mixed, has them side by side,
+      [batch, length, streams * hidden].
 
     Attributes:
         active: the active input of AltUp; None for other families.
         n_streams: of hyper-connections; 0 for other families.
+        side_by_side: whether the streams are in one dimension.
     """
 
     active: int | None = None
     n_streams: int = 0
+    side_by_side: bool = False
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ResidualStream:
         """That of a model's family, from its config."""
         text = text_config(model.config)
         active = getattr(text, "altup_active_idx", None)
+        if n_streams := getattr(text, "hc_count", 0):
+            return cls(n_streams=int(n_streams), side_by_side=True)
         return cls(None if active is None else int(active), int(getattr(text, "hc_mult", 0) or 0))
 
     def read(self, output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -145,6 +173,8 @@ class ResidualStream:
             ModelError: the layers return something else.
         """
         stream = output[0] if isinstance(output, tuple) else output
+        if self.side_by_side and stream.dim() == 3:
+            return stream.unflatten(-1, (self.n_streams, -1)).mean(2)
         if stream.dim() == 4 and self.active is not None:
             return stream[self.active]
         if stream.dim() == 4 and self.n_streams and stream.shape[2] == self.n_streams:
@@ -159,7 +189,9 @@ class ResidualStream:
     def write(self, output: Tensor | tuple[Tensor, ...], value: Tensor) -> Tensor | tuple[Tensor, ...]:
         """`output` with its residual stream replaced (never edited in place)."""
         stream = output[0] if isinstance(output, tuple) else output
-        if stream.dim() == 4 and self.active is None:
+        if self.side_by_side:
+            value = stream + (value - self.read(stream)).repeat(1, 1, self.n_streams)
+        elif stream.dim() == 4 and self.active is None:
             value = stream + (value - stream.mean(2)).unsqueeze(2)
         elif stream.dim() == 4:
             import torch

@@ -11,9 +11,10 @@ import pytest
 import torch
 from support import tiny
 
+from lm_eval_ext.errors import ModelError
 from lm_eval_ext.scoring.kv_cache import kv_bytes_per_token
-from lm_eval_ext.scoring.sharing import Sharing, probe_length, rope_switch
-from lm_eval_ext.steering.decoder import ResidualStream, fingerprint
+from lm_eval_ext.scoring.sharing import Sharing, probe_length, rope_switch, selecting
+from lm_eval_ext.steering.decoder import ResidualStream, decoder_layers, fingerprint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -74,7 +75,7 @@ def test_scores_are_those_of_plain_forwards(case: str, bench: Any, models: Any) 
     assert (record["reason"] is None) == (FAMILIES[case] == Sharing.TREES)
 
 
-@pytest.mark.parametrize("case", ["gemma4_text", "gemma3n_text", "deepseek_v4"])
+@pytest.mark.parametrize("case", ["gemma4_text", "gemma3n_text", "deepseek_v4", "qwen4_exp_text"])
 def test_what_is_steered(case: str, bench: Any, models: Any) -> None:
     """Layers that reuse keys and values, and layers of several streams; scores, states and cells of a sweep."""
     checked = bench.Checked(tiny_model(models, case))
@@ -133,6 +134,21 @@ def test_the_probe_is_longer_than_any_window(key: str) -> None:
     assert probe_length(config(**{key: 1024}), 3000, 900) == 900  # the context
 
 
+@pytest.mark.parametrize("key", ["index_topk", "indexer_budget", "keep_window_size"])
+def test_rows_are_scored_alone_where_attention_selects_some_of_their_tokens(key: str) -> None:
+    """Of equally good tokens an indexer takes others in a longer row, and a probe may meet none of them."""
+    assert selecting(config(**{key: 64}), 65) == [key]
+    assert not selecting(config(**{key: 64}), 64)
+    assert not selecting(config(**{key: None}), 65)
+
+
+def test_soft_prompts_are_not_steered(models: Any) -> None:
+    with pytest.raises(
+        ModelError, match="32 positions of its own before every text: it can be evaluated, but not steered"
+    ):
+        decoder_layers(tiny_model(models, "cpmant"))
+
+
 def test_the_length_at_which_frequencies_change() -> None:
     plain = SimpleNamespace(rope_parameters={"rope_type": "default"}, max_position_embeddings=64)
     dynamic = SimpleNamespace(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=64)
@@ -158,3 +174,6 @@ def test_several_streams() -> None:
     assert torch.equal(changed[0], streams[0])
     torch.testing.assert_close(mean.read(streams), streams.mean(2))
     torch.testing.assert_close(mean.write(streams, streams.mean(2) + vector), streams + vector)
+    flat, side_by_side = streams.flatten(2), ResidualStream(n_streams=4, side_by_side=True)
+    torch.testing.assert_close(side_by_side.read(flat), streams.mean(2))
+    torch.testing.assert_close(side_by_side.write(flat, streams.mean(2) + vector), (streams + vector).flatten(2))

@@ -413,6 +413,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "cohere": {"num_key_value_heads": 2},  # scaled logits
     "mpt": {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 256},  # no position ids
     "falcon": {},
+    "gpt_neox": {},  # huggingface/transformers#22161
     "qwen3": {"head_dim": 8, "num_key_value_heads": 2},
     "mamba": {"state_size": 8},  # recurrent: a prompt's state cannot be shared
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "num_key_value_heads": 2},  # recurrent in part
