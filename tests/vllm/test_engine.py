@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+import torch
 from support import tiny, vllm_models
 from support.scores import PAIRS, QUESTIONS, ask, assert_same
 from support.sweeps import given_settings, sweep
 
 from lm_eval_ext.backends.vllm.salts import Salts
-from lm_eval_ext.errors import ModelError
 from lm_eval_ext.steering.plan import Plan
 
 if TYPE_CHECKING:
@@ -146,7 +146,19 @@ def test_lora() -> None:
         both[0].close()
 
 
-def test_an_engine_with_graphs_is_not_steered(monkeypatch: pytest.MonkeyPatch, both: tuple[Any, Any]) -> None:
-    monkeypatch.setattr(both[0], "_is_eager", False)
-    with pytest.raises(ModelError, match="enforce_eager=True"):
-        both[0].steer(Plan.parse("en@1:2"), both[0]._vectors)
+def test_a_compiled_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by torch.compile once, before there is a plan; inductor, which takes a minute, is left out."""
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")
+    from vllm.compilation.counter import compilation_counter
+
+    before = compilation_counter.num_models_seen
+    both = vllm_models.pair(vllm_models.folder("llama"), enforce_eager=False, max_num_batched_tokens=48)
+    try:
+        for plan in ("", "en@1:2/last+loc@1:3/prompt+loc@2:2/all", "loc@0-3:1/generated+en@1:2/first2", "en@2:2"):
+            steer(both, plan)
+            on_vllm, on_hf = (ask(model, EVERY, languages(len(EVERY))) for model in both)
+            assert_same(on_vllm, on_hf, TOLERANCE)
+        assert compilation_counter.num_models_seen > before
+    finally:
+        both[0].close()
