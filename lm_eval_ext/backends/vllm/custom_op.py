@@ -1,7 +1,7 @@
 """Steering in compiled models: a custom operator that reads persistent buffers.
 
 torch.compile traces the decoder layers once, before there is a plan, and CUDA graphs replay kernels on the addresses that
-they were captured with. So every layer calls `lm_eval_ext::steer_` whatever the plan. The operator is opaque to the compiler,
+they were captured with. So every layer calls `lm_eval_ext::steer_` whatever the plan. The operator is opaque to compilers,
 and adds rows of one buffer (`vectors`) that another (`rows`) names for each layer and token; both keep their addresses, and
 row 0 adds nothing. Transforms that depend on the state cannot be written so: engines that run them are eager (see `stream`).
 """
