@@ -4,10 +4,10 @@
     python benchmarks/on_vllm.py --model NAME_OR_FOLDER --engine-args tensor_parallel_size=4
     python benchmarks/on_vllm.py --case letters --rounds 1 --questions 20
 
-Letters are four options of one token, texts are options of several. Each of the three models runs in a process of its own,
-in turn, and the ratio is the median of the rounds' ratios; steered and unsteered are the same engine. All run in eager mode
-(`--engine-args enforce_eager=False` compiles) and on CPUs on one thread unless OMP_NUM_THREADS says otherwise, in the
-process that asks, so that its processor time is measured as well.
+Letters are four options of one token, texts are options of several. One engine answers the harness's `vllm` and ours, steered
+and unsteered, in turn; `steered-hf` runs in a process of its own; the ratio is the median of the rounds' ratios. All run in
+eager mode (`--engine-args enforce_eager=False` compiles) and on CPUs on one thread unless OMP_NUM_THREADS says otherwise, in
+the process that asks, so that its processor time is measured as well.
 
 The file is not named vllm.py: as a script's neighbour that name would hide the package `vllm`.
 """
@@ -15,6 +15,7 @@ The file is not named vllm.py: as a script's neighbour that name would hide the 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 #: What the table calls a case -> the case of `scoring`.
 CASES = {"letters": "letters", "texts": "cloze"}
-MODELS = ("vllm", "steered-hf", "steered-vllm")
+MODELS = ("steered-vllm", "steered-hf")
 MIN_AGAINST_VLLM, MAX_STEERED = 2.0, 1.03
 
 #: Of every child, where the user says nothing else.
@@ -52,6 +53,7 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
     )
     for case in cases(args):
         what, measured = f"{case}, {args.dtype}", {name: [run[case] for run in runs[name]] for name in MODELS}
+        measured["vllm"] = [run[f"{case} harness"] for run in runs["steered-vllm"]]
         ours = measured["steered-vllm"]
         for name, target in (("vllm", MIN_AGAINST_VLLM), ("steered-hf", None)):
             value, detail = bench.ratio(measured[name], ours)
@@ -83,31 +85,38 @@ def child(args: argparse.Namespace) -> None:
     asked = {case: scoring.pairs(CASES[case])[1][: args.questions] for case in cases(args)}
     wanted = {case: scoring.instances(questions) for case, questions in asked.items()}
     model = load(args)
-    plans = _plans(args) if args.child == "steered-vllm" else {"": None}
+    models = {"": model}
+    if args.child == "steered-vllm":
+        models |= {" steered": model, " harness": _harness(model)}
+        plans = _plans(args)
     for case, instances in wanted.items():
-        scoring.timed(model, instances[: 2 * len(asked[case][0])], "cpu")
+        for of_case in models.values():
+            scoring.timed(of_case, instances[: len(asked[case][0])], "cpu")
 
     def measure() -> Measured:
         measured = {}
         for case, instances in wanted.items():
-            for suffix, plan in plans.items():
-                if plan is not None:
-                    model.steer(*plan)
-                forget(model)
-                times, scores = scoring.timed(model, instances, "cpu")
-                measured[case + suffix] = {**times, "answers": scoring.chosen(scores, len(asked[case][0]))}
+            for name, of_case in models.items():
+                if args.child == "steered-vllm":
+                    model.steer(*plans[name == " steered"])
+                    model.model.reset_prefix_cache()  # every round computes the same
+                times, scores = scoring.timed(of_case, instances, "cpu")
+                measured[case + name] = {**times, "answers": scoring.chosen(scores, len(asked[case][0]))}
         return measured
 
     bench.serve(measure)
 
 
-def forget(model: Any) -> None:
-    """Empty the prefix cache, so that every round computes the same."""
-    if hasattr(getattr(model, "model", None), "reset_prefix_cache"):
-        model.model.reset_prefix_cache()
+def _harness(model: Any) -> Any:
+    """The harness's own `vllm` on the engine of ours."""
+    from lm_eval.models.vllm_causallms import VLLM
+
+    plain = copy.copy(model)
+    plain.__class__ = VLLM
+    return plain
 
 
-def _plans(args: argparse.Namespace) -> dict[str, Any]:
+def _plans(args: argparse.Namespace) -> list[Any]:
     """No plan, and one that steers the middle layer: arguments of `steer`."""
     import torch
     from transformers import AutoConfig
@@ -122,27 +131,24 @@ def _plans(args: argparse.Namespace) -> dict[str, Any]:
     info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
     values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
     vectors = VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})})
-    return {"": (Plan(), vectors), " steered": (Plan.parse(f"loc@{len(layers) // 2}:2"), vectors)}
+    return [(Plan(), vectors), (Plan.parse(f"loc@{len(layers) // 2}:2"), vectors)]
 
 
 def load(args: argparse.Namespace) -> Any:
-    """A model of the harness, or ours, unsteered."""
+    """A model, unsteered."""
     from lm_eval.utils import simple_parse_args_string
 
     from lm_eval_ext import backends
-    from lm_eval_ext.backends.vllm import release
     from lm_eval_ext.models import embedded
 
     path = args.model or str(embedded.path())
     if args.child == "steered-hf":
         return backends.load("steered-hf", path, dtype=args.dtype, batch_size="auto")
-    engine = {"dtype": args.dtype, "max_model_len": 2048, "enforce_eager": True}
-    engine |= simple_parse_args_string(args.engine_args)
-    if args.child == "steered-vllm":
-        return backends.load("steered-vllm", path, **engine)
-    with release.importing(release.check(release.installed())):  # lets the harness find the CPU build
-        from lm_eval.models.vllm_causallms import VLLM
-    return VLLM(path, **engine)
+    # The harness asks for log-probabilities of whole prompts: logits of a step are this many times the vocabulary.
+    engine = {"dtype": args.dtype, "max_model_len": 1024, "max_num_batched_tokens": 512, "enforce_eager": True}
+    if _has_gpu():
+        del engine["max_num_batched_tokens"]
+    return backends.load("steered-vllm", path, **engine | simple_parse_args_string(args.engine_args))
 
 
 def parser() -> argparse.ArgumentParser:

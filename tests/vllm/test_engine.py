@@ -151,6 +151,24 @@ def test_lora() -> None:
         both[0].close()
 
 
+def test_a_layer_that_the_model_lacks_is_refused_before_the_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.models.vllm_causallms import VLLM
+
+    monkeypatch.setattr(VLLM, "__init__", lambda *_, **__: pytest.fail("it was started"))
+    path = vllm_models.folder("llama")
+    with pytest.raises(PlanError, match="99"):
+        backends.load("steered-vllm", str(path), vectors=vllm_models.vectors(path), steer="en@99:2")
+
+
+def test_layers_that_are_not_found(both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    steer(both, "en@1:2")
+    with monkeypatch.context() as changed:
+        changed.setattr(both[0].model.llm_engine.model_config.hf_config, "num_hidden_layers", 3)
+        with pytest.raises(ModelError, match="cannot tell which module list"):
+            both[0]._put_table()
+    steer(both, "en@1:2")
+
+
 def test_a_compiled_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced by torch.compile once, before there is a plan; inductor, which takes a minute, is left out."""
     monkeypatch.setattr(torch._dynamo.config, "disable", False)
