@@ -16,7 +16,9 @@ from support.generations import first_differences, watch_hf, watch_vllm
 from support.scores import PAIRS, QUESTIONS, ask, assert_same
 from support.sweeps import given_settings, sweep
 
+from lm_eval_ext import backends
 from lm_eval_ext.backends.vllm.salts import Salts
+from lm_eval_ext.errors import ModelError, PlanError
 from lm_eval_ext.steering.plan import Plan
 
 if TYPE_CHECKING:
