@@ -4,26 +4,40 @@
     python benchmarks/on_vllm.py --model NAME_OR_FOLDER --engine-args tensor_parallel_size=4
     python benchmarks/on_vllm.py --case letters --rounds 1 --questions 20
 
-Letters are four options of one token, texts are options of several. Every model runs in a process of its own, in turn, and
-the ratio is the median of the rounds' ratios. (A file vllm.py here would hide the package from its neighbours.)
-All run in eager mode, `--engine-args enforce_eager=False` lets the harness's `vllm` and the unsteered model compile.
+Letters are four options of one token, texts are options of several. One engine answers the harness's `vllm` and ours,
+steered and unsteered, in turn; `steered-hf` runs in a process of its own; the ratio is the median of the rounds' ratios. All
+run in eager mode (`--engine-args enforce_eager=False` compiles) and on CPUs on one thread unless OMP_NUM_THREADS says otherwise, in
+the process that asks, so that its processor time is measured as well.
+
+The file is not named vllm.py: as a script's neighbour that name would hide the package `vllm`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
 import bench
 import scoring
-from bench import Child, Row
+from bench import Child, Measured, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: What the table calls a case -> the case of `scoring`.
 CASES = {"letters": "letters", "texts": "cloze"}
+MODELS = ("steered-vllm", "steered-hf")
 MIN_AGAINST_VLLM, MAX_STEERED = 2.0, 1.03
+
+#: Of every child, where the user says nothing else.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
@@ -34,91 +48,107 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
     if problem := release.problem():
         yield Row("steered-vllm", f">= {MIN_AGAINST_VLLM}", "not run", problem)
         return
-    for case in [args.case] if args.case else CASES:
-        runs = bench.in_turn(
-            {
-                name: lambda name=name, case=case: Child(__file__, *passed_on(args, case), "--child", name)
-                for name in MODELS
-            },
-            args.rounds,
-        )
-        what, ours = f"{case}, {args.dtype}", runs["steered-vllm"]
+    runs = bench.in_turn(
+        {name: lambda name=name: Child(__file__, *passed_on(args), "--child", name) for name in MODELS}, args.rounds
+    )
+    for case in cases(args):
+        what, measured = f"{case}, {args.dtype}", {name: [run[case] for run in runs[name]] for name in MODELS}
+        measured["vllm"] = [run[f"{case} harness"] for run in runs["steered-vllm"]]
+        ours = measured["steered-vllm"]
         for name, target in (("vllm", MIN_AGAINST_VLLM), ("steered-hf", None)):
-            value, detail = bench.ratio(runs[name], ours)
-            same = sum(a == b for a, b in zip(runs[name][0]["answers"], ours[0]["answers"], strict=True))
-            detail += f"; answers equal {same} of {len(ours[0]['answers'])}"
+            value, detail = bench.ratio(measured[name], ours)
+            same = [a == b for a, b in zip(measured[name][0]["answers"], ours[0]["answers"], strict=True)]
+            detail += f"; answers equal {sum(same)} of {len(same)}"
             text = f"{what}: throughput / {name}"
             yield (
                 Row(text, "", f"{value:.2f} times", detail)
                 if target is None
                 else Row.at_least(text, target, value, detail)
             )
-        value, detail = bench.ratio(runs["steered-vllm with a plan"], ours)
+        value, detail = bench.ratio([run[f"{case} steered"] for run in runs["steered-vllm"]], ours)
         yield Row.at_most(f"{what}: time steered / unsteered", MAX_STEERED, value, detail)
 
 
-MODELS = ("vllm", "steered-hf", "steered-vllm", "steered-vllm with a plan")
+def cases(args: argparse.Namespace) -> list[str]:
+    """The cases that are asked for."""
+    return [args.case] if args.case else list(CASES)
 
 
-def passed_on(args: argparse.Namespace, case: str) -> list[str]:
+def passed_on(args: argparse.Namespace) -> list[str]:
     """Arguments of a child."""
-    given = {"--model": args.model, "--dtype": args.dtype, "--engine-args": args.engine_args, "--case": case}
+    given = {"--model": args.model, "--dtype": args.dtype, "--engine-args": args.engine_args, "--case": args.case}
     return [*(part for pair in given.items() if pair[1] for part in pair), "--questions", str(args.questions)]
 
 
 def child(args: argparse.Namespace) -> None:
     """Load, warm up, and measure on demand."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    _, asked = scoring.pairs(CASES[args.case])
-    asked = asked[: args.questions]
-    wanted = scoring.instances(asked)
+    asked = {case: scoring.pairs(CASES[case])[1][: args.questions] for case in cases(args)}
+    wanted = {case: scoring.instances(questions) for case, questions in asked.items()}
     model = load(args)
-    scoring.timed(model, wanted[: 2 * len(asked[0])], "cpu")
+    models = {"": model}
+    if args.child == "steered-vllm":
+        models |= {" steered": model, " harness": _harness(model)}
+        plans = _plans(args)
+    for case, instances in wanted.items():
+        for of_case in models.values():
+            scoring.timed(of_case, instances[: len(asked[case][0])], "cpu")
 
-    def measure() -> bench.Measured:
-        forget(model)
-        times, scores = scoring.timed(model, wanted, "cpu")
-        return {"seconds": times["seconds"], "answers": scoring.chosen(scores, len(asked[0]))}
+    def measure() -> Measured:
+        measured = {}
+        for case, instances in wanted.items():
+            for name, of_case in models.items():
+                if args.child == "steered-vllm":
+                    model.steer(*plans[name == " steered"])
+                    model.model.reset_prefix_cache()  # every round computes the same
+                times, scores = scoring.timed(of_case, instances, "cpu")
+                measured[case + name] = {**times, "answers": scoring.chosen(scores, len(asked[case][0]))}
+        return measured
 
     bench.serve(measure)
 
 
-def forget(model: Any) -> None:
-    """Empty the prefix cache, so that every round computes the same."""
-    if hasattr(getattr(model, "model", None), "reset_prefix_cache"):
-        model.model.reset_prefix_cache()
+def _harness(model: Any) -> Any:
+    """The harness's own `vllm` on the engine of ours."""
+    from lm_eval.models.vllm_causallms import VLLM
+
+    plain = copy.copy(model)
+    plain.__class__ = VLLM
+    return plain
 
 
-def load(args: argparse.Namespace) -> Any:
-    """A model of the harness, or ours with a plan."""
+def _plans(args: argparse.Namespace) -> list[Any]:
+    """No plan, and one that steers the middle layer: arguments of `steer`."""
     import torch
-    from lm_eval.utils import simple_parse_args_string
     from transformers import AutoConfig
 
-    from lm_eval_ext import backends
     from lm_eval_ext.models import embedded
+    from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
 
     path = args.model or str(embedded.path())
-    if args.child == "steered-hf":
-        return backends.load("steered-hf", path, dtype=args.dtype, batch_size="auto")
-    engine = {"dtype": args.dtype, "max_model_len": 2048, "enforce_eager": True}
-    engine |= simple_parse_args_string(args.engine_args)
-    if args.child == "vllm":
-        from lm_eval.models.vllm_causallms import VLLM
-
-        import lm_eval_ext.backends.vllm.model  # noqa: F401 - lets the harness find the CPU build
-
-        return VLLM(path, **engine)
-    if args.child == "steered-vllm":
-        return backends.load("steered-vllm", path, **engine)
     identity = ModelIdentity.of(path, AutoConfig.from_pretrained(path))
     layers = tuple(range(identity.n_layers))
     info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
     values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
     vectors = VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})})
-    return backends.load("steered-vllm", path, vectors=vectors, steer=f"loc@{len(layers) // 2}:2", **engine)
+    return [(Plan(), vectors), (Plan.parse(f"loc@{len(layers) // 2}:2"), vectors)]
+
+
+def load(args: argparse.Namespace) -> Any:
+    """A model, unsteered."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from lm_eval_ext import backends
+    from lm_eval_ext.models import embedded
+
+    path = args.model or str(embedded.path())
+    if args.child == "steered-hf":
+        return backends.load("steered-hf", path, dtype=args.dtype, batch_size="auto")
+    # The harness asks for log-probabilities of whole prompts: logits of a step are this many times the vocabulary.
+    engine = {"dtype": args.dtype, "max_model_len": 1024, "max_num_batched_tokens": 512, "enforce_eager": True}
+    if _has_gpu():
+        del engine["max_num_batched_tokens"]
+    return backends.load("steered-vllm", path, **engine | simple_parse_args_string(args.engine_args))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -141,6 +171,8 @@ def _has_gpu() -> bool:
 
 def main() -> None:
     args = parser().parse_args()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if args.child:
         child(args)
         return

@@ -79,6 +79,11 @@ class SteeringTable:
     missing: dict[str, list[str]] = field(default_factory=dict)
     height: int = 1
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether some step depends on the state."""
+        return any(isinstance(step, Change) for steps in self.steps.values() for step in steps)
+
     @classmethod
     def build(
         cls, plan: Plan, vectors: VectorSet | None, n_layers: int, default: Position = DEFAULT_POSITION

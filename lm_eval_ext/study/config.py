@@ -2,6 +2,7 @@
 
     out: results/my-study        # folder of everything that the study makes; --out goes before it
     model: google/gemma-3-270m   # where all methods start from; the embedded model where left out
+    engine: hf                   # or vllm, what sweeps and evaluations run on
     languages: [en, es, ko]      # of training and vectors; all seven where left out
     data:                        # files to train on: options of `lm-eval-ext data instruct`
       oasst: {source: oasst2, max-chars: 2000}
@@ -40,7 +41,7 @@ from lm_eval_ext.training.methods import METHODS
 CONDITIONS = ("unsteered", "en", "loc", "surgical", "random", "other", "negative")
 DEFAULT_CONDITIONS = CONDITIONS[:4]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
-_SET_BY_STUDY = ("pretrained", "peft", "vectors", "steer", "device", "batch_size")
+_SET_BY_STUDY = ("pretrained", "peft", "lora_local_path", "vectors", "steer", "device", "batch_size")
 
 
 def run_name(model: str, condition: str) -> str:
@@ -166,6 +167,7 @@ class Study(_Section):
 
     out: Annotated[Path, BeforeValidator(_folder)] = Field(description="a text, the folder of what is made")
     model: str = Field(default="", description="a text, the name or folder of a model")
+    engine: Literal["hf", "vllm"] = Field(default="hf", description="hf or vllm, what sweeps and evaluations run on")
     languages: Annotated[Names, AfterValidator(_codes)] = Field(
         default=tuple(languages.LANGUAGES), description="a list of names"
     )

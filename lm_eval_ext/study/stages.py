@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext import harness
+from lm_eval_ext.backends.vllm import release
 from lm_eval_ext.configs import read_yaml
 from lm_eval_ext.errors import StudyError
 from lm_eval_ext.languages import KNOWN
@@ -133,7 +134,10 @@ def plan(study: Study, commands: CommandLines) -> list[Stage]:
 
     Raises:
         StudyError: an option or name that does not fit; tasks made of what is trained on.
+        ModelError: `engine: vllm` without a vLLM that can be steered.
     """
+    if study.engine == "vllm":
+        release.check(release.installed())
     return list(_Stages(study, commands).all())
 
 
@@ -227,13 +231,14 @@ class _Stages:
         assert self.study.sweep is not None
         out = self.out / "sweep" / name
         model, adapter = self._model(name)
-        model_args = {**self.study.evaluate.model_args, **({"peft": adapter} if adapter else {})}
+        model_args = {**self.study.evaluate.model_args, **({self._adapter_argument: adapter} if adapter else {})}
         fixed = {
             "out": str(out),
             "vectors": str(self.out / "vectors" / f"{name}.safetensors"),
             "model": model or None,
             "model-args": _joined(model_args) or None,
             "restart": None,
+            "engine": None if self.study.engine == "hf" else self.study.engine,
         }
         arguments = self.commands.write(("sweep",), self.study.sweep, "sweep", fixed)
         needs = (*self._after_training(name), f"extract/{name}")
@@ -244,7 +249,7 @@ class _Stages:
         run = config.run_name(name, condition)
         out = self.out / "results" / run
         model, adapter = self._model(name)
-        arguments = {"pretrained": model, "peft": adapter}
+        arguments = {"pretrained": model, self._adapter_argument: adapter}
         needs = self._after_training(name)
         chosen = None
         if condition != "unsteered":
@@ -258,7 +263,8 @@ class _Stages:
                 needs = (*needs, chosen.sweep)
         evaluate = self.study.evaluate
         model_args = {**{key: value for key, value in arguments.items() if value}, **evaluate.model_args}
-        line = ["eval", "--model", "steered-hf", *(["--model_args", _joined(model_args)] if model_args else [])]
+        line = ["eval", "--model", f"steered-{self.study.engine}"]
+        line += ["--model_args", _joined(model_args)] if model_args else []
         line += ["--tasks", ",".join(evaluate.tasks), "--output_path", str(out), "--log_samples"]
         line += [part for key, value in evaluate.options.items() for part in (f"--{key}", str(value))]
         outputs = Outputs(out, ("**/results_*.json", "**/samples_*.jsonl"))
@@ -313,6 +319,11 @@ class _Stages:
             return self.study.model, ""
         folder = str(trained.outputs.folder)
         return (folder, "") if "--full" in trained.arguments else (self.study.model, folder)
+
+    @property
+    def _adapter_argument(self) -> str:
+        """What the engine's model calls an adapter."""
+        return "peft" if self.study.engine == "hf" else "lora_local_path"
 
     def _after_training(self, name: str) -> tuple[str, ...]:
         return (f"train/{name}",) if name in self._trained else ()

@@ -54,7 +54,7 @@ def test_instructions(flags: set[str], expected: str | None) -> None:
     "arguments",
     [
         {"speculative_config": {"method": "ngram"}},
-        {"worker_extension_cls": "other.Extension"},
+        {"worker_cls": "other.Worker"},
         {"enable_dbo": True},
         {"kv_sharing_fast_prefill": True},
         {"prefill_context_parallel_size": 2},

@@ -15,8 +15,9 @@ from support import tiny
 from support.studies import COMMAND_LINES, PLAN, STUDY, Commands, runner, start, study
 from typer.testing import CliRunner
 
+from lm_eval_ext.backends.vllm import release
 from lm_eval_ext.cli import app
-from lm_eval_ext.errors import StudyError, UserError
+from lm_eval_ext.errors import ModelError, StudyError, UserError
 from lm_eval_ext.languages import LANGUAGES
 from lm_eval_ext.study import config
 from lm_eval_ext.study import run as running
@@ -483,6 +484,22 @@ def test_options_reach_the_commands_as_they_are_written(tmp_path: Path) -> None:
     assert asked.evaluate.options == {"batch_size": "auto", "num_fewshot": 0}
     assert asked.evaluate.model_args == {"revision": "1.10"}
     assert asked.languages == tuple(LANGUAGES)
+
+
+def test_a_study_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps and evaluations run there, with what is trained; training and extraction do not."""
+    asked = study(tmp_path, {"engine": "vllm"})
+    monkeypatch.setattr(release, "installed", lambda: None)
+    with pytest.raises(ModelError, match="needs vLLM, which is not installed: pip install"):
+        plan(asked, COMMAND_LINES)
+    monkeypatch.setattr(release, "installed", lambda: release.Release("vllm", "0.32.0"))
+    stages = {stage.name: " ".join(stage.arguments) for stage in plan(asked, COMMAND_LINES)}
+    adapter = asked.out / "models" / "mist"
+    assert stages["sweep/mist"].endswith(f"--model-args lora_local_path={adapter} --engine vllm")
+    assert stages["evaluate/mist"].startswith(f"eval --model steered-vllm --model_args lora_local_path={adapter} ")
+    assert f"--peft {adapter}" in stages["extract/mist"]
+    with pytest.raises(StudyError, match="sweep: engine is set by the study"):
+        plan(study(tmp_path, {"sweep": {**STUDY["sweep"], "engine": "vllm"}}), COMMAND_LINES)
 
 
 def test_the_folder_on_the_command_line_goes_before_the_file(tmp_path: Path) -> None:

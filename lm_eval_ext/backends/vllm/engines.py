@@ -14,10 +14,10 @@ from lm_eval_ext.fingerprints import hash_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lm_eval_ext.backends.vllm.worker import Scored
+    from lm_eval_ext.backends.vllm.request_args import Scored
 
-#: The worker extension, as vLLM's workers import it.
-EXTENSION = "lm_eval_ext.backends.vllm.worker.Extension"
+#: The class of workers, as vLLM imports it.
+WORKER = "lm_eval_ext.backends.vllm.worker.Worker"
 
 
 class Engine(Protocol):

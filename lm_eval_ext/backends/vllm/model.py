@@ -16,11 +16,11 @@ import torch
 
 from lm_eval_ext.backends.base import STEERING_ARGUMENTS, SteeredBackend
 from lm_eval_ext.backends.vllm import release, tables
-from lm_eval_ext.backends.vllm.engines import EXTENSION, Engine, LocalEngine, Replicas
+from lm_eval_ext.backends.vllm.engines import WORKER, Engine, LocalEngine, Replicas
 from lm_eval_ext.backends.vllm.jobs import After, Job, Jobs, in_parts
+from lm_eval_ext.backends.vllm.request_args import KEY, extra_args
 from lm_eval_ext.backends.vllm.rows import Steering
 from lm_eval_ext.backends.vllm.salts import Salts
-from lm_eval_ext.backends.vllm.worker import KEY, extra_args
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.models import precision
 
@@ -54,10 +54,14 @@ _SMALLEST_BLOCK = 1
 #: Block of the KV cache on CPUs, where vLLM's default of 128 tokens would hold few prompts' beginnings.
 _CPU_BLOCK = 32
 
+#: Version of the operator that is compiled into models: to be counted up when it changes.
+_OPERATOR = 1
+
 #: Said once, where a plan switches graphs and compilation off.
 EAGER = (
-    "steered-vllm: enforce_eager=True, because steering runs between the layers; without CUDA graphs and torch.compile "
-    "prefill costs a few per cent more, and generation, one token at a time, up to several times as much on small models"
+    "steered-vllm: enforce_eager=True, because the plan has transforms that depend on the state, which run between the "
+    "layers; without CUDA graphs and torch.compile prefill costs a few per cent more, and generation, one token at a time, "
+    "up to several times as much on small models"
 )
 
 
@@ -79,7 +83,6 @@ class SteeredVLLM(SteeredBackend, VLLM):  # type: ignore[misc]
         if isinstance(pretrained, torch.nn.Module):
             raise ModelError("steered-vllm loads the model itself: give its name or folder, or use steered-hf")
         self._lora = kwargs.get("lora_local_path")
-        self._is_eager = True
         super().__init__(pretrained, *args, **kwargs)
         gpus = 0 if RELEASE.is_cpu_build else int(self.tensor_parallel_size)
         self._engine: Engine = (
@@ -105,18 +108,19 @@ class SteeredVLLM(SteeredBackend, VLLM):  # type: ignore[misc]
     def engine_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """See `SteeredBackend.engine_arguments`.
 
-        Hooks on the layers run in eager mode only.
+        Transforms that depend on the state run in eager mode only.
         """
         release.check_arguments(arguments)
         given = {key: value for key, value in arguments.items() if key != "device"}
-        given["worker_extension_cls"] = EXTENSION
+        given["worker_cls"] = WORKER
+        # Part of the key of vLLM's cache of compiled models: one without our operator must not be taken.
+        given["additional_config"] = {**(given.get("additional_config") or {}), KEY: _OPERATOR}
         given.setdefault("enable_prefix_caching", True)
         if RELEASE.is_cpu_build:
             given.setdefault("block_size", _CPU_BLOCK)
-        if self._plan and not given.get("enforce_eager"):
+        if self._table.has_changes and not given.get("enforce_eager"):
             log.warning("%s", EAGER)
             given["enforce_eager"] = True
-        self._is_eager = bool(given.get("enforce_eager"))
         return given
 
     def runs_on_cpu(self, arguments: dict[str, Any]) -> bool:
@@ -156,8 +160,6 @@ class SteeredVLLM(SteeredBackend, VLLM):  # type: ignore[misc]
 
     def steer(self, plan: Plan, vectors: VectorSet | None, known: Mapping[Request, Score] | None = None) -> None:
         """See `SteeredBackend.steer`; the engine runs on."""
-        if plan and not self._is_eager:
-            raise ModelError("an engine that was started without a plan can be steered with enforce_eager=True only")
         super().steer(plan, vectors, known)
         self._put_table()
 

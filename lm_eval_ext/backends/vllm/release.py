@@ -171,7 +171,7 @@ def check_adapter(folder: Path) -> None:
 #: Arguments of the engine with which it cannot be steered, and what to do.
 _REFUSED: dict[str, str] = {
     "speculative_config": "draft tokens that are rejected later cannot be told from tokens: leave it out",
-    "worker_extension_cls": "steered-vllm has its own worker extension: leave it out, or use --model vllm",
+    "worker_cls": "steered-vllm has its own class of workers: leave it out, or use --model vllm",
     "enable_dbo": "its half batches are not told apart: leave it out",
     "kv_sharing_fast_prefill": "layers then skip tokens that are steered: leave it out",
 }

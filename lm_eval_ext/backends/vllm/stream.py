@@ -24,25 +24,43 @@ if TYPE_CHECKING:
 Output = Any
 
 
+def is_stream(output: Output, hidden_size: int) -> bool:
+    """Whether a layer's output is the residual stream [tokens, hidden] in floating point, or the two parts of its sum."""
+    hidden, *rest = output if isinstance(output, tuple) else (output,)
+    return (
+        len(rest) <= 1
+        and hidden is not None
+        and all(_is_part(part, hidden_size) for part in (hidden, *rest) if part is not None)
+    )
+
+
+def _is_part(part: Any, hidden_size: int) -> bool:
+    return (
+        isinstance(part, torch.Tensor)
+        and part.is_floating_point()
+        and part.element_size() >= 2
+        and part.dim() == 2
+        and part.shape[1] == hidden_size
+    )
+
+
 def split(output: Output, hidden_size: int) -> tuple[Tensor, Tensor | None]:
     """The two parts of the residual stream [tokens, hidden] in a layer's output, or the stream and None.
 
     Raises:
         ModelError: the layer returns something else: other streams, or quantised ones.
     """
-    parts = output if isinstance(output, tuple) else (output, None)
-    hidden, residual = (*parts, None)[:2]
-    streams = [part for part in (hidden, residual) if part is not None]
-    if (
-        len(parts) <= 2
-        and hidden is not None
-        and all(isinstance(part, torch.Tensor) and part.is_floating_point() for part in streams)
-        and all(part.element_size() >= 2 and part.shape[1:] == (hidden_size,) for part in streams)
-    ):
-        return hidden, residual
-    raise ModelError(
-        f"the decoder layers of this model return {_described(output)}, not a residual stream [tokens, {hidden_size}] in "
-        "floating point, possibly in two parts: it can be evaluated, but not steered. If it is quantised, try another "
+    if not is_stream(output, hidden_size):
+        raise hidden_stream(_described(output), hidden_size)
+    parts = output if isinstance(output, tuple) else (output,)
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def hidden_stream(returned: str, hidden_size: int) -> ModelError:
+    """Why layers that return something else than the residual stream are not steered."""
+    return ModelError(
+        f"the decoder layers of this model return {returned}, not a residual stream [tokens, {hidden_size}] in floating "
+        "point, possibly in two parts: it can be evaluated, but not steered. If it is quantised, try another "
         "quantization= (fp8, awq and gptq keep the stream), or --model steered-hf"
     )
 

@@ -1,9 +1,9 @@
-"""The part of `steered-vllm` that runs inside vLLM's workers, as a worker extension (`worker_extension_cls`).
+"""The part of `steered-vllm` that runs inside vLLM's workers: a worker class of its own (`worker_cls`).
 
-vLLM makes `Extension` a base class of its worker and lets the driver call its methods (`collective_rpc`). A table is put in
-place by hooks on the decoder layers that this rank holds (all of them, or some under pipeline parallelism). The tokens of
-the coming batch are read from the model runner between its preparation and its forward. How a request is steered, and what
-is to be scored, travels with the request (`SamplingParams.extra_args`).
+The driver calls its methods (`collective_rpc`). In eager mode a table is put in place by hooks on the decoder layers that
+this rank holds (all of them, or some under pipeline parallelism); elsewhere the layers call an operator, which is compiled
+into graphs (see `custom_op`). The tokens of the coming batch are read from the model runner between its preparation and its
+forward. How a request is steered, and what is to be scored, travels with the request (see `request_args`).
 """
 
 from __future__ import annotations
@@ -14,76 +14,64 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.platforms import current_platform
 
-from lm_eval_ext.backends.vllm import tables
+from lm_eval_ext.backends.vllm import custom_op, tables
+from lm_eval_ext.backends.vllm.custom_op import Buffers
+from lm_eval_ext.backends.vllm.request_args import RequestArgs
 from lm_eval_ext.backends.vllm.rows import Scheduled, Steering, token_rows
 from lm_eval_ext.backends.vllm.stream import Stream
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.fingerprints import weights_fingerprint
-from lm_eval_ext.steering.decoder import decoder_layers, hidden_size
+from lm_eval_ext.steering.decoder import decoder_layers, hidden_size, layer_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-#: Key of a request's `extra_args`.
-KEY = "lm_eval_ext"
+    from lm_eval_ext.backends.vllm.request_args import Scored
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _Worker
 
 #: Scored tokens whose logits are in memory at once.
 _AT_ONCE = 128
-
-#: What is scored in one request: index of a token, log-probabilities of the tokens that it asks for, and the best token.
-Scored = tuple[int, list[float], int]
-
-
-def extra_args(steering: Steering, number: int | None = None, wanted: Sequence[tuple[int, Sequence[int]]] = ()) -> Any:
-    """The `extra_args` of a request: how it is steered, and under which number what is to be scored."""
-    return {KEY: [*steering, number, [[index, list(tokens)] for index, tokens in wanted]]}
-
-
-@dataclass
-class _Request:
-    steering: Steering
-    number: int | None
-    wanted: list[tuple[int, list[int]]]
-
-    @classmethod
-    def of(cls, sampling_params: Any) -> _Request | None:
-        given = (getattr(sampling_params, "extra_args", None) or {}).get(KEY)
-        if given is None:
-            return None
-        row, prompt_length, generates, number, wanted = given
-        return cls(Steering(row, prompt_length, generates), number, [(index, tokens) for index, tokens in wanted])
-
 
 _UNKNOWN = Steering(0, 0)  # a request of someone else: not steered
 
 
 @dataclass
 class _State:
-    """What an extension keeps on its worker."""
+    """What a worker keeps."""
 
-    requests: dict[str, _Request] = field(default_factory=dict)
+    requests: dict[str, RequestArgs] = field(default_factory=dict)
     batch: list[tuple[str, Scheduled]] = field(default_factory=list)
-    stream: Stream | None = None
+    stream: Stream | Buffers | None = None
+    buffers: Buffers | None = None
     handles: list[Any] = field(default_factory=list)
     scores: dict[int, list[Scored]] = field(default_factory=dict)
     lora_heads: list[tuple[Any, Any]] = field(default_factory=list)
 
 
-class Extension:
-    """Methods that vLLM adds to its worker; they are called in every worker process."""
+class Worker(_Worker):  # type: ignore[misc]
+    """vLLM's worker, whose layers can be steered and whose tokens can be scored."""
 
-    model_runner: Any
     lm_eval_ext_state: _State
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the weights; where the model is compiled or captured afterwards, its layers call the operator."""
+        super().load_model(*args, **kwargs)
+        runner = self.model_runner
+        self.lm_eval_ext_state = _State(lora_heads=_lora_heads(runner.get_model()))
+        _watch(runner, self.lm_eval_ext_state)
+        if not self.model_config.enforce_eager:
+            self.lm_eval_ext_state.buffers = _with_operator(runner)
 
     def lm_eval_ext_steer(self, content: bytes) -> str:
         """Put a table in place of the one before; returns what is wrong, "" where nothing is."""
-        runner = self.model_runner
-        if "lm_eval_ext_state" not in vars(self):
-            self.lm_eval_ext_state = _State(lora_heads=_lora_heads(runner.get_model()))
-            _watch(runner, self.lm_eval_ext_state)
         state = self.lm_eval_ext_state
         for handle in state.handles:
             handle.remove()
@@ -91,16 +79,18 @@ class Extension:
         table = tables.from_bytes(content)
         if not table.steps:
             return ""
-        config = runner.model_config.hf_config
+        config = self.model_config.hf_config
         try:
-            layers = decoder_layers(runner.get_model(), config)
+            layers = _layers_here(self.model_runner)
+            here = table.steps.keys() & layers.keys()
+            if state.buffers is None:
+                state.stream = Stream(hidden_size(config), table)
+                state.handles += [layers[layer].register_forward_hook(_hook(state.stream, layer)) for layer in here]
+            else:
+                state.buffers.put(table, here)
+                state.stream = state.buffers
         except UserError as error:
             return str(error)
-        stream = Stream(hidden_size(config), table)
-        for layer in table.steps:
-            if type(layers[layer]).__name__ != "PPMissingLayer":  # it is on another rank
-                state.handles.append(layers[layer].register_forward_hook(_hook(stream, layer)))
-        state.stream = stream
         return ""
 
     def lm_eval_ext_take_scores(self) -> dict[int, list[Scored]]:
@@ -111,6 +101,29 @@ class Extension:
     def lm_eval_ext_fingerprint(self) -> str:
         """A hash of the weights that this rank holds."""
         return weights_fingerprint(self.model_runner.get_model())
+
+
+def _layers_here(runner: Any) -> dict[int, Any]:
+    """The decoder layers that this rank holds, by number.
+
+    Raises:
+        ModelError: they cannot be told.
+    """
+    layers = decoder_layers(runner.get_model(), runner.model_config.hf_config)
+    return {number: layer for number, layer in enumerate(layers) if type(layer).__name__ != "PPMissingLayer"}
+
+
+def _with_operator(runner: Any) -> Buffers | None:
+    """Let the layers call the operator; None where it is not known which they are, which is said when they are steered."""
+    try:
+        layers = _layers_here(runner)
+    except UserError:
+        return None
+    config = runner.model_config.hf_config
+    buffers = Buffers(layer_count(config), hidden_size(config), runner.max_num_tokens, runner.dtype, runner.device)
+    runner.vllm_config.compilation_config.static_forward_context[custom_op.NAME] = buffers
+    custom_op.install(layers, hidden_size(config))
+    return buffers
 
 
 def _hook(stream: Stream, layer: int) -> Callable[..., Any]:
@@ -139,11 +152,13 @@ def _watch(runner: Any, state: _State) -> None:
         for request_id in scheduler_output.finished_req_ids:
             state.requests.pop(request_id, None)
         for new in scheduler_output.scheduled_new_reqs:
-            if (request := _Request.of(new.sampling_params)) is not None:
+            if (request := RequestArgs.of(new.sampling_params)) is not None:
                 state.requests[new.req_id] = request
         state.batch = []
         try:
             output = execute_model(scheduler_output, *args, **kwargs)
+            if state.buffers is not None:
+                state.buffers.check()
         finally:
             if state.stream is not None:
                 state.stream.end()
@@ -155,7 +170,7 @@ def _watch(runner: Any, state: _State) -> None:
 
 
 def _batch(
-    runner: Any, prepared: Any, scheduler_output: Any, requests: dict[str, _Request]
+    runner: Any, prepared: Any, scheduler_output: Any, requests: dict[str, RequestArgs]
 ) -> list[tuple[str, Scheduled]]:
     """The requests of the coming forward, in the order of their tokens."""
     if hasattr(prepared, "num_computed_tokens_np"):  # vLLM's model runner V2
