@@ -31,7 +31,8 @@ EVERY_EVAL_EVER ?= --no-deps --ignore-requires-python every-eval-ever==0.3.0
 HARNESS_NEXT ?= lm-eval[hf]>=0.5.0.dev0
 HARNESS_TESTS ?= tests/harness tests/backends tests/sweep/test_sweep.py tests/results/test_task_metadata.py \
 	tests/plane/test_plane_harness.py tests/data/test_task_shapes.py tests/data/test_yaml_words.py
-PYTEST ?= pytest -n 2 --dist loadfile
+# The slowest tests are listed at the end: what one may cost is in CONTRIBUTING.md.
+PYTEST ?= pytest -n 2 --dist loadfile --durations=15
 
 # Of the builder of the documentation, about a successor of its own.
 export NO_MKDOCS_2_WARNING = 1

@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real data is."""
+"""Shared fixtures: where the real data is; what the harness works out in each process is worked out once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.harness_cache import sitecustomize as harness_cache
 
 # No test measures time: a loaded machine must not fail.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -17,11 +18,40 @@ for variable in ("LM_EVAL_EXT_DATA", "LM_EVAL_EXT_CPU_BFLOAT16"):
     os.environ.pop(variable, None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _harness_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One cache for this session: for both workers, and for the processes that tests start."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    os.environ[harness_cache.VARIABLE] = str(folder)
+    assert harness_cache.__file__
+    paths = [str(Path(harness_cache.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
 def _shared_data() -> Path | None:
-    for candidate in (os.environ.get("LM_EVAL_EXT_TEST_DATA"), Path(__file__).parents[2] / "shared" / "data"):
-        if candidate and (Path(candidate) / "blend").is_dir():
-            return Path(candidate).resolve()
-    return None
+    folder = Path(os.environ.get("LM_EVAL_EXT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    return folder.resolve() if (folder / "blend").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small mirror in the form of the upstream data (with `LM_EVAL_EXT_ALLOW_MODIFIED=1`); see `support.small_mirror`."""
+    from support import small_mirror
+
+    return small_mirror.write(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def upstream_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data in the form of upstream, set for the test: the real data, or where there is none the small mirror."""
+    folder = _shared_data()
+    if folder is None:
+        monkeypatch.setenv("LM_EVAL_EXT_ALLOW_MODIFIED", "1")
+        folder = request.getfixturevalue("small_data")
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

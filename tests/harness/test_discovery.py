@@ -347,7 +347,11 @@ def test_without_load_tasks_are_found_and_documents_steered_by_their_column() ->
 
     process = subprocess.run(
         [sys.executable, "-c", f"import json\n{WITHOUT_LOAD}"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "LM_EVAL_EXT_AUTOLOAD": "0"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ['PYTHONPATH']}",
+            "LM_EVAL_EXT_AUTOLOAD": "0",
+        },
         capture_output=True,
         text=True,
         check=False,

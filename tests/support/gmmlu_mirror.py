@@ -35,15 +35,17 @@ def write(source: Path, mirror: Path, limit: int | None = None) -> None:
             file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents), "utf-8")
 
 
-def write_questions(mirror: Path, language: str, split: str, questions: dict[str, str]) -> None:
-    """Write one split of made-up questions, by their ids, in the same schema."""
+def write_questions(
+    mirror: Path, language: str, split: str, questions: dict[str, str], labels: dict[str, str] | None = None
+) -> None:
+    """Write one split of made-up questions, by their ids, in the same schema; labels (CS, CA) of those that have one."""
     texts = {"question": "", "options": ["one", "two", "three", "four"]}
     rows = [
         _row(
             {"sample_id": name, "subject": "anatomy", "answer": "A", language: {**texts, "question": question}},
             language,
             {"anatomy": "STEM"},
-            {},
+            labels or {},
         )
         for name, question in questions.items()
     ]
