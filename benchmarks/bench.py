@@ -123,6 +123,27 @@ def ratio(over: list[Measured], under: list[Measured], key: str = "seconds") -> 
     return statistics.median(ratios), detail
 
 
+def quick_dtype() -> str:
+    """`bfloat16` where this machine has a GPU or a CPU with products in it, else `float32`: what is worth measuring here."""
+    import torch
+
+    from lm_eval_ext.models import precision
+
+    return "bfloat16" if torch.cuda.is_available() or precision.support("bfloat16")[0] else "float32"
+
+
+def instruction_set() -> str:
+    """What rows depend on besides the dtype: the widest vector instructions of this CPU, and bfloat16 products."""
+    from lm_eval_ext.models import precision
+
+    flags = precision.this_cpu_flags()
+    widest = next((name for flag, name in _VECTORS.items() if flag in flags), "no known vector instructions")
+    return widest + (" with bfloat16" if precision.support("bfloat16")[0] else "")
+
+
+_VECTORS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
+
+
 def matrix_peak(dtype: str, device: str, size: int = 2048, repeats: int = 8) -> float:
     """GFLOP/s of a square matrix product on this machine, now: the best of `repeats`."""
     import torch

@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--model", default="", help="name or folder; the embedded model where left out")
     found.add_argument("--device", default="cpu")
-    found.add_argument("--dtype", default="bfloat16")
+    found.add_argument("--dtype", default=bench.quick_dtype())
     found.add_argument("--batch-size", type=int, default=16)
     found.add_argument("--rounds", type=int, default=5)
     found.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

@@ -15,10 +15,10 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import Row
+from bench import Row, instruction_set
 
 #: Modules with `rows()`, in the order of the table.
-MODULES = ("scoring", "extraction", "sweep", "on_vllm")
+MODULES = ("scoring", "generation", "extraction", "sweep", "startup", "processes", "growth", "roofline", "on_vllm")
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def show(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Benchmarks")
+    table = Table(title=f"Benchmarks ({instruction_set()})")
     for column in ("what", "target", "measured", "met", "detail"):
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--model", default="", help="name or folder; the embedded model where left out")
     found.add_argument("--device", default="cpu")
-    found.add_argument("--dtype", default="bfloat16")
+    found.add_argument("--dtype", default=bench.quick_dtype())
     found.add_argument(
         "--limit", type=int, default=20, help="questions of each language and task (default 20; a quarter for texts)"
     )

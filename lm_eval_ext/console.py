@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ QUIET = "LM_EVAL_EXT_QUIET"
 #: Seconds between two lines of a progress bar in a log.
 _LOG_INTERVAL = "10"
 
+#: Seconds from which an estimate or a time is worth a line, and that pass before an estimate is made (our defaults).
+_WORTH_TELLING, _SHORTEST_SAMPLE = 5.0, 1.0
+
 
 def is_quiet() -> bool:
     """Whether notes and progress are unwanted."""
@@ -53,6 +57,89 @@ def set_up_progress(*, quiet: bool = False) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     elif not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", _LOG_INTERVAL)
+
+
+class Progress:
+    """A progress bar on standard error, and lines that say how long it will take and has taken, where that is seconds.
+
+    Args:
+        total: units in all.
+        title: what is done.
+        unit: its name in the singular.
+        initial: units that were done before.
+        seconds: estimate for all that is left; where None, one is made after the first units.
+        hidden: show nothing (another process shows it).
+    """
+
+    def __init__(
+        self,
+        total: int,
+        title: str,
+        unit: str,
+        *,
+        initial: int = 0,
+        seconds: float | None = None,
+        hidden: bool = False,
+    ) -> None:
+        from tqdm import tqdm
+
+        # Given only where it hides the bar: else the environment decides (`set_up_progress`).
+        disable: dict[str, Any] = {"disable": True} if hidden else {}
+        self._bar: Any = tqdm(total=total, initial=initial, desc=title, unit=unit, **disable)
+        self._title, self._unit, self._left, self._done = title, unit, total - initial, 0
+        self._is_silent = hidden or is_quiet()
+        self._is_told = seconds is not None
+        self._started = time.monotonic()
+        if seconds is not None and self._left:
+            self._tell_estimate(seconds)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(is_complete=kind is None)
+
+    def update(self, n: float = 1) -> None:
+        """Add units that were done."""
+        self._bar.update(n)
+        self._done += int(n)
+        seconds = time.monotonic() - self._started
+        if not self._is_told and self._done and seconds >= _SHORTEST_SAMPLE:
+            self._is_told = True
+            self._tell_estimate(seconds / self._done * max(0, self._left - self._done))
+
+    def note(self, text: str) -> None:
+        """Show a text beside the bar."""
+        self._bar.set_postfix_str(text)
+
+    def close(self, *, is_complete: bool = True) -> None:
+        """End the bar, and say what the units took."""
+        self._bar.close()
+        seconds = time.monotonic() - self._started
+        if is_complete and seconds >= _WORTH_TELLING:
+            self._say(f"{self._title}: {_counted(self._done, self._unit)} in {duration(seconds)}")
+
+    def _tell_estimate(self, seconds: float) -> None:
+        if seconds >= _WORTH_TELLING:
+            left = self._left - self._done
+            self._say(
+                f"{self._title}: {_counted(left, self._unit)}{' left' if self._done else ''}, about {duration(seconds)}"
+            )
+
+    def _say(self, line: str) -> None:
+        if not self._is_silent:
+            self._bar.write(line, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min`, `2.1 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _counted(n: int, unit: str) -> str:
+    return f"{n:,} {unit}{'' if n == 1 else 's'}"
 
 
 @contextmanager

@@ -81,8 +81,10 @@ def examine() -> Iterator[Finding]:
     if any(finding.status == BROKEN and finding.subject != "lm_eval_ext" for finding in packages):
         return
     yield command_line()
-    yield from discovery()
-    yield from patches()
+    with _Probe() as probe:  # a second interpreter, which runs beside what follows
+        fitting = list(patches())
+        yield from discovery(probe)
+    yield from fitting
     yield from data()
     yield from models()
     yield from estimators()
@@ -138,9 +140,13 @@ def command_line() -> Finding:
     )
 
 
-def discovery() -> Iterator[Finding]:
-    """Whether a fresh interpreter that imports only the harness finds our models and tasks, and how."""
-    seen = _probe()
+def discovery(probe: _Probe | None = None) -> Iterator[Finding]:
+    """Whether a fresh interpreter that imports only the harness finds our models and tasks, and how.
+
+    Args:
+        probe: that was started before; else one is started now.
+    """
+    seen = _probe() if probe is None else probe.result()
     if isinstance(seen, str):
         yield Finding("discovery", BROKEN, f"the harness does not start: {seen}", "pip install --upgrade lm-eval")
         return
@@ -178,22 +184,40 @@ def patches() -> Iterator[Finding]:
 _VLLM = "steered-vllm"
 
 
-def _probe() -> tuple[dict[str, Any], str] | str:
-    """The report of a fresh interpreter and the warning of our import hook, or the error that ended it."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        process = subprocess.run(  # noqa: S603
+class _Probe:
+    """A fresh interpreter that imports only the harness, started where this is entered."""
+
+    def __enter__(self) -> _Probe:
+        self._elsewhere = tempfile.TemporaryDirectory()
+        self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", _PROBE, str(tasks_dir()), *(name for name in harness.MODELS if name != _VLLM)],
-            cwd=elsewhere,
-            capture_output=True,
+            cwd=self._elsewhere.name,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
-    errors = process.stderr.strip().splitlines()
-    if process.returncode:
-        return errors[-1] if errors else f"exit status {process.returncode}"
-    warning = next((line for line in errors if line.startswith("lm_eval_ext")), "")
-    report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return report, warning
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._elsewhere.cleanup()
+
+    def result(self) -> tuple[dict[str, Any], str] | str:
+        """Its report and the warning of our import hook, or the error that ended it."""
+        output, said = self._process.communicate()
+        errors = said.strip().splitlines()
+        if self._process.returncode:
+            return errors[-1] if errors else f"exit status {self._process.returncode}"
+        warning = next((line for line in errors if line.startswith("lm_eval_ext")), "")
+        report: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return report, warning
+
+
+def _probe() -> tuple[dict[str, Any], str] | str:
+    """The result of a probe that is started now."""
+    with _Probe() as started:
+        return started.result()
 
 
 def _why_unseen(warning: str) -> tuple[str, str, str]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from lm_eval_ext import harness
 from lm_eval_ext.backends.encoding import encode, encode_pairs
 from lm_eval_ext.backends.response_cache import ResponseCache
+from lm_eval_ext.console import Progress
 from lm_eval_ext.data import axes as axis_files
 from lm_eval_ext.data.request_language import LANGUAGE_COLUMNS, METADATA_KEY, request_language
 from lm_eval_ext.errors import DataError, LanguageError, ModelError
@@ -36,7 +36,7 @@ from lm_eval_ext.steering.table import SteeringTable
 from lm_eval_ext.steering.vectors import VectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CacheHook
@@ -172,6 +172,10 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
     def engine_identity(self) -> dict[str, Any]:
         """What an answer depends on besides steering and request, as JSON: weights, dtype, tokenizer, context length."""
         return {}
+
+    def scoring_seconds(self, requests: Collection[Request]) -> float | None:
+        """An estimate of how long scoring these requests takes; None where none can be made."""
+        return None
 
     @property
     def adapter(self) -> str | None:
@@ -360,7 +364,9 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         if not requests:
             return []
         hidden = disable_tqdm or self.rank != 0
-        with tqdm(total=len(set(requests)), disable=hidden, desc="Running loglikelihood requests") as bar:
+        todo = set(requests)
+        seconds = None if hidden or self._known else self.scoring_seconds(todo)
+        with Progress(len(todo), "Running loglikelihood requests", "request", seconds=seconds, hidden=hidden) as bar:
 
             def progress(done: dict[Request, Score]) -> None:
                 lost = [request for request, score in done.items() if math.isnan(score.log_likelihood)]

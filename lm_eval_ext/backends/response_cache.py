@@ -35,6 +35,11 @@ class ResponseCache:
         self._plan = plan
         self._store: Any = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a cache."""
+        return self._store is not None
+
     def open(self, store: Any, identity: dict[str, Any]) -> None:
         """Accept a cache only if it was made by the same model under the same steering (None: there is no cache).
 

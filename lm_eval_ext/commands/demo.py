@@ -1,9 +1,10 @@
 """The command `lm-eval-ext demo`: the whole workflow on the embedded model, within ten minutes on two CPU cores.
 
-Extracts EN and LOC vectors from the packaged pairs, evaluates the model five times through the harness (unsteered, EN, LOC,
-both, and a random direction of the same norms as the control) on the packaged questions, and draws the plane. The five runs
-ask the same questions, so that what they share is computed once; a measurement of seconds says how many questions the time
-allows. Results of earlier runs are reused.
+Extracts EN and LOC vectors from the packaged pairs, evaluates the model through the harness on the packaged questions, and
+draws the plane: unsteered; EN, LOC and both as in the paper, with random directions of the same norms as their control; the
+plan that a sweep of this model chose on development splits, with random directions and other languages' vectors in its place
+as controls. The runs ask the same questions, so that what they share is computed once; a measurement of seconds says how
+many questions the time allows. Results of earlier runs are reused.
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ TASKS = ("transfer_mini_cloze", "localization_mini_cloze")
 
 #: The paper's depths and strength (layers 20 and 28 of 48, gamma 2), not tuned on the questions evaluated here.
 EN, LOC = "en@42%:2", "loc@58%:2"
+#: What the sweep in results/sweep-gemma3-270m chose on bmlama_dev and blend_decon_dev_cloze: other questions than these.
+CHOSEN = "en@0:0.5+loc@6:4"
 CONDITIONS = {
     "unsteered": "",
     "en": EN,
     "loc": LOC,
     "surgical": f"{EN}+{LOC}",
     "random": "en~random@42%:2+loc~random@58%:2",
+    "chosen": CHOSEN,
+    "chosen_random": "en~random@0:0.5+loc~random@6:4",
+    "chosen_other": "en@0:0.5+loc~other@6:4",
 }
 
 
@@ -60,8 +66,9 @@ def demo(
 ) -> None:
     """Measure and steer the embedded model, from extraction to the plane.
 
-    Five evaluations through the harness on transfer_mini_cloze and localization_mini_cloze; the plane, its table and
-    the conclusions that the intervals support. Says first how long it will take here. A second run reuses what exists.
+    Eight evaluations through the harness on transfer_mini_cloze and localization_mini_cloze: the paper's setting and the
+    plan that a development split chose, with their controls; the plane, its table and the conclusions that the intervals
+    support. Says first how long it will take here. A second run reuses what exists.
 
     Examples:
 
@@ -155,21 +162,25 @@ def _begin(out: Path, plans: list[str], vectors: Path, limit: int | None, minute
 
 def _evaluate(runs: SharedRuns, out: Path, names: list[str], vectors: Path, options: dict[str, Any]) -> None:
     """The evaluations: scored together, then each run through the harness."""
-    from tqdm import tqdm
+    from lm_eval.tasks import TaskManager
 
+    from lm_eval_ext.console import Progress
     from lm_eval_ext.io import write_file
+    from lm_eval_ext.paths import tasks_dir
     from lm_eval_ext.steering.vectors import VectorSet
 
     steering = VectorSet.load(vectors)
+    # One for all runs, of our tasks only: reading those of the harness takes seconds each time.
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
     plans = [CONDITIONS[name] for name in names]
-    with tqdm(total=runs.n_cells(plans), desc="Scoring", unit="prompt") as bar:
+    with Progress(runs.n_cells(plans), "Scoring", "prompt") as bar:
         runs.score_ahead(steering, plans, out / "cells", bar.update)
     for name, plan in zip(names, plans, strict=True):
         arguments = {"dtype": options["dtype"], **({"vectors": str(vectors), "steer": plan} if plan else {})}
         command = ",".join(f"{key}={value}" for key, value in arguments.items())
         typer.echo(f"{name}: lm_eval --model steered-hf --model_args {command} --tasks {','.join(TASKS)}")
         runs.steer(plan, steering if plan else None)
-        _run(runs, out / name, arguments, options["limit"])
+        _run(runs, out / name, arguments, options["limit"], manager)
         key = _key(plan, vectors, options)
         write_file(out / name / "done.json", json.dumps({"key": key, "plan": plan}))
 
@@ -181,7 +192,7 @@ def _is_done(folder: Path, plan: str, vectors: Path, options: dict[str, Any]) ->
     return is_comparable and json.loads(stamp.read_text())["key"] == _key(plan, vectors, options)
 
 
-def _run(runs: SharedRuns, folder: Path, arguments: dict[str, str], limit: int) -> None:
+def _run(runs: SharedRuns, folder: Path, arguments: dict[str, str], limit: int, manager: Any) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
 
@@ -193,6 +204,7 @@ def _run(runs: SharedRuns, folder: Path, arguments: dict[str, str], limit: int) 
         model=runs.model,
         model_args=arguments,
         tasks=list(TASKS),
+        task_manager=manager,
         batch_size=_BATCH,
         limit=limit if limit < _ALL else None,
         evaluation_tracker=tracker,

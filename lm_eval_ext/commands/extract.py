@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lm_eval_ext.console import Progress
 from lm_eval_ext.data import pairs
 from lm_eval_ext.data.task_pairs import PREFIX
 from lm_eval_ext.errors import LanguageError, UserError
@@ -161,11 +162,10 @@ def extract(
 
       lm-eval-ext extract --kinds loc --pairs loc=task:blend_ctx_dev/blend_decon_dev --where answered --out v.safetensors
     """
-    from tqdm import tqdm
-
     from lm_eval_ext.backends.answers import MIN_PAIRS, read_answers, score_answers, where_answered
     from lm_eval_ext.models import embedded
     from lm_eval_ext.models.loading import load_config, load_model, load_tokenizer
+    from lm_eval_ext.models.speed import forward_seconds
     from lm_eval_ext.steering import registry
     from lm_eval_ext.steering.decoder import layer_count
     from lm_eval_ext.steering.extraction import extract as extract_vectors
@@ -221,7 +221,7 @@ def extract(
         if answers is not None:
             given = read_answers(answers, filtered, answer_metric)
         else:
-            with tqdm(total=2 * sum(len(s.pairs) for s in filtered), desc="Asking", unit="prompt") as bar:
+            with Progress(2 * sum(len(s.pairs) for s in filtered), "Asking", "prompt") as bar:
                 given, known = score_answers(
                     *(loaded, tokenizer, filtered, wanted, parsed_pooling), metric=answer_metric, progress=bar.update
                 )
@@ -231,8 +231,9 @@ def extract(
         rest = iter(kept)
         pair_sets = [next(rest) if pair_set.pairs[0].asked else pair_set for pair_set in pair_sets]
         pair_sets = [replace(pair_set, pairs=pair_set.pairs[:max_pairs]) for pair_set in pair_sets]
-    n_texts = sum(len(pair.positives) + len(pair.negatives) for pair_set in pair_sets for pair in pair_set.pairs)
-    with tqdm(total=n_texts, desc="Extracting", unit="text") as bar:
+    texts = [text for each in pair_sets for pair in each.pairs for text in (*pair.positives, *pair.negatives)]
+    seconds = forward_seconds(loaded, sum(map(len, tokenizer(texts).input_ids))) if texts and not known else None
+    with Progress(len(texts), "Extracting", "text", seconds=seconds) as bar:
         vectors = extract_vectors(
             *(loaded, tokenizer, pair_sets, estimators, wanted),
             pooling=parsed_pooling,

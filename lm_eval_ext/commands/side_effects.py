@@ -99,9 +99,8 @@ def side_effects(
         --baseline_args pretrained=google/gemma-3-12b-pt --texts flores --json side_effects.json
     """
     import pandas as pd
-    from tqdm import tqdm
 
-    from lm_eval_ext.console import output, picture
+    from lm_eval_ext.console import Progress, output, picture
     from lm_eval_ext.data.parallel import sentences
     from lm_eval_ext.io import write_file
     from lm_eval_ext.languages import normalise
@@ -131,7 +130,7 @@ def side_effects(
     baseline = load_model(**other)[0] if baseline_args else None
     continued = load_prompts(prompts, by_language, codes, tokenizer) if new_tokens else {}
     total = sum(len(of_language) for group in (by_language, continued) for of_language in group.values())
-    with tqdm(total=total, desc="Measuring", unit="text") as bar:
+    with Progress(total, "Measuring", "text") as bar:
         frame = measure(
             *(model, tokenizer, resolved, by_language),
             prompts=continued,

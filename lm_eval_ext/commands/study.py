@@ -45,9 +45,10 @@ def study(
     runner = Runner(plan(settings, CommandLines(subcommand)), settings.out, modules, say=typer.echo)
     check_tasks(settings)
     selected = [word.strip() for word in stages.split(",") if word.strip()]
+    lines = list(Guess(settings).lines(runner.steps(selected)))
     if dry_run:
-        for line in Guess(settings).lines(runner.steps(selected)):
-            typer.echo(line)
+        typer.echo("\n".join(lines))
         return
+    typer.echo(lines[-1])
     runner.run(selected)
     typer.echo(f"done: {settings.out}")

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lm_eval_ext.console import Progress
 from lm_eval_ext.data.parallel import sentences as load_sentences
 from lm_eval_ext.errors import ModelError, UserError
 from lm_eval_ext.geometry import figures, page, tables, texts
@@ -259,11 +260,9 @@ def _measure_states(
     Returns:
         the dtype that each model ran in.
     """
-    from tqdm import tqdm
-
     dtypes: list[str] = []
     total = len(models) * sum(len(distinct(parallel)) for parallel in text_sets)
-    with tqdm(total=total, desc="Measuring", unit="text") as bar:
+    with Progress(total, "Measuring", "text") as bar:
         for each in models:
             model, tokenizer = load_model(each.name, peft=each.adapter, **options)
             dtypes.append(name_of(model.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import deque
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lm_eval_ext.scoring.kv_cache import kv_bytes_per_token
 from lm_eval_ext.steering.decoder import text_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from transformers import PreTrainedModel
 
@@ -163,6 +164,17 @@ def by_cost(cost: Callable[[T], float]) -> Callable[[list[T], Budget], list[list
         return batches
 
     return divide
+
+
+def divide_by_cost(costs: Sequence[float], n: int) -> list[list[int]]:
+    """The indices of items in `n` shares of nearly equal cost: the dearest first, each to the cheapest share so far."""
+    shares: list[list[int]] = [[] for _ in range(n)]
+    totals = [(0.0, share) for share in range(n)]  # a heap
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        total, share = heapq.heappop(totals)
+        shares[share].append(index)
+        heapq.heappush(totals, (total + costs[index], share))
+    return shares
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -170,6 +170,19 @@ class Scorer:
             return f"its rotary frequencies depend on the longest row of a forward beyond {self._switch} tokens"
         return self.check(requests).reason
 
+    def can_continue_rows(self, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> bool:
+        """Whether rows of several lengths may share a forward and continue from keys and values that were moved.
+
+        Args:
+            prompts: tokens of prompts.
+            new_tokens: most that is appended to each.
+        """
+        longest = max(map(len, prompts), default=0) + new_tokens
+        if not longest or longest > min(self.max_length, self._switch or self.max_length):
+            return False
+        requests = [Request(prompt, (prompt[-1],) * new_tokens, 0) for prompt in dict.fromkeys(prompts) if prompt]
+        return self.check(requests).sharing >= Sharing.CACHE
+
     def check(self, requests: Sequence[Request]) -> Verdict:
         """What rows as long as those of these requests may share; measured once for each length."""
         by_prompt: dict[tuple[int, ...], int] = {}

@@ -103,3 +103,12 @@ class GeneratedTokens:
             return steered | is_generated if goes_on else steered
         padded = torch.nn.functional.pad(self.prompt, (0, max(0, offset + length - width)))
         return padded[:, offset : offset + length].bool()
+
+
+@dataclass(frozen=True)
+class DecodedTokens:
+    """Tokens of a generation after its prompts: those before them are in the KV cache."""
+
+    def mask(self, position: Position, offset: int, length: int) -> Tensor | bool:
+        """See `Tokens.mask`. `last` and `last3` cover what is generated after the prompt's last token."""
+        return position in ("all", "generated") or n_last(position) > 0

@@ -14,7 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_ext.console import duration
 from lm_eval_ext.errors import UserError
+from lm_eval_ext.models.speed import SHARE, operations_per_second
 from lm_eval_ext.study.stages import swept_tasks
 from lm_eval_ext.training.methods import METHODS
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 #: Tokens of a row of instructions, of a sentence, and of a question with its options (our guesses).
 _ROW, _SENTENCE, _QUESTION = 60, 40, 60
-#: The share of the machine's speed that is reached; seconds in which a process starts and loads its model.
-_SHARE, _START = 0.4, 20.0
+#: Seconds in which a process starts and loads its model.
+_START = 20.0
 #: Rows of the shipped instructions.
 _ROWS = 588
 
@@ -50,10 +52,11 @@ class Guess:
             seconds = step.seconds if measured else self.seconds(step)
             total += seconds or 0.0
             unknown = unknown or seconds is None
-            yield f"{label}: {step.why}, {'as before ' if measured else 'about '}{_duration(seconds)}"
+            time = "?" if seconds is None else duration(seconds)
+            yield f"{label}: {step.why}, {'as before ' if measured else 'about '}{time}"
             yield f"  lm-eval-ext {' '.join(step.stage.arguments)}"
         n = sum(bool(step.why) for step in steps)
-        yield f"{n} of {len(steps)} stages to run, {'more than ' if unknown else 'about '}{_duration(total)}"
+        yield f"{n} of {len(steps)} stages to run, {'more than ' if unknown else 'about '}{duration(total)}"
 
     def seconds(self, step: Step) -> float | None:
         """Estimated time of a stage; None where something that it depends on cannot be found out."""
@@ -64,9 +67,9 @@ class Guess:
         try:
             whole, body, _ = self._size
             if kind == "train":
-                return _START + 6 * whole * self._trained(step, arguments) / (_SHARE * self.speed)
+                return _START + 6 * whole * self._trained(step, arguments) / (SHARE * self.speed)
             # Scores need the embedding's rows and the head's columns of a few tokens only.
-            return _START + 2 * body * self._read(kind, arguments) / (_SHARE * self.speed)
+            return _START + 2 * body * self._read(kind, arguments) / (SHARE * self.speed)
         except UserError:
             return None
 
@@ -110,8 +113,8 @@ class Guess:
         from lm_eval_ext.models import precision
 
         if torch.cuda.is_available():
-            return precision.matrix_speed("bfloat16", 8192, "cuda")
-        return precision.matrix_speed("bfloat16" if precision.support("bfloat16")[0] else "float32", 1024)
+            return operations_per_second("bfloat16", "cuda")
+        return operations_per_second("bfloat16" if precision.support("bfloat16")[0] else "float32", "cpu")
 
     def _conditions(self, arguments: dict[str, str]) -> float:
         """The passes that a sweep's conditions cost: each computes the layers above its own, half of them on average."""
@@ -148,11 +151,3 @@ def _options(arguments: Sequence[str]) -> dict[str, str]:
 def _rows(data: str) -> int:
     file = Path(data)
     return sum(1 for _ in file.open("rb")) if file.is_file() else _ROWS
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

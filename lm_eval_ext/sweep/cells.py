@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from lm_eval_ext.console import Progress
+from lm_eval_ext.models.speed import operations_seconds
+from lm_eval_ext.scoring.batching import divide_by_cost
 from lm_eval_ext.sweep.settings import GIB
 from lm_eval_ext.sweep.store import Store
 
@@ -85,14 +88,17 @@ class Cells:
             title: of the progress bar.
             trees: of some questions; all if None.
         """
-        from tqdm import tqdm
-
         processes, store = self._processes, self.store
         wanted = self.trees if trees is None else trees
-        share = sorted(wanted, key=lambda tree: (-len(tree.tree), tree.key))[processes.rank :: processes.count]
+        ordered = sorted(wanted, key=lambda tree: (-len(tree.tree), tree.key))
+        shares = divide_by_cost([len(tree.tree) for tree in ordered], processes.count)
+        share = [ordered[index] for index in shares[processes.rank]]
         done = sum(store.get(condition.name, tree.key) is not None for condition in conditions for tree in share)
         total = len(share) * len(conditions)
-        with tqdm(total=total, initial=done, desc=title, unit="cell", disable=not processes.is_first) as bar:
+        seconds = self._seconds(share, conditions) if total else None
+        if seconds is not None:
+            seconds *= (total - done) / total
+        with Progress(total, title, "cell", initial=done, seconds=seconds, hidden=not processes.is_first) as bar:
             self._engine.run(share, conditions, store, bar.update)
         processes.wait()
         if processes.count > 1:
@@ -100,11 +106,9 @@ class Cells:
 
     def items(self, conditions: Sequence[Condition]) -> pd.DataFrame:
         """One row per condition and question (`sweep.summary.items`)."""
-        from tqdm import tqdm
-
         from lm_eval_ext.sweep.summary import items
 
-        with tqdm(total=len(conditions), desc="Scoring", unit="condition") as bar:
+        with Progress(len(conditions), "Scoring", "condition") as bar:
             return items(self.questions, self.trees, conditions, self.store, bar.update)
 
     @cached_property
@@ -122,6 +126,15 @@ class Cells:
             return SeparateEngine(model.model, self._vectors, n_layers, max_length=model.max_length)
         tokens = self._max_tokens or MAX_TOKENS.get(model.device.type, MAX_TOKENS["cuda"])
         return SharedEngine(trees, self._vectors, n_layers, Budget(tokens, self._memory))
+
+    def _seconds(self, trees: Sequence[ScoredTree], conditions: Sequence[Condition]) -> float | None:
+        """Estimated time of some trees under some conditions; None of an engine whose model is elsewhere."""
+        if self._engine_name == "vllm":
+            return None
+        from lm_eval_ext.sweep.engine import operations
+
+        model, n_layers = self._model.model, self._vectors.model.n_layers
+        return operations_seconds(model, operations(model, n_layers, trees, conditions))
 
     def _identity(self) -> dict[str, str]:
         weights = self._model.weights_identity()

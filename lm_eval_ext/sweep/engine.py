@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from lm_eval_ext.models.speed import weights
 from lm_eval_ext.scoring.requests import Request, not_a_number
 from lm_eval_ext.scoring.scorer import Scorer
 from lm_eval_ext.scoring.shared_forward import MAX_SIDE_BY_SIDE
@@ -38,6 +39,21 @@ _SHARE: dict[type[Batch], float] = {Packed: 1, Aligned: 0.25}
 
 #: Fewer tokens do not keep a processor busy: the ends of prompts of several first layers are then run together.
 _ENOUGH_TOKENS = 256
+
+
+def operations(
+    model: PreTrainedModel, n_layers: int, trees: Sequence[ScoredTree], conditions: Sequence[Condition]
+) -> float:
+    """Floating-point operations of scoring trees under conditions together: two for each weight and token.
+
+    The unsteered model is run in any case; a condition adds the layers above its first, and the LM head.
+    """
+    body, head = weights(model)
+    steered = [condition for condition in conditions if condition.name != UNSTEERED]
+    share = 1 + sum(1 - (1 + condition.first_layer(n_layers)) / n_layers for condition in steered)
+    tokens = sum(len(tree.tree) for tree in trees)
+    scored = sum(len(tree.tree.scored) for tree in trees)
+    return 2.0 * (share * body * tokens + (1 + len(steered)) * head * scored)
 
 
 class Engine(Protocol):

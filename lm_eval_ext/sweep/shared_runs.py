@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval_ext.fingerprints import weights_fingerprint
 from lm_eval_ext.models.precision import name_of
+from lm_eval_ext.models.speed import weights
 from lm_eval_ext.scoring.batching import Budget
 from lm_eval_ext.scoring.requests import Request, Score
 from lm_eval_ext.scoring.shared_forward import SweepModel, Values
@@ -18,7 +19,7 @@ from lm_eval_ext.scoring.token_trees import Packed
 from lm_eval_ext.steering.decoder import layer_count
 from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.table import SteeringTable
-from lm_eval_ext.sweep.engine import MAX_TOKENS, SharedEngine
+from lm_eval_ext.sweep.engine import MAX_TOKENS, SharedEngine, operations
 from lm_eval_ext.sweep.grid import Condition
 from lm_eval_ext.sweep.settings import GIB
 from lm_eval_ext.sweep.store import Store
@@ -72,7 +73,7 @@ class SharedRuns:
 
     def text_operations(self, tokens: int) -> float:
         """Floating-point operations of forwards of so many tokens without the LM head."""
-        return 2.0 * self._body * tokens
+        return 2.0 * weights(self.model.model)[0] * tokens
 
     def speed(self, n_trees: int = 16) -> float:
         """Floating-point operations a second that some of the prompts, unsteered, reach here; measured in seconds."""
@@ -83,20 +84,9 @@ class SharedRuns:
         model.base(Packed([tree.tree for tree in sample]), [], [True] * len(sample))
         return self._operations(sample, [""]) / (time.perf_counter() - started)
 
-    @property
-    def _body(self) -> int:
-        """Weights of the decoder layers."""
-        model = self.model.model
-        return int(model.num_parameters()) - int(model.get_input_embeddings().weight.numel())
-
     def _operations(self, trees: Sequence[ScoredTree], plans: Iterable[str]) -> float:
-        layers, head = self._n_layers, int(self.model.model.get_output_embeddings().weight.numel())
-        steered = [Condition(Plan.parse(plan)) for plan in plans if plan]
-        # The unsteered model is run in any case; a plan adds the layers above its first.
-        share = 1 + sum(1 - (1 + condition.first_layer(layers)) / layers for condition in steered)
-        tokens = sum(len(tree.tree) for tree in trees)
-        scored = sum(len(tree.tree.scored) for tree in trees)
-        return 2.0 * (share * self._body * tokens + (1 + len(steered)) * head * scored)
+        conditions = [Condition(Plan.parse(plan)) for plan in plans]
+        return operations(self.model.model, self._n_layers, trees, conditions)
 
     def score_ahead(
         self,

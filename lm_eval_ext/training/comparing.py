@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from lm_eval_ext.console import Progress
 from lm_eval_ext.data import instruct, sources
 from lm_eval_ext.data.rows import ordered
 from lm_eval_ext.errors import TrainingError
@@ -85,9 +85,9 @@ def compare(
     seen = frozenset(line for folder in runs for line in sources.read_text(folder / checkpoints.TRAINED_ON).split("\n"))
     rows = measures.held_out(data, tuples, pairs, codes, max_pairs, seen)
     values: dict[str, dict[tuple[str, str, str], float]] = {}
-    with tqdm(total=len(names) * measures.n_texts(rows), desc="Measuring", unit="text") as bar:
+    with Progress(len(names) * measures.n_texts(rows), "Measuring", "text") as bar:
         for name, folder in zip(names, [None, *runs], strict=True):
-            bar.set_postfix_str(name)
+            bar.note(name)
             model, tokenizer = _load(folder, records.get(name, first), base, dtype, device)
             items = measures.measure(
                 model,

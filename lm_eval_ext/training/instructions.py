@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm_eval_ext.console import Progress
 from lm_eval_ext.data import instruct, oasst, sources
 from lm_eval_ext.data.instruct import MINI, Instruction, Report, Tuple
 from lm_eval_ext.errors import DataError
@@ -111,7 +112,6 @@ def _translate(
     rows: Rows, codes: Sequence[str], model: str, cache: Path | None, batch_size: int, device: str, report: Report
 ) -> list[Tuple]:
     import torch
-    from tqdm import tqdm
 
     from lm_eval_ext.models import translation
     from lm_eval_ext.paths import cache_dir
@@ -121,7 +121,7 @@ def _translate(
     settings = translation.Settings(
         model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), batch_size=batch_size
     )
-    with tqdm(total=len(targets) * len(translation.lines(single)), desc="Translating", unit="line") as bar:
+    with Progress(len(targets) * len(translation.lines(single)), "Translating", "line") as bar:
         return translation.tuples(
             single, targets, cache or cache_dir() / "translations.sqlite", settings, report, bar.update
         )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
+from lm_eval_ext.console import Progress
 from lm_eval_ext.errors import TrainingError
 from lm_eval_ext.models import embedded
 from lm_eval_ext.models.loading import load_config, load_model
@@ -240,11 +240,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: AlignmentTrainer) -> None:
         self._trainer = trainer
-        self._bar: tqdm[Any] | None = None
+        self._bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit="step")
+            self._bar = Progress(state.max_steps, "Training", "step", initial=state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for parameter in self._trainer.model.parameters():
@@ -254,7 +254,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             latest = self._trainer.latest.items()
-            self._bar.set_postfix({name.removesuffix("_loss"): f"{value:.3f}" for name, value in latest})
+            self._bar.note(", ".join(f"{name.removesuffix('_loss')}={value:.3f}" for name, value in latest))
             self._bar.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -178,8 +178,7 @@ def extract(
     Raises:
         DataError, EstimatorError, ModelError, PlanError: see `steering.extraction.extract`.
     """
-    from tqdm import tqdm
-
+    from lm_eval_ext.console import Progress
     from lm_eval_ext.steering import extraction
 
     wanted = list(wanted)
@@ -187,7 +186,7 @@ def extract(
     identity = None
     known: extraction.KnownStates = {}
     n_texts = sum(2 * len(pair_set.pairs) for candidate in wanted for pair_set in candidate.pairs)
-    with tqdm(total=n_texts, desc="Extracting", unit="text") as bar:
+    with Progress(n_texts, "Extracting", "text") as bar:
         for candidate in wanted:
             made = extraction.extract(
                 *(model, tokenizer, list(candidate.pairs), candidate.estimator, layers),

@@ -314,8 +314,7 @@ class Tune:
         settings = self.settings
         if not settings.side_effects:
             return None
-        from tqdm import tqdm
-
+        from lm_eval_ext.console import Progress
         from lm_eval_ext.data.parallel import sentences
         from lm_eval_ext.side_effects.measuring import measure
         from lm_eval_ext.side_effects.panel import Panel
@@ -326,7 +325,7 @@ class Tune:
         texts = {code: of_code for code, of_code in source.by_id().items() if code in settings.languages}
         prompts = load_prompts(OPENINGS, texts, settings.languages, model.tokenizer)
         table = SteeringTable.build(plan, vectors, vectors.model.n_layers)
-        with tqdm(total=2 * sum(map(len, texts.values())), desc="Side effects", unit="text") as bar:
+        with Progress(2 * sum(map(len, texts.values())), "Side effects", "text") as bar:
             frame = measure(
                 *(model.model, model.tokenizer, table, texts),
                 prompts=prompts,

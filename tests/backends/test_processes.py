@@ -16,10 +16,11 @@ EVALUATE = """
 import json
 from support import tiny
 model = tiny.steered("llama", "loc@1:3")
-n_scored, score = [], model.score
-model.score = lambda requests, *rest: n_scored.append(len(requests)) or score(requests, *rest)
+scored, score = [], model._scorer.score
+model._scorer.score = lambda requests, *rest: scored.extend(requests) or score(requests, *rest)
 results = tiny.evaluate(model, "tiny_letters", limit=5, log_samples=True)
-print("processes:", model.rank, model.world_size, sum(n_scored))
+prompts = {request.prompt for request in scored}
+print("processes:", model.rank, model.world_size, len(scored), len(prompts), sum(map(len, prompts)))
 if results is not None:
     answers = {sample["doc_id"]: sample["resps"] for sample in results["samples"]["tiny_letters"]}
     print("answers:", json.dumps(answers, sort_keys=True))
@@ -27,7 +28,7 @@ if results is not None:
 
 
 @pytest.mark.slow
-def test_torchrun_divides_the_documents() -> None:
+def test_torchrun_divides_the_documents_by_their_tokens() -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
     # Without the variable of `accelerate launch --cpu`.
     done = subprocess.run(
@@ -39,7 +40,12 @@ def test_torchrun_divides_the_documents() -> None:
     )
     assert done.returncode == 0, done.stderr
     said = sorted(line for line in done.stdout.splitlines() if line.startswith("processes:"))
-    assert said == ["processes: 0 2 12", "processes: 1 2 12"]  # of 20: one of the two has a document twice
+    numbers = [list(map(int, line.split()[1:])) for line in said]
+    assert [number[:2] for number in numbers] == [[0, 2], [1, 2]]
+    assert sum(n_requests for _, _, n_requests, *_ in numbers) == 20  # each question once, with its four letters
+    assert sum(n_prompts for *_, n_prompts, _ in numbers) == 5
+    tokens = [n_tokens for *_, n_tokens in numbers]
+    assert abs(tokens[0] - tokens[1]) <= max(tokens) / 2  # two of the five prompts against three, by their lengths
     (found,) = (line.removeprefix("answers: ") for line in done.stdout.splitlines() if line.startswith("answers:"))
     results = tiny.evaluate(tiny.steered("llama", "loc@1:3"), "tiny_letters", limit=5, log_samples=True)
     for sample in results["samples"]["tiny_letters"]:

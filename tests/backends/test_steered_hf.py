@@ -235,17 +235,79 @@ def test_generation_positions_differ_and_languages_share_a_batch() -> None:
     texts = set()
     for position in ("prompt", "last", "all"):
         model = tiny.steered("llama", "loc@1:3", positions=position, batch_size=4)
-        batches: list[int] = []
-        generate = model.model.generate
-
-        def counted(*args: Any, __generate: Any = generate, __to: list[int] = batches, **kwargs: Any) -> Any:
-            __to.append(len(kwargs["input_ids"]))
-            return __generate(*args, **kwargs)
-
-        model.model.generate = counted
+        assert model._can_continue(requests)  # the probe's forwards are over
+        batches = forward_sizes(model)
         texts.add(tuple(model.generate_until(requests, disable_tqdm=True)))
-        assert batches == [4]
+        assert batches[0] == 4
     assert len(texts) == 3
+
+
+def forward_sizes(model: Any) -> list[int]:
+    """Where the number of rows of every later forward is noted."""
+    sizes: list[int] = []
+    model.model.register_forward_pre_hook(lambda _, __, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
+    return sizes
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_rows_leave_a_generation_when_they_stop_and_others_enter(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts are those of the harness's generation; the forwards are fewer rows."""
+    model = tiny.steered(family, "loc@1:2", positions="last", batch_size=4)
+    texts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(3)]
+    asked = [(text, tiny.LANGUAGES[n % 4]) for n, text in enumerate(texts)]
+
+    def generated(until: list[str]) -> tuple[list[str], int]:
+        arguments = {"until": until, "max_gen_toks": 8}
+        requests = tiny.requests(
+            "generate_until", [(text, arguments) for text, _ in asked], [code for _, code in asked]
+        )
+        assert model._can_continue(requests) or by_harness
+        sizes.clear()
+        return model.generate_until(requests, disable_tqdm=True), sum(sizes)
+
+    by_harness, sizes = False, forward_sizes(model)
+    whole, n_whole = generated(["<never>"])
+    assert n_whole <= len(texts) * 8
+    # A piece of every second text, from its middle: these rows stop earlier.
+    pieces = [text[len(text) // 2 :][:2] for text in whole[::2]]
+    stops = [piece for piece in pieces if piece.isascii()]  # no half of a character, which the next token completes
+    assert any(stops)
+    ours, n_ours = generated(stops)
+    assert n_ours < n_whole
+    by_harness = True
+    monkeypatch.setattr(type(model), "_can_continue", lambda *_: False)
+    assert generated(["<never>"])[0] == whole
+    assert generated(stops) == (ours, sum(sizes))
+    assert sum(sizes) > n_ours
+
+
+def test_a_generation_that_runs_out_of_memory_goes_on_with_fewer_rows(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.steered("llama", "loc@1:2/all", batch_size=8)
+    arguments = {"until": ["<never>"], "max_gen_toks": 4}
+    texts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(2)]
+    requests = tiny.requests("generate_until", [(text, arguments) for text in texts], [*tiny.LANGUAGES] * 2)
+    expected = model.generate_until(requests, disable_tqdm=True)
+
+    def is_small(module: Any, _: Any, given: dict[str, Any]) -> None:
+        if len(given["input_ids"]) > 2:
+            raise MemoryError
+
+    model.model.register_forward_pre_hook(is_small, with_kwargs=True)
+    assert model.generate_until(requests, disable_tqdm=True) == expected
+    assert "generating with at most 2 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"do_sample": True}, {"temperature": 0.5}, {"num_beams": 2}, {"repetition_penalty": 1.1}]
+)
+def test_what_is_not_greedy_is_left_to_transformers(arguments: dict[str, Any]) -> None:
+    model = tiny.steered("llama", "loc@1:2")
+    requests = tiny.requests("generate_until", [("a b", {"max_gen_toks": 4, **arguments})], ["ko"])
+    assert not model._can_continue(requests)
+    plain = tiny.requests("generate_until", [("a b", {"max_gen_toks": 4})], ["ko"])
+    assert model._can_continue(plain)
+    model.model.generation_config.no_repeat_ngram_size = 2
+    assert not model._can_continue(plain)
 
 
 @pytest.mark.parametrize("position", ["prompt", "last", "all"])
@@ -264,13 +326,12 @@ def test_a_text_asked_in_several_languages_is_generated_once_in_each() -> None:
     arguments = {"until": ["\n\n\n"], "max_gen_toks": 8}
     asked = [(prompt, language) for prompt in PROMPTS[:2] for language in ("ko", "zh", "ko")] + [(PROMPTS[2], "es")]
     model = tiny.steered("llama", "loc@1:3", batch_size=8)
-    batches: list[int] = []
-    model.model.register_forward_pre_hook(
-        lambda _, __, given: batches.append(len(given["input_ids"])), with_kwargs=True
-    )
     requests = tiny.requests("generate_until", [(text, arguments) for text, _ in asked], [code for _, code in asked])
+    assert model._can_continue(requests)  # the probe's forwards are over
+    batches = forward_sizes(model)
     found = model.generate_until(requests, disable_tqdm=True)
-    assert set(batches) == {5, 2}
+    assert max(batches) == batches[0] == 5
+    assert 2 in batches
     for (text, language), answer in zip(asked, found, strict=True):
         (alone,) = tiny.requests("generate_until", [(text, arguments)], [language])
         assert answer == tiny.steered("llama", "loc@1:3").generate_until([alone], disable_tqdm=True)[0]

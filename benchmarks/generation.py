@@ -1,0 +1,123 @@
+"""Greedy generation under a plan: rows that leave the batch when they stop, against the harness's `hf` with the same hooks.
+
+    python benchmarks/generation.py                        # 64 prompts, up to 64 tokens each, batches of 16
+    python benchmarks/generation.py --prompts 16 --tokens 32 --rounds 1
+    python benchmarks/generation.py --model NAME_OR_FOLDER --device cuda --batch-size 64
+
+Two cases: texts that end at a line break, as most tasks of the harness ask for, and texts that all run to the last token.
+`hf` itself cannot be steered: its side is `HFLM.generate_until` of the harness with our hooks on the model, so that
+texts can be compared. They are equal where no two tokens are as likely as each other up to rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+import bench
+from bench import Child, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MIN_RATIO = 1.5
+#: Case: stop sequence.
+CASES = {"lines": "\n", "whole": "<never>"}
+NAMES = {"lines": "answers of one line", "whole": "texts to the last token"}
+
+
+def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
+    """Throughput over that of the harness's generation, for both cases."""
+    args = args or parser().parse_args([])
+    options = [
+        f"--{name}={getattr(args, name.replace('-', '_'))}" for name in ("model", "device", "dtype", "batch-size")
+    ]
+    options += [f"--prompts={args.prompts}", f"--tokens={args.tokens}"]
+    for case in CASES:
+        runs = bench.in_turn(
+            {
+                side: lambda side=side, case=case: Child(__file__, *options, "--case", case, "--child", side)
+                for side in ("hf", "steered-hf")
+            },
+            args.rounds,
+        )
+        value, detail = bench.ratio(runs["hf"], runs["steered-hf"])
+        texts = [runs[side][0]["texts"] for side in ("hf", "steered-hf")]
+        same = sum(a == b for a, b in zip(*texts, strict=True))
+        detail += f"; texts equal {same} of {len(texts[0])}; batch size {args.batch_size}"
+        what = f"generation, steered, {args.prompts} x {args.tokens} tokens, {NAMES[case]}, {args.dtype}"
+        yield Row.at_least(f"{what}: throughput / hf", MIN_RATIO, value, detail)
+
+
+def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
+    """The measurement, after loading and warming up."""
+    import torch
+    from lm_eval.api.instance import Instance
+    from transformers import AutoConfig
+
+    from lm_eval_ext import backends
+    from lm_eval_ext.data import mini
+    from lm_eval_ext.languages import LANGUAGES
+    from lm_eval_ext.models import embedded
+    from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
+
+    path = args.model or str(embedded.path())
+    identity = ModelIdentity.of(path, AutoConfig.from_pretrained(path))
+    layers = tuple(range(identity.n_layers))
+    info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
+    values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
+    vectors = VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})})
+    lm = backends.load(
+        "steered-hf", path, vectors=vectors, steer=f"loc@{len(layers) // 2}:2/all", lang="en",
+        dtype=args.dtype, device=args.device, batch_size=args.batch_size,
+    )  # fmt: skip
+    if args.child == "hf":
+        lm._can_continue = lambda requests: False  # type: ignore[attr-defined]
+    asked = [row["question"] for code in LANGUAGES for row in mini.transfer(code)["test"]]
+    asked = asked[:: max(1, len(asked) // args.prompts)][: args.prompts]
+    arguments = {"until": [CASES[args.case]], "max_gen_toks": args.tokens}
+
+    def requests(texts: list[str]) -> list[Any]:
+        return [
+            Instance("generate_until", {"language": "en"}, (f"{text}\nAnswer:", arguments), 0, ("bench", number, 1))
+            for number, text in enumerate(texts)
+        ]
+
+    def measure() -> bench.Measured:
+        start, used = time.perf_counter(), time.process_time()
+        texts = lm.generate_until(requests(asked), disable_tqdm=True)
+        bench.synchronise(args.device)
+        return {"seconds": time.perf_counter() - start, "processor": time.process_time() - used, "texts": texts}
+
+    lm.generate_until(requests(asked[:4]), disable_tqdm=True)
+    return measure
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="", help="name or folder; the embedded model where left out")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--dtype", default="float32")
+    made.add_argument("--batch-size", type=int, default=16, help="rows of both sides (default 16)")
+    made.add_argument("--prompts", type=int, default=64)
+    made.add_argument("--tokens", type=int, default=64, help="most generated for each prompt")
+    made.add_argument("--rounds", type=int, default=2)
+    made.add_argument("--case", choices=CASES, default="lines", help=argparse.SUPPRESS)
+    made.add_argument("--child", choices=("hf", "steered-hf"), help=argparse.SUPPRESS)
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
+    if args.child:
+        bench.serve(loaded(args))
+        return
+    import run
+
+    run.show(list(rows(args)))
+
+
+if __name__ == "__main__":
+    main()
