@@ -103,7 +103,8 @@ def extract(
         for entry in (entry for entry in pair_sets if entry.kind == key):
             readings[entry.language] = _Reading(
                 *(model, tokenizer, entry, layer_numbers, pooling or default_pooling(entry)),
-                *(batch_size, progress, shuffled > 0, readings, {} if known is None else known, remember),
+                *(batch_size, progress, shuffled > 0, readings, {} if known is None else known),
+                remember=remember,
             )
         entries |= _fit(_estimator(estimator, key), readings, shuffled)
     name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
@@ -161,6 +162,7 @@ class _Reading:
         keep: bool,
         others: Mapping[str, _Reading],
         known: KnownStates,
+        *,
         remember: bool,
     ) -> None:
         if not pair_set.pairs:
