@@ -17,6 +17,7 @@ from scipy.spatial.distance import cosine as cosine_distance
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from support import gmmlu_mirror, tiny
+from support.browser import CHROMIUM, chromium, new_tab
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
@@ -428,17 +429,13 @@ def test_models_of_other_depth_are_not_compared(tmp_path: Path) -> None:
 
 # The page in a browser ------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on PATH")
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_the_page_draws_and_its_sliders_move(measured: Path, width: int, scheme: Any) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
     errors: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    with chromium() as browser:
+        tab = new_tab(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         tab.goto((measured / "geometry.html").as_uri())
@@ -454,5 +451,4 @@ def test_the_page_draws_and_its_sliders_move(measured: Path, width: int, scheme:
             tab.locator(f"#figure-{name} .slider-rail-touch-rect").click(position={"x": 3, "y": box["height"] / 2})
             tab.wait_for_timeout(300)
             assert tab.evaluate(f"{plot}.{state}") != before, name
-        browser.close()
     assert errors == []

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.browser import CHROMIUM, chromium, new_tab
+from support.processes import HUNG
 from support.reports import write_tree
 from support.snippets import ROOT
 
@@ -25,9 +27,8 @@ from lm_eval_ext.results.runs import load
 from lm_eval_ext.sweep.page import page as sweep_page
 from lm_eval_ext.viz.page import render
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
+pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on PATH"),
@@ -44,7 +45,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("needs axe-core: set AXE_CORE to its axe.min.js, or install npm")
     command = [npm, "pack", "axe-core@4", "--pack-destination", str(folder)]
     try:
-        subprocess.run(command, capture_output=True, check=True, timeout=60)
+        subprocess.run(command, capture_output=True, check=True, timeout=HUNG)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"axe-core cannot be fetched ({error}): set AXE_CORE to its axe.min.js")
     (archive,) = folder.glob("*.tgz")
@@ -85,10 +86,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as running:
         yield running
-        running.close()
 
 
 def serious(tab, axe: str) -> list[str]:
@@ -105,7 +104,7 @@ def serious(tab, axe: str) -> list[str]:
 def test_axe_finds_nothing_serious(browser, axe, pages, scheme):
     problems = {}
     for name, path in pages.items():
-        tab = browser.new_context(color_scheme=scheme, reduced_motion="reduce").new_page()
+        tab = new_tab(browser, color_scheme=scheme, reduced_motion="reduce")
         tab.goto(path.as_uri())
         tab.wait_for_selector("html[data-ready]", state="attached")
         problems[name] = serious(tab, axe)
@@ -122,7 +121,7 @@ def test_axe_finds_nothing_serious_in_the_browser_of_items(browser, axe, shared_
     few = text[start:end].split("</article>")[:3]
     (tmp_path / "el.html").write_text(f"{text[:start]}{'</article>'.join(few)}{text[end:]}", encoding="utf-8")
     for scheme in ("light", "dark"):
-        tab = browser.new_context(color_scheme=scheme).new_page()
+        tab = new_tab(browser, color_scheme=scheme)
         tab.goto((tmp_path / "el.html").as_uri())
         assert serious(tab, axe) == [], scheme
         tab.context.close()
@@ -132,13 +131,13 @@ def test_axe_would_find_something(browser, axe, tmp_path):
     (tmp_path / "bad.html").write_text(
         '<html lang="en"><title>t</title><img src="a.png"><p style="color:#ddd">pale</p>'
     )
-    tab = browser.new_page()
+    tab = new_tab(browser)
     tab.goto((tmp_path / "bad.html").as_uri())
     assert {line.partition(":")[0] for line in serious(tab, axe)} == {"image-alt", "color-contrast"}
 
 
 def test_menus_of_figures_are_reached_and_used_by_keys(browser, pages):
-    tab = browser.new_page()
+    tab = new_tab(browser)
     tab.goto(pages["plane"].as_uri())
     tab.wait_for_selector("html[data-ready]", state="attached")
     tab.keyboard.press("Tab")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from support.browser import CHROMIUM, chromium, new_tab
 from support.reports import sample, write_results, write_tree
 from support.runs import random_scores, write_demo, write_run
 
@@ -18,9 +18,8 @@ from lm_eval_ext.plane.shifts import measure
 from lm_eval_ext.report.build import Report
 from lm_eval_ext.results.runs import load
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
+pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on PATH")
 
 OWNED = "document.title='owned';globalThis.owned=1"
@@ -29,10 +28,8 @@ HOSTILE = f'</script><img src=x onerror="{OWNED}"><script>{OWNED}</script><b onm
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
@@ -41,11 +38,8 @@ def open_page(browser):
     contexts, errors = [], []
 
     def opener(path: Path, fragment: str = "", *, width: int = 1200, scheme: str = "light", drawn: bool = False):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
-        )
-        contexts.append(context)
-        tab = context.new_page()
+        tab = new_tab(browser, viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
+        contexts.append(tab.context)
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         tab.on(
@@ -393,7 +387,7 @@ def test_a_script_that_slips_into_the_page_is_stopped_by_its_policy(plane_page, 
     without = tmp_path / "without policy.html"
     without.write_text(path.read_text().replace('http-equiv="Content-Security-Policy"', 'name="none"'))
     for page_file, owned in ((path, None), (without, 1)):
-        tab = browser.new_page()
+        tab = new_tab(browser)
         tab.goto(page_file.as_uri())
         tab.wait_for_selector("html[data-ready]", state="attached")
         assert tab.evaluate("globalThis.owned") == owned
