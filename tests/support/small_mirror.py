@@ -146,6 +146,7 @@ def _fact(number: int) -> dict[str, Any]:
     candidates = ["Rome", "Venice", "Oslo", "Lima", "Bern"]
     fact = {"cloze": f"X{number} died in <mask>.", "subject": f"X{number}", "candidates": candidates, "gold": 4}
     by_language = {code: {**fact, "cloze": f"{code}: {fact['cloze']}"} for code in LANGUAGES}
+    by_language["zh"]["cloze"] = f"X{number}死于<mask>。"  # no spaces between words
     return {"row": number, "template_en": "[X] died in <mask>.", "near_functional": True, **by_language}
 
 
