@@ -32,7 +32,7 @@ HARNESS_NEXT ?= lm-eval[hf]>=0.5.0.dev0
 HARNESS_TESTS ?= tests/harness tests/backends tests/sweep/test_sweep.py tests/results/test_task_metadata.py \
 	tests/plane/test_plane_harness.py tests/data/test_task_shapes.py tests/data/test_yaml_words.py
 # The slowest tests are listed at the end: what one may cost is in CONTRIBUTING.md.
-PYTEST ?= pytest -n 2 --dist loadfile --durations=15
+PYTEST ?= pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 # Of the builder of the documentation, about a successor of its own.
 export NO_MKDOCS_2_WARNING = 1

@@ -212,8 +212,9 @@ def test_scores_equal_the_reference(family: str, position: str) -> None:
     pairs = [(prompt, option) for prompt in PROMPTS for option in (" uno", " 국조 is", " rice and the")]
     languages = [tiny.LANGUAGES[i % 4] for i in range(len(pairs))]
     found = model.loglikelihood(tiny.requests("loglikelihood", pairs, languages), disable_tqdm=True)
+    references = {language: Reference(family, language, 1, 2, position) for language in tiny.LANGUAGES}
     for (score, _), language, (prompt, option) in zip(found, languages, pairs, strict=True):
-        expected = Reference(family, language, 1, 2, position).score(prompt, option)
+        expected = references[language].score(prompt, option)
         assert score == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 

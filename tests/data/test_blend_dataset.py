@@ -1,4 +1,4 @@
-"""What is built from the real BLEnD."""
+"""What is built from BLEnD: the rules, on the real data or the small mirror; counts, on the real data only."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _mirror(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
+def _mirror(upstream_data: Path) -> None:
+    """The data is set for each test."""
 
 
 def rows(language: str, **wanted: Any) -> list[dict[str, Any]]:
@@ -65,6 +65,7 @@ def test_no_distractor_means_what_any_local_answer_means(language: str) -> None:
             assert any(not any(one.overlaps(own) for own in local) for one in candidates), built
 
 
+@pytest.mark.usefixtures("shared_data")
 def test_the_targets_are_reached() -> None:
     counts = {count.language: count for count in blend.counts()}
     assert all(counts[language].items >= 80 for language in LANGUAGES)
@@ -75,6 +76,7 @@ def test_the_targets_are_reached() -> None:
         assert sum(count.details.values()) == sum(count.reasons.values())
 
 
+@pytest.mark.usefixtures("shared_data")
 def test_no_question_crosses_the_splits() -> None:
     by_split: dict[str, set[str]] = {splits.DEV1: set(), splits.DEV2: set(), splits.TEST: set()}
     for language in LANGUAGES:
@@ -102,6 +104,7 @@ BEFORE = {
 }
 
 
+@pytest.mark.usefixtures("shared_data")
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_options_alone_tell_at_most_half_of_what_they_told(language: str) -> None:
     rates = next(count.shortcuts for count in blend.counts() if count.language == language)
@@ -151,11 +154,13 @@ def test_firm_items_are_a_subset_of_their_own() -> None:
     assert firm
 
 
+@pytest.mark.usefixtures("shared_data")
 def test_the_core_is_what_most_languages_have() -> None:
     ids = Counter(row["id"] for code in NON_ENGLISH for row in blend.documents(code, split="all"))
     assert splits.core() == {i for i, count in ids.items() if count >= splits.CORE_LANGUAGES}
 
 
+@pytest.mark.usefixtures("shared_data")
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_pairs_name_the_country_on_one_side_only(language: str) -> None:
     pairs = blend.pairs(language)
@@ -179,10 +184,12 @@ def test_variants_ask_the_same_with_the_country_named() -> None:
         assert all(row["gold"] == golds[row["id"]] for row in about)
 
 
+@pytest.mark.usefixtures("shared_data")
 def test_the_canary_is_silent_on_all_that_is_built() -> None:
     assert blend.audit() == []
 
 
+@pytest.mark.usefixtures("shared_data")
 def test_every_edit_applies() -> None:
     for check in blend.check():
         assert check.failed == {}
@@ -218,16 +225,16 @@ def test_an_edit_that_does_not_apply_is_reported_and_the_question_not_used(
 
 
 def test_the_hub_shape_in_the_mirror_builds_the_same(
-    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upstream_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for file in (shared_data / "blend/annotations").glob("*.json"):
+    for file in (upstream_data / "blend/annotations").glob("*.json"):
         records = [{"ID": i, **entry} for i, entry in json.loads(file.read_text(encoding="utf-8")).items()]
         target = tmp_path / "blend/annotations_hf" / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     for name in ("annotations_en_other6.jsonl", "templates/templates_en.csv", "templates/question_fixes.json"):
         (tmp_path / "blend" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shared_data / "blend" / name, tmp_path / "blend" / name)
+        shutil.copyfile(upstream_data / "blend" / name, tmp_path / "blend" / name)
     before = rows("ko")
     monkeypatch.setenv("LM_EVAL_EXT_DATA", str(tmp_path))
     assert rows("ko") == before

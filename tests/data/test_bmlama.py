@@ -121,7 +121,7 @@ def test_the_readme_counts_what_is_there() -> None:
     assert "Non-commercial" in readme
 
 
-@pytest.mark.usefixtures("real")
+@pytest.mark.usefixtures("upstream_data")
 def test_a_candidate_is_scored_with_the_rest_of_the_sentence_after_what_stands_before_the_gap() -> None:
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
     spaced, unspaced = (manager.load([name])["tasks"][name] for name in ("bmlama_ko", "bmlama_dev_zh"))

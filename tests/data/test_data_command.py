@@ -29,9 +29,9 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
 
 
 @pytest.fixture
-def mirror(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
-    return shared_data
+def mirror(upstream_data: Path) -> Path:
+    """The real data, or where there is none the small mirror."""
+    return upstream_data
 
 
 def data(runner: CliRunner, *arguments: str, status: int = 0) -> str:
@@ -53,7 +53,7 @@ def test_help_names_every_command(runner: CliRunner) -> None:
     assert all(name in output for name in ("check", "audit", "card", "show", "export", "import"))
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("shared_data", "mirror")
 def test_check_says_how_many_ids_apply_drop_and_fail_and_what_comes_of_them(runner: CliRunner) -> None:
     output = data(runner, "check", "blend")
     applied, dropped, failed = (row(output, name) for name in ("apply", "drop", "fail"))
@@ -77,7 +77,7 @@ def test_check_names_what_fails_and_ends_with_status_1(runner: CliRunner, monkey
     assert "el x: bad" in output
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("shared_data", "mirror")
 def test_audit_is_silent_on_what_is_built_and_prints_the_allow_list_with_reasons(runner: CliRunner) -> None:
     output = data(runner, "audit", "blend")
     assert output.startswith("0 findings that are not on the allow-list")
@@ -92,7 +92,7 @@ def test_audit_ends_with_status_1_on_a_leak(runner: CliRunner, monkeypatch: pyte
     assert "ko Al-en-01, option 2: '대한민국' (country)\n1 findings that are not on the allow-list" in output
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("shared_data", "mirror")
 def test_the_data_card_has_the_numbers_of_what_is_built(runner: CliRunner) -> None:
     numbers = data(runner, "card", "blend").rstrip("\n")
     assert card.written(CARD) == numbers, f"stale: run `lm-eval-ext data card blend --write {CARD.name}`"
@@ -254,7 +254,7 @@ def test_the_page_shows_every_question_beside_its_source(greek: Path, tmp_path: 
     assert page.addresses == []  # nothing is loaded from anywhere
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("shared_data", "mirror")
 def test_a_search_finds_words_without_their_accents(greek: Path, tmp_path: Path) -> None:
     wanted = [document for document in blend.documents("el", split="all") if "γιορτή" in document["question"]]
     page = in_browser(greek, tmp_path, "γιορτη ΕΛΛΑΔΑ")

@@ -13,7 +13,6 @@ import yaml
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from support import gmmlu_mirror
 
 from lm_eval_ext.data import blend, localization_gap, tasks_tree
 from lm_eval_ext.data.task_metadata import TaskMetadata
@@ -72,17 +71,12 @@ def task_manager() -> TaskManager:
     return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 
 
-@pytest.fixture(scope="session")
-def data(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mirror with real BLEnD, and a Global-MMLU of 3,000 questions under the name of every language."""
-    folder = tmp_path_factory.mktemp("mirror")
-    gmmlu_mirror.write(shared_data / "mmlu", folder, limit=3_000)
-    for code in LANGUAGES:
-        if not (folder / "gmmlu" / code).exists():
-            (folder / "gmmlu" / code).symlink_to(folder / "gmmlu" / "en")
-    for name in ("blend", "bmlama53", "localization_gap"):
-        (folder / name).symlink_to(shared_data / name)
-    return folder
+@pytest.fixture
+def data(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small mirror, set for the test."""
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(small_data))
+    monkeypatch.setenv("LM_EVAL_EXT_ALLOW_MODIFIED", "1")
+    return small_data
 
 
 def evaluate(task_manager: TaskManager, *tasks: str, **options: Any) -> dict[str, Any]:
@@ -235,10 +229,8 @@ def test_prompts(task_manager: TaskManager, name: str, code: str) -> None:
     assert document["language"] == code
 
 
-def test_arguments_of_the_model_reach_no_loader(
-    task_manager: TaskManager, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
+@pytest.mark.usefixtures("data")
+def test_arguments_of_the_model_reach_no_loader(task_manager: TaskManager) -> None:
     arguments = ("pretrained", "vectors", "steer", "lang", "positions", "peft", "dtype", "batch_size", "padding_side")
     more = ("revision", "device_map", "max_length", "variant", "subfolder", "tokenizer", "attn_implementation")
     metadata = dict.fromkeys((*arguments, *more), "x")
@@ -264,7 +256,7 @@ def test_every_group_runs_and_is_the_mean_over_its_members(
 ) -> None:
     monkeypatch.delenv("LM_EVAL_EXT_DATA", raising=False)
     if "mini" not in group:
-        monkeypatch.setenv("LM_EVAL_EXT_DATA", str(request.getfixturevalue("data")))
+        request.getfixturevalue("data")
     results = evaluate(task_manager, group + suffix, limit=8)["results"]
     by_country = group in BY_COUNTRY
     accuracies = LETTERS
@@ -287,10 +279,8 @@ def test_every_group_runs_and_is_the_mean_over_its_members(
         assert value == pytest.approx(sum(scores[metric] for scores in per_member.values()) / len(per_member))
 
 
-def test_languages_count_alike_whatever_their_number_of_questions(
-    task_manager: TaskManager, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(data))
+@pytest.mark.usefixtures("data")
+def test_languages_count_alike_whatever_their_number_of_questions(task_manager: TaskManager) -> None:
     results = evaluate(task_manager, "english_bias")
     sizes = {name: counts["effective"] for name, counts in results["n-samples"].items()}
     assert len(set(sizes.values())) > 1
@@ -302,12 +292,7 @@ def documents(manager: TaskManager, name: str) -> list[dict[str, Any]]:
     return list(manager.load([name])["tasks"][name].test_docs())
 
 
-@pytest.fixture
-def blend_data(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
-
-
-@pytest.mark.usefixtures("blend_data")
+@pytest.mark.usefixtures("upstream_data")
 def test_blend_tasks_share_no_question_between_splits_and_name_the_country_where_they_say_so(
     task_manager: TaskManager,
 ) -> None:
@@ -339,7 +324,7 @@ def test_blend_tasks_share_no_question_between_splits_and_name_the_country_where
     assert sum("Gree" in row["question"] for row in about) > 0.95 * len(about)
 
 
-@pytest.mark.usefixtures("blend_data")
+@pytest.mark.usefixtures("upstream_data")
 def test_a_shuffle_seed_in_the_metadata_moves_the_options_and_nothing_else(task_manager: TaskManager) -> None:
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False, metadata={"shuffle_seed": 7})
     for name in ("blend_decon_ko", "blend_ctx_ko_cloze", "blend_decon_en_about_China", "english_bias_ko"):
@@ -350,8 +335,10 @@ def test_a_shuffle_seed_in_the_metadata_moves_the_options_and_nothing_else(task_
         assert sum(a["options"] != b["options"] for a, b in zip(before, after, strict=True)) > len(before) / 2
 
 
-@pytest.mark.usefixtures("blend_data")
-def test_the_version_of_the_blend_tasks_says_which_items_were_built(task_manager: TaskManager) -> None:
+def test_the_version_of_the_blend_tasks_says_which_items_were_built(
+    task_manager: TaskManager, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(shared_data))
     assert blend.fingerprint() == tasks_tree.BLEND_ITEMS
     for name in ("blend_decon_ko", "blend_ctx_ko", "english_bias_ko", "blend_decon_en_about_China_cloze"):
         assert f"3.0+{tasks_tree.BLEND_ITEMS[:12]}" == task_manager.load([name])["tasks"][name].VERSION
@@ -368,10 +355,8 @@ def test_samples_carry_what_the_plane_and_steering_read(task_manager: TaskManage
     assert config["metadata"]["language"] == "ko"
 
 
-def test_few_shot_on_request_for_gmmlu_and_never_for_sets_without_a_second_split(
-    task_manager: TaskManager, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LM_EVAL_EXT_DATA", str(data))
+@pytest.mark.usefixtures("data")
+def test_few_shot_on_request_for_gmmlu_and_never_for_sets_without_a_second_split(task_manager: TaskManager) -> None:
     results = evaluate(task_manager, "gmmlu_ar_cloze", "transfer_mini_ar", limit=2, num_fewshot=5)
     assert results["n-shot"] == {"gmmlu_ar_cloze": 5, "transfer_mini_ar": 0}
     (prompt, _), *_ = results["samples"]["gmmlu_ar_cloze"][0]["arguments"]

@@ -466,3 +466,20 @@ def test_lm_eval_reports_a_user_s_mistake_without_a_traceback(installed: Environ
     assert process.returncode == 2
     assert process.stderr.endswith("error: no such file: x.json\ntry y\n")
     assert "Traceback" not in process.stderr
+
+
+# --- What the tests keep of the harness -------------------------------------------------------------------------------
+
+
+def test_the_kept_index_holds_what_the_harness_reads() -> None:
+    """`support.harness_cache`: the same files in the same order, with the same content."""
+    index = pytest.importorskip("lm_eval.tasks._index", reason="another release of the harness: nothing is kept")
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    assert index.load_yaml is not load_yaml
+    folder = Path(index.__file__).parent
+    files = list(index.TaskIndex._iter_yaml_files(folder))
+    assert len(files) > 10_000
+    assert files == sorted(folder.rglob("*.yaml"), key=Path.as_posix)
+    for file in files[::700]:
+        assert index.load_yaml(file, resolve_func=False, recursive=True) == load_yaml(file, resolve_func=False)

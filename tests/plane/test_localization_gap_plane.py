@@ -24,9 +24,9 @@ N = 6
 
 
 @pytest.fixture(scope="module")
-def mirror(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mirror(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mirror")
-    (path / "localization_gap").symlink_to(shared_data / "localization_gap")
+    (path / "localization_gap").symlink_to(small_data / "localization_gap")
     for code in ("en", *SPOKEN):
         for split in ("test", "dev"):
             questions = {f"anatomy/{split}/{n}": f"{code} {split} question {n}" for n in range(N)}
@@ -42,6 +42,7 @@ def tree(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = root / "gap.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LM_EVAL_EXT_DATA", str(mirror))
+        patch.setenv("LM_EVAL_EXT_ALLOW_MODIFIED", "1")
         command = [
             "extract",
             "--model",

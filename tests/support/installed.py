@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.harness_cache.sitecustomize import kept
+
 ROOT = Path(__file__).parents[2]
 
 # Which names a fresh interpreter sees that imports the harness only; the scan of its 14,000 own tasks is left out.
@@ -74,8 +76,14 @@ def install(environment: Environment, *arguments: str | Path) -> None:
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of this checkout."""
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (built,) = folder.glob("*.whl")
-    return built
+    """The wheel of this checkout, built once per session."""
+
+    def build() -> tuple[str, bytes]:
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+        subprocess.run(command, check=True, capture_output=True)
+        (built,) = folder.glob("*.whl")
+        return built.name, built.read_bytes()
+
+    name, content = kept("wheel", build)
+    (folder / name).write_bytes(content)
+    return folder / name

@@ -69,10 +69,11 @@ def _write_blend(folder: Path) -> None:
     records: dict[str, dict[str, Any]] = {country: {} for country in (*COUNTRIES, *OTHER_REGIONS)}
     for country, of_country in records.items():
         code = languages.get(country)
-        for question_id in texts:
-            place = "the US" if country == "US" else country.replace("_", " ")
+        place = "the US" if country == "US" else country.replace("_", " ")
+        for question_id in decontext("en"):
+            asked = texts.get(question_id, {}).get(code or "", "")
             of_country[question_id] = {
-                "question": texts[question_id].get(code or "", ""),
+                "question": f"{asked} In the US?" if asked and country == "US" else asked,
                 "en_question": f"{_name(question_id)} What is it in {place}?",
                 "annotations": [],
                 "idks": {"idk": 0, "no-answer": 0, "not-applicable": 0},
@@ -93,7 +94,7 @@ def _write_blend(folder: Path) -> None:
         ({"country": region, "ID": i, **record} for region in OTHER_REGIONS for i, record in records[region].items()),
     )
     (folder / "templates").mkdir()
-    rows = "".join(f'{i},Food,made up,"{text["en"]}"\n' for i, text in texts.items())
+    rows = "".join(f'{i},Food,made up,"{texts.get(i, {}).get("en", "")}"\n' for i in decontext("en"))
     (folder / "templates" / "templates_en.csv").write_text(f"ID,Topic,Source,Question\n{rows}", "utf-8")
     (folder / "templates" / "question_fixes.json").write_text("{}", "utf-8")
 
@@ -103,12 +104,13 @@ def _asked(question_id: str) -> dict[str, str]:
     texts = {}
     for code in LANGUAGES:
         edits = decontext(code).get(question_id)
-        if edits is None or edits.dropped or review.dropped(question_id, code):
+        if edits is None or not edits.steps or edits.dropped or review.dropped(question_id, code):
             return {}
         steps = (*edits.steps, *review.edits(question_id, code))
         text = f"{_name(question_id)} {' '.join(old for old, _ in steps)}?"
         try:
-            remove_country(text, Edits(steps))
+            if remove_country(text, Edits(steps)) == text:
+                return {}
         except EditError:
             return {}
         texts[code] = text
@@ -144,6 +146,7 @@ def _fact(number: int) -> dict[str, Any]:
     candidates = ["Rome", "Venice", "Oslo", "Lima", "Bern"]
     fact = {"cloze": f"X{number} died in <mask>.", "subject": f"X{number}", "candidates": candidates, "gold": 4}
     by_language = {code: {**fact, "cloze": f"{code}: {fact['cloze']}"} for code in LANGUAGES}
+    by_language["zh"]["cloze"] = f"X{number}死于<mask>。"  # no spaces between words
     return {"row": number, "template_en": "[X] died in <mask>.", "near_functional": True, **by_language}
 
 

@@ -7,6 +7,7 @@ eight tokens in some layers; two of the tokenizers prepend a beginning-of-sequen
 from __future__ import annotations
 
 import atexit
+import copy
 import inspect
 import shutil
 import tempfile
@@ -122,8 +123,15 @@ def folder(family: str) -> Path:
 
 
 def load(family: str, **options: Any) -> Any:
-    """The model in float32, ready to run."""
+    """The model in float32, ready to run: the caller's own (a copy, which costs less than reading it again)."""
+    if not options:
+        return copy.deepcopy(_loaded(family))
     return AutoModelForCausalLM.from_pretrained(folder(family), dtype=torch.float32, **options).eval()
+
+
+@cache
+def _loaded(family: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder(family), dtype=torch.float32).eval()
 
 
 def multimodal() -> Any:

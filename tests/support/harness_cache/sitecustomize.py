@@ -26,7 +26,7 @@ VARIABLE = "LM_EVAL_EXT_TEST_CACHE"
 
 
 def kept(name: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` returned to the first process that asked."""
+    """What `compute` returned to the first process of the session that asked."""
     if VARIABLE not in os.environ:
         return compute()
     from filelock import FileLock
