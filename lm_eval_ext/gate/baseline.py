@@ -154,6 +154,7 @@ def _margins(run: Run, task: str, frame: pd.DataFrame) -> dict[tuple[str, str], 
     """Margins of the right options by document and filter."""
     kept: dict[tuple[str, str], dict[str, float]] = {}
     for (metric, of_filter), rows in frame.groupby(["metric", "filter"]):
+        metric, of_filter = str(metric), str(of_filter)
         for doc_hash, value in read_margins(run, task, metric, of_filter, set(rows["doc_hash"])).items():
             kept.setdefault((doc_hash, of_filter), {})[metric] = round(value, 4)
     return kept

@@ -60,7 +60,7 @@ def by_margins(documents: pd.DataFrame, baseline: Side, candidate: Side) -> pd.D
     for (task, metric, of_filter), rows in documents.groupby(["task", "metric", "filter"], sort=False, dropna=False):
         wanted = set(rows["doc_hash"]) if metric in MARGIN_METRICS else set()
         before, after = (
-            rows["doc_hash"].map(_margins(side, str(task), str(metric), of_filter, wanted)).astype(float)
+            rows["doc_hash"].map(_margins(side, str(task), str(metric), str(of_filter), wanted)).astype(float)
             for side in (baseline, candidate)
         )
         both = before.notna() & after.notna()
@@ -68,7 +68,7 @@ def by_margins(documents: pd.DataFrame, baseline: Side, candidate: Side) -> pd.D
         if both.any():
             change[both] = change_by_margins(before[both], after[both])
         parts.append(rows.assign(flip=rows["change"], change=change, has_margin=both))
-    changed = pd.concat(parts)
+    changed: pd.DataFrame = pd.concat(parts)
     if not changed["has_margin"].any():
         lacking = [side for side in (baseline, candidate) if not _has_margins(side, documents)]
         where = " and ".join(f"{side.run.name!r} ({side.role})" for side in lacking) or "no document of both runs"
@@ -103,7 +103,7 @@ def _margins(side: Side, task: str, metric: str, of_filter: str, wanted: Contain
 def _has_margins(side: Side, documents: pd.DataFrame) -> bool:
     keys = documents.groupby(["task", "metric", "filter"])["doc_hash"]
     return any(
-        _margins(side, str(task), str(metric), of_filter, set(hashes))
+        _margins(side, str(task), str(metric), str(of_filter), set(hashes))
         for (task, metric, of_filter), hashes in keys
         if metric in MARGIN_METRICS
     )

@@ -53,7 +53,7 @@ def pool(gate: Gate, paired: Iterable[RulePair], baseline: Side, candidate: Side
 
 def _waived(waivers: Iterable[Waiver], documents: pd.DataFrame) -> pd.Series[bool]:
     """Documents in which a loss is known and waived: that loss is not shown again in the whole."""
-    waived = pd.Series(False, index=documents.index)
+    waived: pd.Series[bool] = pd.Series(False, index=documents.index)
     for waiver in waivers:
         is_meant = (documents["axis"] == waiver.axis) & documents["named_metric"].isin(
             [waiver.metric] if waiver.metric else documents["named_metric"]
