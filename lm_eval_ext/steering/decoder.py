@@ -108,6 +108,8 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
             f"{config.model_type} runs some of its decoder layers several times in a forward, so that they have no residual "
             "stream of their own: it can be evaluated, but not steered"
         )
+    if config.model_type == "xlnet":
+        raise ModelError("the layers of xlnet return [length, batch, hidden]: it can be evaluated, but not steered")
     if getattr(text_config(config), "prompt_length", 0):
         raise ModelError(
             f"{config.model_type} puts {text_config(config).prompt_length} positions of its own before every text: it can "
