@@ -603,6 +603,8 @@ class Checked:
         ]
         if not targets:
             raise Refused("no linear layer of its attention")
+        if self.model.config.model_type in WITHOUT_EMBEDDINGS:  # PEFT refuses Mamba's other projections
+            targets = [name for name in targets if name.endswith("in_proj")]
         adapted = get_peft_model(self.model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")).eval()
         try:
             with torch.no_grad():
