@@ -603,7 +603,10 @@ class Checked:
         ]
         if not targets:
             raise Refused("no linear layer of its attention")
-        if self.model.config.model_type in WITHOUT_EMBEDDINGS:  # PEFT refuses Mamba's other projections
+        if self.model.config.model_type in (
+            *WITHOUT_EMBEDDINGS,
+            "nemotron_h",
+        ):  # PEFT refuses Mamba's other projections
             targets = [name for name in targets if name.endswith("in_proj")]
         adapted = get_peft_model(self.model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")).eval()
         try:
@@ -737,11 +740,11 @@ class Alone:
         from lm_eval_ext.steering.decoder import decoder_layers
 
         def hook(module: Any, inputs: Any, output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
+            first = output[0] if isinstance(output, (tuple, list)) else output
             streams, axis = self._streams(first)
             steered = [stream + added(tuple(stream.shape[:2])).to(stream.dtype) for stream in streams]
             value = self._joined(first, steered, axis)
-            return (value, *output[1:]) if isinstance(output, tuple) else value
+            return (value, *output[1:]) if isinstance(output, (tuple, list)) else value
 
         handle = decoder_layers(self.model)[layer].register_forward_hook(hook)
         try:
