@@ -55,6 +55,9 @@ CONTEXT = 128
 LAYER = 1
 MARK = "result: "
 
+#: Types whose `hidden_states` begin with the output of the first block, not with the embeddings.
+WITHOUT_EMBEDDINGS = ("mamba", "mamba2", "falcon_mamba")
+
 #: Steered positions of scores and texts; languages of the texts.
 POSITIONS, LANGUAGES = ("prompt", "last", "all"), ["en", "ko", "ko", "en"]
 
@@ -579,7 +582,8 @@ class Checked:
             states = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         if states is None:
             raise Refused("the model returns no hidden states")
-        expected = [self.alone.stream(states[layer + 1]) for layer in (0, LAYER)]
+        first = 0 if self.model.config.model_type in WITHOUT_EMBEDDINGS else 1
+        expected = [self.alone.stream(states[layer + first]) for layer in (0, LAYER)]
         return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
     def lora(self) -> float:
@@ -593,10 +597,17 @@ class Checked:
         targets = [
             name
             for name, module in self.model.named_modules()
-            if type(module).__name__ in ("Linear", "Conv1D")
-            and ("att" in name or "mixer" in name or "rwkv" in name)
+            if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
+            and any(part in name for part in ("att", "mixer", "rwkv", "temporal", "mlstm"))
             and not name.endswith("gate_proj")  # PEFT takes it for an expert's
         ]
+        if not targets:
+            raise Refused("no linear layer of its attention")
+        if self.model.config.model_type in (
+            *WITHOUT_EMBEDDINGS,
+            "nemotron_h",
+        ):  # PEFT refuses Mamba's other projections
+            targets = [name for name in targets if name.endswith("in_proj")]
         adapted = get_peft_model(self.model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")).eval()
         try:
             with torch.no_grad():
@@ -729,11 +740,11 @@ class Alone:
         from lm_eval_ext.steering.decoder import decoder_layers
 
         def hook(module: Any, inputs: Any, output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
+            first = output[0] if isinstance(output, (tuple, list)) else output
             streams, axis = self._streams(first)
             steered = [stream + added(tuple(stream.shape[:2])).to(stream.dtype) for stream in streams]
             value = self._joined(first, steered, axis)
-            return (value, *output[1:]) if isinstance(output, tuple) else value
+            return (value, *output[1:]) if isinstance(output, (tuple, list)) else value
 
         handle = decoder_layers(self.model)[layer].register_forward_hook(hook)
         try:

@@ -91,12 +91,13 @@ def kv_bytes_per_token(config: Any, itemsize: int) -> int:
 
 def _kv_heads(config: Any, layer: int) -> int:
     heads = _of_layer(getattr(config, "num_key_value_heads", None), layer)
-    return int(heads or _of_layer(config.num_attention_heads, layer))
+    return int(heads or _of_layer(getattr(config, "num_attention_heads", None), layer) or 0)  # none in Mamba
 
 
 def _head_dim(config: Any, layer: int) -> int:
     width = _of_layer(getattr(config, "head_dim", None), layer)
-    return int(width or config.hidden_size // _of_layer(config.num_attention_heads, layer))
+    heads = _of_layer(getattr(config, "num_attention_heads", None), layer)
+    return int(width or (config.hidden_size // heads if heads else 0))
 
 
 def _of_layer(value: Any, layer: int) -> Any:

@@ -304,8 +304,9 @@ def rounded(model: PreTrainedModel, seed: int) -> Iterator[None]:
         return (tensor.float() * noise.to(tensor.device)).to(tensor.dtype)
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (change(output[0]), *output[1:])
+        if isinstance(output, (tuple, list)):
+            parts = (change(output[0]), *output[1:])
+            return type(output)(*parts) if hasattr(output, "_fields") else parts
         return change(output) if isinstance(output, torch.Tensor) else None
 
     try:

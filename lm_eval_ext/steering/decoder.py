@@ -108,6 +108,8 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
             f"{config.model_type} runs some of its decoder layers several times in a forward, so that they have no residual "
             "stream of their own: it can be evaluated, but not steered"
         )
+    if config.model_type == "xlnet":
+        raise ModelError("the layers of xlnet return [length, batch, hidden]: it can be evaluated, but not steered")
     if getattr(text_config(config), "prompt_length", 0):
         raise ModelError(
             f"{config.model_type} puts {text_config(config).prompt_length} positions of its own before every text: it can "
@@ -172,7 +174,12 @@ class ResidualStream:
         Raises:
             ModelError: the layers return something else.
         """
-        stream = output[0] if isinstance(output, tuple) else output
+        if hasattr(output, "_fields"):
+            raise ModelError(
+                f"the decoder layers of this architecture return {type(output).__name__}, not a residual stream [batch, "
+                "length, hidden]: it can be evaluated, but not steered"
+            )
+        stream = output[0] if isinstance(output, (tuple, list)) else output
         if self.side_by_side and stream.dim() == 3:
             return stream.unflatten(-1, (self.n_streams, -1)).mean(2)
         if stream.dim() == 4 and self.active is not None:
@@ -188,7 +195,7 @@ class ResidualStream:
 
     def write(self, output: Tensor | tuple[Tensor, ...], value: Tensor) -> Tensor | tuple[Tensor, ...]:
         """`output` with its residual stream replaced (never edited in place)."""
-        stream = output[0] if isinstance(output, tuple) else output
+        stream = output[0] if isinstance(output, (tuple, list)) else output
         if self.side_by_side:
             value = stream + (value - self.read(stream)).repeat(1, 1, self.n_streams)
         elif stream.dim() == 4 and self.active is None:
@@ -197,7 +204,7 @@ class ResidualStream:
             import torch
 
             value = torch.stack([value if index == self.active else x for index, x in enumerate(stream.unbind(0))])
-        return (value, *output[1:]) if isinstance(output, tuple) else value
+        return (value, *output[1:]) if isinstance(output, (tuple, list)) else value
 
 
 def residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -163,7 +163,9 @@ def assert_same_results(found: dict[str, Any], expected: dict[str, Any], tasks: 
 @pytest.mark.parametrize("family", ["gemma3", "llama", "gpt2"])
 def test_the_harness_s_shapes(family: str, least: int, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefixes, "MIN_SHARED", least)
-    tasks = tuple(f"shape_{name}" for name in SHAPES)
+    # 0.5.0.dev1 refuses a `doc_to_text` that gives the number of a context ("Expected doc_to_text to be a string").
+    names = [name for name in SHAPES if name != "winogrande" or not tiny.IS_NEXT_HARNESS]
+    tasks = tuple(f"shape_{name}" for name in names)
     found = evaluate(tiny.steered(family, batch_size="auto"), shapes, tasks)
     assert_same_results(found, evaluate(tiny.hf(family), shapes, tasks), tasks)
 

@@ -174,6 +174,9 @@ def test_several_streams() -> None:
     assert torch.equal(changed[0], streams[0])
     torch.testing.assert_close(mean.read(streams), streams.mean(2))
     torch.testing.assert_close(mean.write(streams, streams.mean(2) + vector), streams + vector)
+    listed = ResidualStream().write([streams[0], None], vector)  # openai-gpt
+    assert torch.equal(ResidualStream().read([streams[0], None]), streams[0])
+    assert isinstance(listed, tuple)
     flat, side_by_side = streams.flatten(2), ResidualStream(n_streams=4, side_by_side=True)
     torch.testing.assert_close(side_by_side.read(flat), streams.mean(2))
     torch.testing.assert_close(side_by_side.write(flat, streams.mean(2) + vector), (streams + vector).flatten(2))

@@ -80,6 +80,10 @@ def test_a_config_with_a_list_for_its_layers() -> None:
     assert kv_bytes_per_token(config, 2) == 2 * 2 * (8 + 16 + 64 + 16)
 
 
+def test_a_config_without_attention() -> None:
+    assert kv_bytes_per_token(SimpleNamespace(num_hidden_layers=4, hidden_size=32), 2) == 0  # Mamba, xLSTM
+
+
 # Position state between calls -----------------------------------------------------------------------------------------
 
 
