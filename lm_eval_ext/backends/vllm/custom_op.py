@@ -81,7 +81,10 @@ class Buffers:
             if len(matrices) < len(steps):
                 raise ModelError("a transform that depends on the state is in the plan: give enforce_eager=True")
             sets = range(1, 2 ** len(steps))
-            sums = [sum(matrix for k, matrix in enumerate(matrices) if covered >> k & 1) for covered in sets]
+            sums = [
+                torch.stack([matrix for k, matrix in enumerate(matrices) if covered >> k & 1]).sum(0)
+                for covered in sets
+            ]
             of_layer = torch.stack(sums, 1).flatten(0, 1)  # [(rows, sets), hidden]
             layers[layer] = start, [step.position for step in steps]
             start += len(of_layer)
