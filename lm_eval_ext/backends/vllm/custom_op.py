@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from vllm.forward_context import get_forward_context
 
 from lm_eval_ext.backends.vllm.stream import hidden_stream, is_stream, split
 from lm_eval_ext.errors import ModelError
@@ -160,6 +159,8 @@ def _steered(forward: Any, layer: int, hidden_size: int) -> Any:
 
 
 def _steer(stream: Tensor, layer: int) -> None:
+    from vllm.forward_context import get_forward_context
+
     buffers = get_forward_context().no_compile_layers.get(NAME)
     if buffers is not None:
         buffers.add_to(stream, layer)
