@@ -6,8 +6,8 @@
 
 Letters are four options of one token, texts are options of several. One engine answers the harness's `vllm` and ours,
 steered and unsteered, in turn; `steered-hf` runs in a process of its own; the ratio is the median of the rounds' ratios. All
-run in eager mode (`--engine-args enforce_eager=False` compiles) and on CPUs on one thread unless OMP_NUM_THREADS says otherwise, in
-the process that asks, so that its processor time is measured as well.
+run in eager mode (`--engine-args enforce_eager=False` compiles), and on CPUs on one thread unless OMP_NUM_THREADS says
+otherwise, in the process that asks, so that its processor time is measured as well.
 
 The file is not named vllm.py: as a script's neighbour that name would hide the package `vllm`.
 """

@@ -9,6 +9,7 @@ import torch
 from support import tiny
 
 from lm_eval_ext.backends.vllm import tables
+from lm_eval_ext.backends.vllm.custom_op import CAPACITY, Buffers
 from lm_eval_ext.backends.vllm.rows import Scheduled, Steering, token_rows
 from lm_eval_ext.backends.vllm.stream import Stream, split
 from lm_eval_ext.errors import EstimatorError, ModelError
@@ -65,6 +66,40 @@ def test_padded_batches_and_other_requests_are_left_alone() -> None:
     busy = stream(table(), BATCH)
     busy.end()
     assert busy.after_layer(1, (hidden, residual)) is None
+
+
+@pytest.mark.parametrize(
+    "may_skip", [True, False], ids=["where nothing is to do, nothing is done", "as in a CUDA graph"]
+)
+def test_the_buffers_of_compiled_models_add_what_hooks_add(may_skip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    steering = table("en@1:2/last+loc@1:3/prompt+loc@2:1/all")
+    buffers = Buffers(tiny.LAYERS, HIDDEN, 16, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(buffers, "_may_skip", may_skip)
+    buffers.put(steering, {1, 2})
+    buffers.begin(token_rows(BATCH, buffers.positions), "cpu")
+    for layer in range(tiny.LAYERS):
+        before = torch.randn(12, HIDDEN)  # 7 tokens and 5 of padding
+        added = before.clone()
+        buffers.add_to(added, layer)
+        expected = stream(steering, BATCH).after_layer(layer, before) if layer in steering.steps else before
+        torch.testing.assert_close(added, expected)
+    buffers.check()
+    buffers.end()
+    left = before.clone()
+    buffers.add_to(left, 1)
+    assert torch.equal(left, before)
+
+
+def test_what_buffers_cannot_hold() -> None:
+    buffers = Buffers(tiny.LAYERS, HIDDEN, 16, torch.float32, torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"depends on the state.*enforce_eager=True"):
+        buffers.put(changing(), {1})
+    large = SteeringTable(steps={1: (Addition("all", torch.zeros(CAPACITY + 1, HIDDEN)),)}, height=CAPACITY + 1)
+    with pytest.raises(ModelError, match=f"more than {CAPACITY} vectors.*enforce_eager=True"):
+        buffers.put(large, {1})
+    buffers.add_to(torch.zeros(2, HIDDEN), 0)  # layer 1 returned something else, and does not call the operator
+    with pytest.raises(ModelError, match=r"not a residual stream.*steered-hf"):
+        buffers.put(table(), {1})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from vllm.forward_context import get_forward_context
 
 from lm_eval_ext.backends.vllm.stream import hidden_stream, is_stream, split
 from lm_eval_ext.errors import ModelError
@@ -81,7 +80,10 @@ class Buffers:
             if len(matrices) < len(steps):
                 raise ModelError("a transform that depends on the state is in the plan: give enforce_eager=True")
             sets = range(1, 2 ** len(steps))
-            sums = [sum(matrix for k, matrix in enumerate(matrices) if covered >> k & 1) for covered in sets]
+            sums = [
+                torch.stack([matrix for k, matrix in enumerate(matrices) if covered >> k & 1]).sum(0)
+                for covered in sets
+            ]
             of_layer = torch.stack(sums, 1).flatten(0, 1)  # [(rows, sets), hidden]
             layers[layer] = start, [step.position for step in steps]
             start += len(of_layer)
@@ -157,6 +159,8 @@ def _steered(forward: Any, layer: int, hidden_size: int) -> Any:
 
 
 def _steer(stream: Tensor, layer: int) -> None:
+    from vllm.forward_context import get_forward_context
+
     buffers = get_forward_context().no_compile_layers.get(NAME)
     if buffers is not None:
         buffers.add_to(stream, layer)
