@@ -99,11 +99,14 @@ def build(shape: Shape, args: argparse.Namespace) -> tuple[Any, Any]:
             model = Gemma3ForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
-    vocabulary = {f"w{number}": number for number in range(shape.vocabulary)}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="w3"))
+    # Special tokens are found within words too, so that none may be the beginning of one.
+    special = ("<pad>", "<eos>", "<bos>", "<unk>")
+    vocabulary = {word: number for number, word in enumerate(special)}
+    vocabulary |= {f"w{number}": number for number in range(len(special), shape.vocabulary)}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="w3", pad_token="w0", eos_token="w1", bos_token="w2"
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>", bos_token="<bos>"
     )
     return model, tokenizer
 
@@ -327,6 +330,8 @@ def main() -> None:
     args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     note = " (tiny shapes on a CPU: a test of the code, no measurement)" if args.smoke else ""
     print(f"{args.out}: {len(session.results)} cases in {content['seconds']} s{note}")
+    if failed := [f"{entry['shape']}: {entry['case']}" for entry in session.results if "failed" in entry]:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
