@@ -166,7 +166,7 @@ def _steer(stream: Tensor, layer: int) -> None:
         buffers.add_to(stream, layer)
 
 
-_LIBRARY = torch.library.Library("lm_eval_ext", "FRAGMENT")
-_LIBRARY.define("steer_(Tensor(a!) stream, int layer) -> ()")
-_LIBRARY.impl("steer_", _steer, "CompositeExplicitAutograd")
-_LIBRARY._register_fake("steer_", lambda stream, layer: None)
+_LIBRARY = torch.library.Library("lm_eval_ext", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("steer_(Tensor(a!) stream, int layer) -> ()")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("steer_", _steer, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY._register_fake("steer_", lambda stream, layer: None)  # type: ignore[no-untyped-call]
