@@ -47,6 +47,7 @@ def watch_hf(model: Any, monkeypatch: pytest.MonkeyPatch) -> dict[Prompt, tuple[
         sequences: Tensor = output.sequences
         return sequences
 
+    monkeypatch.setattr(model, "_can_continue", lambda requests: False)  # by transformers, whose logits are to be had
     monkeypatch.setattr(model.model, "generate", watched)
     return generated
 
