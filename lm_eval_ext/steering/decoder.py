@@ -181,7 +181,7 @@ class ResidualStream:
             )
         stream = output[0] if isinstance(output, (tuple, list)) else output
         if self.side_by_side and stream.dim() == 3:
-            return stream.unflatten(-1, (self.n_streams, -1)).mean(2)
+            return stream.view(*stream.shape[:2], self.n_streams, -1).mean(2)
         if stream.dim() == 4 and self.active is not None:
             return stream[self.active]
         if stream.dim() == 4 and self.n_streams and stream.shape[2] == self.n_streams:
