@@ -16,7 +16,7 @@ Columns, each the largest difference in nats (or `ok`, or the number of texts th
 - LoRA: scores under an adapter
 - sweep: cells of a sweep at two positions and two layers, against plain hooks
 
-A difference in float32 that is gone in float64 is rounding, or a router or an indexer that chooses otherwise by it. In
+A difference in float32 that all but goes in float64 is rounding, or a router or an indexer that chooses otherwise by it. In
 another dtype a difference is rounding up to twice what the plain forwards themselves change by where the last bits of
 embeddings and of the layers' outputs change (column `noise`).
 
@@ -63,6 +63,10 @@ POSITIONS, LANGUAGES = ("prompt", "last", "all"), ["en", "ko", "ko", "en"]
 
 #: A difference in half precision of up to this many times the measured noise is rounding, as in the probe.
 NOISE_FACTOR = 2.0
+
+#: A difference that is at least this many times smaller in float64 is rounding. Not the 5e8 of the two dtypes: parts of some
+#: models compute in float32 whatever the dtype is (Qwen3-Next's delta rule).
+FLOAT64_FACTOR = 30.0
 
 COLUMNS = ("scores", "hf", "rolling", "generated", "steered", "steered texts", "states", "LoRA", "sweep")
 
@@ -150,7 +154,7 @@ def table(rows: Sequence[dict[str, Any]], dtype: str) -> str:
 #: What a row of the table says in all.
 OUTCOMES = {
     "equal": f"no difference above {EQUAL:g}, or in half precision above rounding",
-    "explained": "a difference in float32 that is gone in float64",
+    "explained": f"a difference in float32 that is below {EQUAL:g} and {FLOAT64_FACTOR:g} times smaller in float64",
     "partly refused": "equal, and an error of ours says why it is not steered, extracted from or adapted",
     "refused": "an error says why it is not evaluated, by transformers, the harness or us",
     "wrong": "an unexplained difference, or a failure",
@@ -179,7 +183,7 @@ def is_wrong(row: dict[str, Any], column: str) -> bool:
         return exact != "ok" and column not in row.get("rounded", ())
     if value <= max(EQUAL, NOISE_FACTOR * row.get("noise", 0.0)):
         return False
-    return not (isinstance(exact, float) and exact <= EQUAL**2)
+    return not (isinstance(exact, float) and exact <= min(EQUAL, value / FLOAT64_FACTOR))
 
 
 class Worker:
