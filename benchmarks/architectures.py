@@ -56,7 +56,7 @@ LAYER = 1
 MARK = "result: "
 
 #: Types whose `hidden_states` begin with the output of the first block, not with the embeddings.
-WITHOUT_EMBEDDINGS = ("mamba", "mamba2", "falcon_mamba")
+WITHOUT_EMBEDDINGS = ("mamba", "mamba2", "falcon_mamba", "rwkv")
 
 #: Steered positions of scores and texts; languages of the texts.
 POSITIONS, LANGUAGES = ("prompt", "last", "all"), ["en", "ko", "ko", "en"]
@@ -99,9 +99,10 @@ def main() -> None:
             file.write_text("".join(json.dumps(row) + "\n" for row in results.values()), encoding="utf-8")
     finally:
         process.close()
-    rows = [results[case] for case in cases if case in results]
-    (out / f"table-{args.dtype}.md").write_text(table(rows, args.dtype), encoding="utf-8")
-    print(table(rows, args.dtype))
+    (out / f"table-{args.dtype}.md").write_text(
+        table([results[case] for case in sorted(results)], args.dtype), encoding="utf-8"
+    )
+    print(table([results[case] for case in cases if case in results], args.dtype))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -607,10 +608,8 @@ class Checked:
         ]
         if not targets:
             raise Refused("no linear layer of its attention")
-        if self.model.config.model_type in (
-            *WITHOUT_EMBEDDINGS,
-            "nemotron_h",
-        ):  # PEFT refuses Mamba's other projections
+        if self.model.config.model_type in ("mamba", "mamba2", "falcon_mamba", "nemotron_h"):
+            # PEFT refuses Mamba's other projections.
             targets = [name for name in targets if name.endswith("in_proj")]
         adapted = get_peft_model(self.model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")).eval()
         try:

@@ -119,7 +119,7 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
     lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and not _inside_vision(name)
+        if isinstance(module, nn.ModuleList) and len(module) == count and not _of_another_modality(name)
     }
     # Per-layer lists inside a layer (experts, say) may have as many entries: the stack itself is the outermost.
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists if other != n)}
@@ -131,8 +131,8 @@ def decoder_layers(model: PreTrainedModel | nn.Module, config: Any = None) -> nn
     return next(iter(outermost.values()))
 
 
-def _inside_vision(name: str) -> bool:
-    return any(word in name for word in ("vision", "visual", "audio"))
+def _of_another_modality(name: str) -> bool:
+    return any(word in name for word in ("vision", "visual", "image", "img", "audio"))
 
 
 @dataclass(frozen=True)
