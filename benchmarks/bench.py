@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from lm_eval_ext.steering.vectors import VectorSet
 
 Measured = dict[str, Any]
 
@@ -214,3 +216,33 @@ def data_root() -> Path | None:
         return Path(given)
     beside = Path(__file__).parents[2] / "shared" / "data"
     return beside if beside.is_dir() else None
+
+
+def random_vectors(path: str) -> VectorSet:
+    """A random English `loc` vector for every layer of a model, of no meaning."""
+    import torch
+    from transformers import AutoConfig
+
+    from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
+
+    identity = ModelIdentity.of(path, AutoConfig.from_pretrained(path))
+    layers = tuple(range(identity.n_layers))
+    info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
+    values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
+    return VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})})
+
+
+def measure_or_show(args: Any, child: Callable[[Any], object], rows: Callable[[Any], Iterable[Row]]) -> None:
+    """What `main` of a benchmark does: measure in a process of its own, or show the rows.
+
+    Args:
+        args: of the command line; `child` says which.
+        child: measures.
+        rows: the table.
+    """
+    if args.child:
+        child(args)
+        return
+    import run
+
+    run.show(list(rows(args)))

@@ -108,12 +108,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    if args.child:
-        bench.serve(loaded(args))
-    else:
-        import run
-
-        run.show(list(rows(args)))
+    bench.measure_or_show(args, lambda given: bench.serve(loaded(given)), rows)
 
 
 if __name__ == "__main__":

@@ -52,24 +52,17 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
 
 def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
     """The measurement, after loading and warming up."""
-    import torch
     from lm_eval.api.instance import Instance
-    from transformers import AutoConfig
 
     from lm_eval_ext import backends
     from lm_eval_ext.data import mini
     from lm_eval_ext.languages import LANGUAGES
     from lm_eval_ext.models import embedded
-    from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
 
     path = args.model or str(embedded.path())
-    identity = ModelIdentity.of(path, AutoConfig.from_pretrained(path))
-    layers = tuple(range(identity.n_layers))
-    info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
-    values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
-    vectors = VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})})
+    vectors = bench.random_vectors(path)
     lm = backends.load(
-        "steered-hf", path, vectors=vectors, steer=f"loc@{len(layers) // 2}:2/all", lang="en",
+        "steered-hf", path, vectors=vectors, steer=f"loc@{vectors.model.n_layers // 2}:2/all", lang="en",
         dtype=args.dtype, device=args.device, batch_size=args.batch_size,
     )  # fmt: skip
     if args.child == "hf":
@@ -111,12 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    if args.child:
-        bench.serve(loaded(args))
-        return
-    import run
-
-    run.show(list(rows(args)))
+    bench.measure_or_show(args, lambda given: bench.serve(loaded(given)), rows)
 
 
 if __name__ == "__main__":

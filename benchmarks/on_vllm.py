@@ -118,20 +118,13 @@ def _harness(model: Any) -> Any:
 
 def _plans(args: argparse.Namespace) -> list[Any]:
     """No plan, and one that steers the middle layer: arguments of `steer`."""
-    import torch
-    from transformers import AutoConfig
 
     from lm_eval_ext.models import embedded
     from lm_eval_ext.steering.plan import Plan
-    from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
 
     path = args.model or str(embedded.path())
-    identity = ModelIdentity.of(path, AutoConfig.from_pretrained(path))
-    layers = tuple(range(identity.n_layers))
-    info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
-    values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
-    vectors = VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})})
-    return [(Plan(), vectors), (Plan.parse(f"loc@{len(layers) // 2}:2"), vectors)]
+    vectors = bench.random_vectors(path)
+    return [(Plan(), vectors), (Plan.parse(f"loc@{vectors.model.n_layers // 2}:2"), vectors)]
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -173,12 +166,7 @@ def main() -> None:
     args = parser().parse_args()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if args.child:
-        child(args)
-        return
-    import run
-
-    run.show(list(rows(args)))
+    bench.measure_or_show(args, child, rows)
 
 
 if __name__ == "__main__":

@@ -97,12 +97,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    if args.child:
-        child(args)
-        return
-    import run
-
-    run.show(list(rows(args)))
+    bench.measure_or_show(args, child, rows)
 
 
 if __name__ == "__main__":

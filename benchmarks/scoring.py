@@ -250,21 +250,15 @@ def work(model: Any, asked: list[list[tuple[str, str]]]) -> float:
 
 def overhead_child(args: argparse.Namespace) -> None:
     """The same requests steered and unsteered, by two models in one process."""
-    import torch
-    from transformers import AutoConfig
 
     from lm_eval_ext.models import embedded
-    from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
 
     path = args.model or str(embedded.path())
-    identity = ModelIdentity.of(path, AutoConfig.from_pretrained(path))
-    layers = tuple(range(identity.n_layers))
-    info = VectorInfo("loc", "en", layers, "last", 9, "bench", "0" * 64, "float32", (4.0,) * len(layers))
-    values = torch.randn(len(layers), identity.hidden_size, generator=torch.Generator().manual_seed(0))
+    made = bench.random_vectors(path)
     with tempfile.TemporaryDirectory() as folder:
         vectors = Path(folder) / "vectors.safetensors"
-        VectorSet(identity, {("loc", "en"): SteeringVectors(info, {"vector": values})}).save(vectors)
-        steer = f"loc@{len(layers) // 2}:2"
+        made.save(vectors)
+        steer = f"loc@{made.model.n_layers // 2}:2"
         models = {
             "unsteered": load("steered-hf", args),
             "steered": load("steered-hf", args, vectors=str(vectors), steer=steer),
@@ -328,12 +322,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    if args.child:
-        child(args)
-        return
-    import run
-
-    run.show(list(rows(args)))
+    bench.measure_or_show(args, child, rows)
 
 
 if __name__ == "__main__":

@@ -176,12 +176,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args: Any = parser().parse_args()
-    if args.child:
-        bench.serve(loaded(args))
-        return
-    import run
-
-    run.show(list(rows(args)))
+    bench.measure_or_show(args, lambda given: bench.serve(loaded(given)), rows)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from support.browser import CHROMIUM
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
@@ -217,13 +217,12 @@ class Page(HTMLParser):
 
 
 def in_browser(file: Path, profile: Path, search: str = "") -> Page:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
+    if CHROMIUM is None:
         pytest.skip("needs Chromium")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     options += [f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--dump-dom"]
     address = file.as_uri() + (f"#{quote(search)}" if search else "")
-    done = subprocess.run([browser, *options, address], capture_output=True, timeout=900, check=True)
+    done = subprocess.run([CHROMIUM, *options, address], capture_output=True, timeout=900, check=True)
     return Page(done.stdout.decode("utf-8"))
 
 

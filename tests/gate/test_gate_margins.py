@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from scipy import stats
-from support.gates import LANGUAGES, answers, write_gate, write_pair
-from typer.testing import CliRunner
+from support.gates import LANGUAGES, answers, run, words, write_gate, write_pair
 
-from lm_eval_ext import cli
 from lm_eval_ext.gate.margins import change_by_margins
 from lm_eval_ext.results.answers import margin
 
@@ -20,18 +18,6 @@ if TYPE_CHECKING:
 
 PASS, FAIL, INCONCLUSIVE, MISUSE = 0, 1, 2, 3
 HEAD = "resamples: 200\npooled: {decides: true, scores: margins}"
-
-
-def run(*arguments: object):
-    result = CliRunner(env={"GITHUB_ACTIONS": "", "GITHUB_STEP_SUMMARY": ""}).invoke(
-        cli.app, ["gate", *map(str, arguments)]
-    )
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def words(text: str) -> str:
-    return " ".join(text.split())
 
 
 def add_options(folder: Path, lower: float = 0.0) -> None:

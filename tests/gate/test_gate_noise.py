@@ -8,28 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.gates import NEWER, answers, write_gate, write_pair
+from support.gates import NEWER, answers, run, words, write_gate, write_pair
 from support.runs import write_run
-from typer.testing import CliRunner
 
-from lm_eval_ext import cli
 from lm_eval_ext.gate import read_gate
 from lm_eval_ext.gate.noise import _told, read_noise
 
 PASS, FAIL, INCONCLUSIVE, MISUSE = 0, 1, 2, 3
 RULE = "axis: qa, margin: 0.02, languages: [es, el, average]"
-
-
-def run(*arguments: object):
-    result = CliRunner(env={"GITHUB_ACTIONS": "", "GITHUB_STEP_SUMMARY": ""}).invoke(
-        cli.app, ["gate", *map(str, arguments)]
-    )
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def words(text: str) -> str:
-    return " ".join(text.split())
 
 
 def evaluations(root: Path, *scores: dict, model: str = "org/base") -> list[Path]:

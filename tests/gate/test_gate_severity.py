@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.gates import answers, write_gate, write_pair
+from support.gates import answers, words, write_gate, write_pair
 from typer.testing import CliRunner
 
 from lm_eval_ext import cli
@@ -29,10 +29,6 @@ def gate(root: Path, after: dict, *rules: str, head: str = "", options: tuple[st
     result = CliRunner(env={"GITHUB_ACTIONS": "", "GITHUB_STEP_SUMMARY": ""}).invoke(cli.app, arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
-
-
-def words(text: str) -> str:
-    return " ".join(text.split())
 
 
 # --- severity --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typer.testing import CliRunner
 
+from lm_eval_ext import cli
 from support.runs import write_run
 
 LANGUAGES = ("en", "es", "el")
@@ -39,3 +41,17 @@ def write_gate(root: Path, *rules: str, head: str = "") -> Path:
     path = root / "gate.yaml"
     path.write_text("\n".join([head, "rules:", *(f"  - {{{rule}}}" for rule in rules)]), encoding="utf-8")
     return path
+
+
+def run(*arguments: object) -> Any:
+    """The result of `lm-eval-ext gate`, outside GitHub's actions."""
+    result = CliRunner(env={"GITHUB_ACTIONS": "", "GITHUB_STEP_SUMMARY": ""}).invoke(
+        cli.app, ["gate", *map(str, arguments)]
+    )
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def words(text: str) -> str:
+    """A text without its line breaks."""
+    return " ".join(text.split())
