@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -78,12 +79,12 @@ def install(environment: Environment, *arguments: str | Path) -> None:
 def build_wheel(folder: Path) -> Path:
     """The wheel of this checkout, built once per session."""
 
-    def build() -> tuple[str, bytes]:
+    def build() -> tuple[str, str]:
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
         subprocess.run(command, check=True, capture_output=True)
         (built,) = folder.glob("*.whl")
-        return built.name, built.read_bytes()
+        return built.name, base64.b64encode(built.read_bytes()).decode()
 
     name, content = kept("wheel", build)
-    (folder / name).write_bytes(content)
+    (folder / name).write_bytes(base64.b64decode(content))
     return folder / name

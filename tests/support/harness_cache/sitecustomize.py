@@ -9,8 +9,8 @@ a test writes, are read as ever.
 from __future__ import annotations
 
 import functools
+import json
 import os
-import pickle
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
@@ -26,16 +26,25 @@ VARIABLE = "LM_EVAL_EXT_TEST_CACHE"
 
 
 def kept(name: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` returned to the first process of the session that asked."""
+    """What `compute` returned to the first process of the session that asked, as JSON."""
     if VARIABLE not in os.environ:
         return compute()
     from filelock import FileLock
 
-    file = Path(os.environ[VARIABLE]) / f"{name}.pickle"
+    file = Path(os.environ[VARIABLE]) / f"{name}.json"
     with FileLock(file.with_suffix(".lock")):
         if not file.exists():
-            file.write_bytes(pickle.dumps(compute()))
-        return pickle.loads(file.read_bytes())
+            file.write_text(json.dumps(compute()), encoding="utf-8")
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def as_json(content: Any) -> str | None:
+    """A file's content as JSON; None where JSON would change it, such as numbers for keys."""
+    try:
+        text = json.dumps(content)
+    except (TypeError, ValueError):
+        return None
+    return text if repr(json.loads(text)) == repr(content) else None
 
 
 def keep_task_index(module: Any) -> None:
@@ -45,25 +54,25 @@ def keep_task_index(module: Any) -> None:
     folder = Path(module.__file__).parent
     load_yaml, iterate = module.load_yaml, module.TaskIndex._iter_yaml_files
 
-    def read() -> dict[Path, bytes | None]:
-        contents: dict[Path, bytes | None] = {}
+    def read() -> dict[str, str | None]:
+        contents: dict[str, str | None] = {}
         for file in iterate(folder):
             try:
-                contents[file] = pickle.dumps(load_yaml(file, resolve_func=False, recursive=True))
+                contents[str(file)] = as_json(load_yaml(file, resolve_func=False, recursive=True))
             except Exception:  # the harness skips what it cannot read
-                contents[file] = None
+                contents[str(file)] = None
         return contents
 
     @functools.cache
-    def files() -> dict[Path, bytes | None]:
-        contents: dict[Path, bytes | None] = kept("task_index", read)
-        return contents
+    def files() -> dict[Path, str | None]:
+        contents: dict[str, str | None] = kept("task_index", read)
+        return {Path(file): content for file, content in contents.items()}
 
     def cached_load_yaml(path: Path, **options: Any) -> Any:
         if options == {"resolve_func": False, "recursive": True} and str(path).startswith(f"{folder}/"):
             content = files().get(path)
             if content is not None:
-                return pickle.loads(content)
+                return json.loads(content)
         return load_yaml(path, **options)
 
     def cached_iterate(root: Path) -> Iterator[Path]:
