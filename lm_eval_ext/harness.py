@@ -62,10 +62,13 @@ def install() -> None:
 def task_manager(names: Sequence[str], include_path: Path | str | None = None, manager: Any = None) -> Any:
     """The harness's `TaskManager`, which knows all of some tasks.
 
+    A new one reads the harness's 14,000 task files, which takes most of a short command's time, only where one of the names
+    is not in our folder or in the user's.
+
     Args:
         names: tasks or groups.
         include_path: folder with task files of the user's own.
-        manager: one that exists already; else a new one, which takes some seconds.
+        manager: one that exists already; else a new one.
 
     Raises:
         UserError: there is no such folder, or a name is neither task nor group.
@@ -80,7 +83,10 @@ def task_manager(names: Sequence[str], include_path: Path | str | None = None, m
             f"include_path: {include_path} is not a folder; give the folder that holds your task files (YAML)"
         )
     if manager is None:
-        manager = TaskManager(include_path=None if include_path is None else str(include_path))
+        given = None if include_path is None else str(include_path)
+        manager = TaskManager(include_path=_search_paths(given), include_defaults=False)
+        if not all(_is_complete(name, manager) for name in names):
+            manager = TaskManager(include_path=given)
     if unknown := [name for name in names if not _is_known(name, manager)]:
         own = f"in {include_path}" if include_path is not None else "by include_path, or `lm-eval-ext data import`"
         raise UserError(
@@ -342,14 +348,25 @@ def _is_known(name: str, manager: Any) -> bool:
     return any(re.split("@|::", match)[0] in known for match in manager.match_tasks([name]))
 
 
+def _is_complete(name: object, manager: Any) -> bool:
+    """Whether a task is known, or a group with all its members. What is not a plain name, such as a pattern, is not."""
+    entry = _index(manager).get(name) if isinstance(name, str) else None
+    members = (entry.cfg or {}).get("task") if entry else None
+    return entry is not None and (not isinstance(members, list) or all(_is_complete(it, manager) for it in members))
+
+
+def _index(manager: Any) -> dict[str, Any]:
+    """Name -> entry. Renamed in 0.5; empty in a release that has neither."""
+    return getattr(manager, "task_index", None) or getattr(manager, "_task_index", None) or {}
+
+
 def _note_metadata(manager: Any, tasks: dict[str, Any]) -> None:
     run_keys = manager.metadata or {}
-    # Renamed in 0.5. Where neither is there, what the run says is not taken for what the task's file says.
-    index = getattr(manager, "task_index", None) or getattr(manager, "_task_index", None)
+    index = _index(manager)
     for name, task in tasks.items():
         metadata = dict(getattr(getattr(task, "config", None), "metadata", None) or {})
         own_name = getattr(getattr(task, "config", None), "task", None) or name  # requests name it so
-        if index is None:
+        if not index:  # what the run says is not taken for what the task's file says
             metadata = {key: value for key, value in metadata.items() if key not in run_keys}
         else:
             entry = index.get(name) or index.get(own_name)

@@ -15,6 +15,7 @@ import logging
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache
@@ -56,6 +57,9 @@ _PROBED_OPTION = 3
 #: Scored tokens of each request.
 _Scored = dict[Request, list[Token]]
 
+#: What was measured of a model that is still in memory, for the next scorer of it: see `_settings`.
+_MEASURED: WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], Verdict, PaddingSide]] = WeakKeyDictionary()
+
 
 class Scorer:
     """Scores requests with one model.
@@ -90,6 +94,9 @@ class Scorer:
         self._cache_name = cache_name(model)
         self._switch = rope_switch(model)
         self.verdict: Verdict | None = None
+        measured = _MEASURED.get(model)
+        if measured is not None and measured[0] == self._settings(padding_side):
+            _, self.verdict, self.padding_side = measured
 
     def score(
         self,
@@ -194,9 +201,19 @@ class Scorer:
         length = max(1, probe_length(self.model.config, longest, limit))
         if self.verdict is None or length > self.verdict.length:
             tokens = [token for request in requests for token in (*request.prompt, *request.continuation)]
+            settings = self._settings(self.padding_side)
             with torch.inference_mode():
                 self.verdict = self._measured(tokens, length)
+            _MEASURED[self.model] = (settings, self.verdict, self.padding_side)
         return self.verdict
+
+    def _settings(self, padding_side: PaddingSide) -> tuple[object, ...]:
+        """All but the weights that a verdict depends on. A module that was replaced, such as by an adapter, is another."""
+        modules = tuple(id(module) for module in self.model.modules())
+        implementation = getattr(self.model.config, "_attn_implementation", None)
+        dtypes = tuple(dict.fromkeys((parameter.dtype, parameter.device) for parameter in self.model.parameters()))
+        config = repr(self.model.config)
+        return (modules, implementation, dtypes, config, padding_side, self.max_length, self.softmax_dtype)
 
     def _measured(self, tokens: list[int], length: int) -> Verdict:
         injector, self.injector = self.injector, Injector(self.model, SteeringTable())

@@ -455,6 +455,40 @@ def test_task_metadata_is_the_task_s_own_where_the_run_s_has_the_same_key(task_m
     assert harness.task_metadata("never loaded") is None
 
 
+@pytest.mark.parametrize(
+    ("names", "reads_all"),
+    [
+        (["transfer_mini_ko", "mine", "ours"], False),
+        (["theirs"], True),  # a group with a task of the harness
+        (["arc_easy"], True),
+        (["transfer_mini_*"], True),  # also a task of the harness may have such a name
+    ],
+)
+def test_the_harness_s_task_files_are_read_where_a_name_needs_them(
+    names: list[str], reads_all: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval import tasks
+
+    folder = write_task(tmp_path, "mine")
+    for group, members in {"ours": ["mine", "transfer_mini"], "theirs": ["mine", {"task": "arc_easy"}]}.items():
+        (folder / f"{group}.yaml").write_text(json.dumps({"group": group, "task": members}), encoding="utf-8")
+    read = []
+
+    class TaskManager(tasks.TaskManager):
+        def __init__(self, include_path: Any = None, include_defaults: bool = True) -> None:
+            read.append(include_defaults)
+            super().__init__(include_path=include_path, include_defaults=include_defaults)
+
+    monkeypatch.setattr(tasks, "TaskManager", TaskManager)
+    manager = harness.task_manager(names, folder)
+    assert read == ([False, True] if reads_all else [False])
+    if not reads_all:
+        full = tasks.TaskManager(include_path=str(folder))
+        for name in names:
+            assert manager.task_index[name].yaml_path == full.task_index[name].yaml_path
+            assert manager.task_index[name].cfg == full.task_index[name].cfg
+
+
 def test_lm_eval_reports_a_user_s_mistake_without_a_traceback(installed: Environment, tmp_path: Path) -> None:
     task = write_task(tmp_path / "task", "unreachable", custom_dataset="PLACEHOLDER")
     build = "def build(**_):\n    raise DataError('no such file: x.json\\ntry y')\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,25 @@ def test_longer_rows_are_measured_again(bench: Any, models: Any) -> None:
         checked.ours.loglikelihood(checked.requests([(text, " A"), (text, " rice is")]), disable_tqdm=True)
         lengths.append(checked.ours._scorer.verdict.length)
     assert lengths[0] < lengths[1]
+
+
+def test_a_model_is_measured_once(bench: Any, models: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """For every scorer of it, until its modules or its settings are others."""
+    caplog.set_level("INFO", "lm_eval_ext")
+    model = tiny_model(models, "llama")
+
+    def measured() -> int:
+        caplog.clear()
+        checked = bench.Checked(model)
+        checked.ours.loglikelihood(checked.requests(checked.pairs()[10:14]), disable_tqdm=True)
+        assert checked.ours.get_model_info()["scoring"]["sharing"] == "trees"
+        return sum("Scoring with" in record.getMessage() for record in caplog.records)
+
+    assert (measured(), measured()) == (1, 0)
+    model.set_attn_implementation("eager")
+    assert (measured(), measured()) == (1, 0)
+    model.model.layers[0].mlp = copy.deepcopy(model.model.layers[0].mlp)
+    assert (measured(), measured()) == (1, 0)
 
 
 def config(**values: Any) -> Any:
