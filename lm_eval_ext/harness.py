@@ -84,7 +84,7 @@ def task_manager(names: Sequence[str], include_path: Path | str | None = None, m
         )
     if manager is None:
         given = None if include_path is None else str(include_path)
-        manager = TaskManager(include_path=_search_paths(given), include_defaults=False)
+        manager = TaskManager(include_path=tuple(_search_paths(given)), include_defaults=False)
         if not all(_is_complete(name, manager) for name in names):
             manager = TaskManager(include_path=given)
     if unknown := [name for name in names if not _is_known(name, manager)]:

@@ -14,6 +14,9 @@ from support.harness_cache import sitecustomize as harness_cache
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
+# Who asks a hub that cannot be reached tries again for half a minute. Tests of downloads serve a hub and set 0.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # What a contributor has set for work of their own must not decide a test: one that needs the mirror sets it.
 for variable in ("LM_EVAL_EXT_DATA", "LM_EVAL_EXT_CPU_BFLOAT16"):
     os.environ.pop(variable, None)

@@ -382,7 +382,7 @@ def test_the_plain_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     """One of the cases above, as a user types it."""
     command = [str(Path(sys.executable).with_name("lm_eval")), "--model", "steered-hf", "--device", "cpu"]
     command += ["--tasks", "transfer_mini_ko_cloze", "--model_args", f"{STEERED},steer=en@9"]
-    environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=HUNG)
     assert process.returncode == 2, process.stderr
     assert "layer 9 does not exist: the model has 4 decoder layers" in message_of(process.stderr)

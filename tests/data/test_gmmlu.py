@@ -271,7 +271,7 @@ class Hub:
         kept = {key: value for key, value in os.environ.items() if key != "LM_EVAL_EXT_DATA"}
         return subprocess.run(
             [sys.executable, "-c", LOAD, language, split, revision],
-            env={**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(self.cache), **environment},
+            env={**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(self.cache), "HF_HUB_OFFLINE": "0", **environment},
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,

@@ -67,7 +67,6 @@ def step(name: str, folder: Path, env: dict[str, str] | None = None, **inputs: s
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "GITHUB_ACTIONS": "true",
         "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
     }
     outside |= {"GITHUB_ACTION_PATH": str(ROOT), "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
     outside |= {f"GITHUB_{name}": str(folder / name.lower()) for name in ("OUTPUT", "STEP_SUMMARY")}

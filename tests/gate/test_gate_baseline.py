@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +56,6 @@ def evaluated(tmp_path_factory) -> Path:
     ]
     process = subprocess.run(
         [sys.executable, "-m", "lm_eval_ext", "eval", *command, f"--output_path={out}", "--log_samples"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
