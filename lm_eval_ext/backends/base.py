@@ -264,11 +264,12 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
     def _check_unseen(self, requests: Sequence[Instance]) -> None:
         if self._allow_same_split or not self._seen:
             return
-        prompts: dict[str, list[str]] = defaultdict(list)
+        prompts: dict[str, set[tuple[Any, str]]] = defaultdict(set)
         for request in requests:
-            prompts[request.task_name or "?"].append(str(request.args[0]))
+            prompts[request.task_name or "?"].add((request.doc_id, str(request.args[0])))
         checked = (
-            self._seen.of_task(task, harness.task_metadata(task) or {}, of_task) for task, of_task in prompts.items()
+            self._seen.of_task(task, harness.task_metadata(task) or {}, [prompt for _, prompt in of_task])
+            for task, of_task in prompts.items()
         )
         if problems := [problem for problem in checked if problem]:
             raise DataError("\n".join([*problems, HOW_TO_GO_ON]))

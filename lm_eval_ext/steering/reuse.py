@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_ext.data import axes
@@ -45,14 +46,16 @@ class SeenQuestions:
         Args:
             task: its name.
             metadata: of its YAML.
-            prompts: of its requests.
+            prompts: of its questions, one for each. One that several questions share, whose options differ, tells none of
+                them ("Which name is mine?").
         """
         families = base_families(axes.metadata(task, metadata))
         if reasons := [self._families[family] for family in sorted(families) if family in self._families]:
             return f"task {task} asks questions that were seen: {reasons[0]}"
         if not self._prompts:
             return None
-        seen = {prompt for prompt in set(prompts) if prompt_hash(prompt) in self._prompts}
+        times = Counter(prompts)
+        seen = {prompt for prompt, n in times.items() if n == 1 and prompt_hash(prompt) in self._prompts}
         if not seen:
             return None
         return f"task {task} has {len(seen)} prompts that were seen: {self._prompts[prompt_hash(next(iter(seen)))]}"

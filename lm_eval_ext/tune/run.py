@@ -13,11 +13,11 @@ from lm_eval_ext.console import notes
 from lm_eval_ext.data import axes
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.fingerprints import hash_json, weights_fingerprint
-from lm_eval_ext.steering.plan import Plan
+from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.steering.reuse import SeenQuestions
 from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.cells import Cells
-from lm_eval_ext.sweep.grid import Grid
+from lm_eval_ext.sweep.grid import Grid, intervention
 from lm_eval_ext.sweep.loading import load_backend, rendering
 from lm_eval_ext.sweep.processes import Processes
 from lm_eval_ext.sweep.summary import PROBABILITY
@@ -72,6 +72,7 @@ class Tune:
             shutil.rmtree(settings.out / "cells", ignore_errors=True)
         model = self._load()
         vectors = self._vectors(model)
+        self._check_confirmable(vectors)
         with Processes() as processes:
             if processes.count > 1:
                 raise UserError("tune runs in one process: start it without accelerate launch")
@@ -215,6 +216,16 @@ class Tune:
                 "on which the plan is to be confirmed; take pairs of a development split"
             )
 
+    def _check_confirmable(self, vectors: VectorSet) -> None:
+        """Refuse test questions whose prompts the vectors were made from, before anything is chosen."""
+        if self.test is None:
+            return
+        of_all_kinds = tuple(intervention(kind, 0, Gamma(1), "all") for kind in vectors.kinds)
+        seen = SeenQuestions(Plan(of_all_kinds, tuple(self._chosen_on().values())), vectors)
+        for task in dict.fromkeys(question.task for question in self.test.questions):
+            if problem := seen.of_task(task, self.test.metadata(task), self.test.prompts(task)):
+                raise UserError(f"--test: {problem}; a plan cannot be confirmed there")
+
     # The model and its vectors ---------------------------------------------------------------------------------------
 
     def _load(self) -> SteeredBackend:
@@ -290,11 +301,6 @@ class Tune:
         if self.test is None:
             return None
         settings = self.settings
-        for plan in plans:
-            seen = SeenQuestions(Plan(plan.interventions, tuple(self._chosen_on().values())), vectors)
-            for task in dict.fromkeys(question.task for question in self.test.questions):
-                if problem := seen.of_task(task, self.test.metadata(task), self.test.prompts(task)):
-                    raise UserError(f"{problem}; the plan cannot be confirmed there")
         named = self.questions(settings.named_tasks) if settings.named_tasks else None
         grid = Grid(
             *((), (), (), ()),

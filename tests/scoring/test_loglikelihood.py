@@ -140,6 +140,7 @@ def test_options_share_their_prompt() -> None:
 def test_options_follow_their_prompt_where_a_model_takes_no_trees(caplog: pytest.LogCaptureFixture) -> None:
     expected = ask(tiny.steered("llama"), PAIRS["options"])
     model = tiny.steered("llama", batch_size=2)
+    model._scorer.verdict = None
     with (
         mock.patch.object(sharing, "cannot_run_trees", return_value="it computes positions itself"),
         caplog.at_level("INFO"),
@@ -162,7 +163,7 @@ def test_many_options_become_several_rows() -> None:
     model = tiny.steered("llama", batch_size="auto")
     counted = Costs(model.model)
     assert_same(ask(model, pairs), ask(tiny.hf("llama"), pairs))
-    assert len(counted.tokens) > 3
+    assert sum(counted.rows) > 1, counted.rows
 
 
 def test_a_single_continuation_is_one_forward_without_a_cache() -> None:

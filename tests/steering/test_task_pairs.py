@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 
 from lm_eval_ext import cli, evaluation
 from lm_eval_ext.backends.answers import read_answers, score_answers, where_answered
-from lm_eval_ext.data.pairs import Pair, PairSet, load_pairs
+from lm_eval_ext.data.pairs import Pair, PairSet, load_pairs, prompt_hash
 from lm_eval_ext.errors import DataError, ModelError, PlanError, UserError, VectorFileError
 from lm_eval_ext.steering.decoder import decoder_layers, residual
 from lm_eval_ext.steering.extraction import Capture, extract
+from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.pooling import encode, encode_pairs, parse_pooling
-from lm_eval_ext.steering.vectors import ModelIdentity, VectorSet
+from lm_eval_ext.steering.reuse import SeenQuestions
+from lm_eval_ext.steering.vectors import ModelIdentity, VectorInfo, VectorSet
 from lm_eval_ext.sweep.run import Sweep
 
 SOURCE = "task:tiny_named_dev_{form}/tiny_plain_dev_{form}"
@@ -351,6 +353,20 @@ def test_what_vectors_were_made_from_is_not_evaluated(made: Path) -> None:
     assert evaluated(roomy("llama", "", made), "tiny_plain_dev_letters")["samples"]  # unsteered
     allowed = roomy("llama", "loc@1:1", made, allow_same_split=True)
     assert evaluated(allowed, "tiny_plain_dev_letters")["samples"]
+
+
+def test_a_prompt_that_several_questions_share_tells_none_of_them() -> None:
+    """`Which of these names is mine?` with other options is another question."""
+    info = VectorInfo(
+        *("loc", "ko", (1,), "last", 9, "task:a/b", "0" * 64, "float32", (4.0,)),
+        made_from={"families": ["names_dev"], "prompts": [prompt_hash("Which name?"), prompt_hash("Which city?")]},
+    )
+    made = tiny.vector_set("llama")
+    vectors = VectorSet(made.model, {("loc", "ko"): replace(made.vectors["loc", "ko"], info=info)})
+    seen = SeenQuestions(Plan.parse("loc@1:1"), vectors)
+    assert seen.of_task("names", {}, ["Which name?", "Which name?", "Which river?"]) is None
+    found = seen.of_task("names", {}, ["Which name?", "Which name?", "Which city?"])
+    assert found == "task names has 1 prompts that were seen: the vectors of kind loc were made from task:a/b"
 
 
 def test_what_a_plan_was_chosen_on_is_not_evaluated(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -59,8 +59,12 @@ def tiny_tasks() -> Iterator[None]:
         yield
 
 
-def sweep(asked: Settings) -> pd.DataFrame:
-    """Run a sweep; its items."""
-    with tiny_tasks():
+def sweep(asked: Settings, *, drawn: bool = False) -> pd.DataFrame:
+    """Run a sweep; its items. Its page and figures take longer than its forwards and are made where asked for."""
+    with ExitStack() as stack:
+        stack.enter_context(tiny_tasks())
+        if not drawn:
+            stack.enter_context(mock.patch("lm_eval_ext.sweep.result.charts", return_value=[]))
+            stack.enter_context(mock.patch("lm_eval_ext.sweep.page.page", return_value=""))
         Sweep(asked).run()
     return pd.read_parquet(asked.out / "items.parquet")

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -37,7 +37,11 @@ from transformers import (
 )
 
 from lm_eval_ext.backends.hf.model import SteeredHFLM
+from lm_eval_ext.scoring.requests import Request
 from lm_eval_ext.steering.vectors import ModelIdentity, SteeringVectors, VectorInfo, VectorSet
+
+if TYPE_CHECKING:
+    from lm_eval_ext.scoring.sharing import Verdict
 
 HIDDEN, LAYERS, WINDOW, CONTEXT = 32, 4, 8, 128
 FAMILIES = ("gemma3", "llama", "qwen2", "mistral", "gpt2")
@@ -218,9 +222,26 @@ def hf(family: str, **arguments: Any) -> HFLM:
 
 
 def steered(family: str, steer: Any = "", **arguments: Any) -> SteeredHFLM:
-    """`steered-hf`, in float32 on the CPU."""
+    """`steered-hf`, in float32 on the CPU.
+
+    What its rows may share is measured once for a family and its arguments, which costs more than most of what is asked.
+    """
     defaults = {"pretrained": str(folder(family)), "vectors": str(vector_file(family)), "steer": steer}
-    return SteeredHFLM(**defaults | {"dtype": "float32", "device": "cpu", "batch_size": 3} | arguments)
+    model = SteeredHFLM(**defaults | {"dtype": "float32", "device": "cpu", "batch_size": 3} | arguments)
+    others = {name: value for name, value in arguments.items() if name not in ("vectors", "batch_size", "lang")}
+    if all(isinstance(value, str | int | float | bool) for value in others.values()):
+        scorer, key = model._scorer, (family, *sorted(others.items()))
+        if key not in _verdicts:
+            whole = tuple(range(2, 30)) * scorer.max_length
+            _verdicts[key] = (
+                scorer.check([Request(whole[: scorer.max_length - 4], whole[:4], 0)]),
+                scorer.padding_side,
+            )
+        scorer.verdict, scorer.padding_side = _verdicts[key]
+    return model
+
+
+_verdicts: dict[tuple[Any, ...], tuple[Verdict, Any]] = {}
 
 
 def hooks(model: Any) -> list[str]:

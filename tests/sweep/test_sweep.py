@@ -601,11 +601,11 @@ def test_all_that_cannot_work_is_told_at_once_and_before_the_model(tmp_path: Pat
 # Results -------------------------------------------------------------------------------------------------------------
 
 
-def _development(asked: Settings) -> None:
+def _development(asked: Settings, *, drawn: bool = False) -> None:
     """A sweep whose tasks pass for development splits of ours."""
     names = {"tiny_cloze": "bmlama_dev", "tiny_letters": "blend_decon_dev_cloze"}
     with mock.patch.object(legacy_names, "family", names.__getitem__):
-        sweep(asked)
+        sweep(asked, drawn=drawn)
 
 
 def test_the_plan_is_chosen_on_development_splits(tmp_path: Path):
@@ -649,7 +649,8 @@ def test_test_questions_choose_nothing(tmp_path: Path, capfd: pytest.CaptureFixt
 
 
 def test_the_files_say_what_was_found(tmp_path: Path):
-    _development(given_settings("llama", tmp_path, layers="0,2", pair_layers=1, n_random=2, controls=True, limit=None))
+    asked = given_settings("llama", tmp_path, layers="0,2", pair_layers=1, n_random=2, controls=True, limit=None)
+    _development(asked, drawn=True)
     summary = pd.read_csv(tmp_path / "summary.csv", keep_default_na=True)
     plans = summary[summary["control"].isna() & summary["condition"].notna()]
     assert (plans["null_n"] == 2).all()
