@@ -35,6 +35,7 @@ PAGES = {
     "benchmarks/demo.md": "results/demo-gemma3-270m/README.md",
     "benchmarks/blend.md": "results/blend-gemma3-270m/README.md",
     "benchmarks/localization-gap.md": "results/localization-gap-gemma3-270m/README.md",
+    "benchmarks/gap-screen.md": "results/gap-screen/README.md",
     "benchmarks/sweep.md": "results/sweep-gemma3-270m/README.md",
     "benchmarks/geometry.md": "results/geometry-gemma3-270m/README.md",
     "benchmarks/training.md": "results/training-gemma3-270m/README.md",

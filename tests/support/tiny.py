@@ -232,11 +232,9 @@ def steered(family: str, steer: Any = "", **arguments: Any) -> SteeredHFLM:
     if all(isinstance(value, str | int | float | bool) for value in others.values()):
         scorer, key = model._scorer, (family, *sorted(others.items()))
         if key not in _verdicts:
-            whole = tuple(range(2, 30)) * scorer.max_length
-            _verdicts[key] = (
-                scorer.check([Request(whole[: scorer.max_length - 4], whole[:4], 0)]),
-                scorer.padding_side,
-            )
+            length = max(1, min(scorer.max_length, CONTEXT) - 4)
+            longest = Request((tuple(range(2, 30)) * length)[:length], (2, 3, 4), 0)
+            _verdicts[key] = (scorer.check([longest]), scorer.padding_side)
         scorer.verdict, scorer.padding_side = _verdicts[key]
     return model
 

@@ -29,7 +29,9 @@ def shared(family: str, cells: Path) -> SharedRuns:
     with tiny_tasks():
         questions = Questions(TASKS)
     questions.keep(LIMIT)
-    runs = SharedRuns(tiny.steered(family, vectors=None), questions)
+    model = tiny.steered(family, vectors=None)
+    model._scorer.verdict = None
+    runs = SharedRuns(model, questions)
     runs.score_ahead(VectorSet.load(tiny.vector_file(family)), PLANS, cells)
     return runs
 

@@ -335,11 +335,11 @@ def test_an_architecture_that_trees_do_not_fit_is_swept_one_by_one(tmp_path: Pat
 
 
 def test_the_check_finds_a_mask_that_is_ignored():
-    model = SweepModel(tiny.load("llama"))
     (tree,), _ = trees_of("llama", n=1)
-    assert model.check([tree]) == ""
+    assert SweepModel(tiny.load("llama")).check([tree]) == ""
     with mock.patch.object(TreeModel, "_mask", return_value=None):
-        assert "custom attention mask changes the log-probability" in model.check([tree])
+        found = SweepModel(tiny.load("llama")).check([tree])
+    assert "custom attention mask changes the log-probability" in found
 
 
 # Resuming ------------------------------------------------------------------------------------------------------------
