@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -74,6 +75,13 @@ class Child:
         self._process.stdin.flush()
         return self._read()
 
+    def profile(self) -> str:
+        """Where the time of one more measurement goes."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("profile\n")
+        self._process.stdin.flush()
+        return str(self._read()["profile"])
+
     def _read(self) -> Measured:
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -90,15 +98,63 @@ class Child:
 _MARK = "measured: "
 
 
-def serve(measure: Callable[[], Measured]) -> None:
-    """In the child: after loading and warming up, answer `Child.measure` until the parent is gone."""
+def serve(measure: Callable[[], Measured], ours: Callable[[], object] | None = None) -> None:
+    """In the child: after loading and warming up, answer `Child.measure` until the parent is gone.
+
+    Args:
+        measure: one measurement.
+        ours: the part of it that a profile is of; all of it where left out.
+    """
     print(_MARK + "{}", flush=True)
-    for _ in sys.stdin:
-        print(_MARK + json.dumps(measure()), flush=True)
+    for line in sys.stdin:
+        found = {"profile": profiled(ours or measure)} if line == "profile\n" else measure()
+        print(_MARK + json.dumps(found), flush=True)
 
 
-def in_turn(children: dict[str, Callable[[], Child]], rounds: int) -> dict[str, list[Measured]]:
-    """Measurements of each child, all of them once per round."""
+#: Share of a profile -> the operators of PyTorch that are part of it.
+_OPERATORS = {
+    "matrix products": re.compile(r"mm$|matmul|linear"),
+    "attention": re.compile(r"attention"),
+    "log-softmax": re.compile(r"softmax|logsumexp|::exp_?$|::amax|::max"),
+    "copies": re.compile(r"copy|cat$|stack|index|gather|scatter|clone|embedding|fill|zero|pad"),
+    "element by element": re.compile(r"add|mul|sub|div|gelu|silu|rsqrt|pow|mean|sum|neg|tanh|where|norm|cos|sin"),
+}
+
+
+def profiled(work: Callable[[], object]) -> str:
+    """Shares of the time of some work, by what PyTorch spends it on; the rest is Python's, or the system's."""
+    from torch.profiler import ProfilerActivity, profile
+
+    start = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        work()
+        seconds = time.perf_counter() - start
+    shares = dict.fromkeys(_OPERATORS, 0.0)
+    other = 0.0
+    for event in found.key_averages():
+        kind = next((name for name, operators in _OPERATORS.items() if operators.search(event.key)), None)
+        if kind:
+            shares[kind] += event.self_cpu_time_total / 1e6
+        else:
+            other += event.self_cpu_time_total / 1e6
+    shares |= {"other operators": other, "Python": seconds - other - sum(shares.values())}
+    return ", ".join(f"{name} {value / seconds:.0%}" for name, value in shares.items() if value >= 0.005 * seconds)
+
+
+def in_turn(
+    children: dict[str, Callable[[], Child]],
+    rounds: int,
+    profile_of: str = "",
+    when: Callable[[dict[str, list[Measured]]], bool] = lambda found: False,
+) -> dict[str, list[Measured]]:
+    """Measurements of each child, all of them once per round.
+
+    Args:
+        children: start each.
+        rounds: how often each measures.
+        profile_of: the child whose last measurement gets a `profile` ...
+        when: ... if this holds of what was found: a missed target is profiled.
+    """
     started: dict[str, Child] = {}
     found: dict[str, list[Measured]] = {name: [] for name in children}
     try:
@@ -108,6 +164,8 @@ def in_turn(children: dict[str, Callable[[], Child]], rounds: int) -> dict[str, 
             for name, child in started.items():
                 print(f"  round {number + 1} of {rounds}: {name}", file=sys.stderr)
                 found[name].append(child.measure())
+        if profile_of and when(found):
+            found[profile_of][-1]["profile"] = started[profile_of].profile()
     finally:
         for child in started.values():
             child.close()
@@ -123,6 +181,12 @@ def ratio(over: list[Measured], under: list[Measured], key: str = "seconds") -> 
         busy = statistics.median(a["processor"] / b["processor"] for a, b in zip(over, under, strict=True))
         detail += f"; of processor time {busy:.2f}"
     return statistics.median(ratios), detail
+
+
+def missed_profile(runs: list[Measured]) -> str:
+    """The profile of a child that missed its target, as the end of a row's detail; empty where none was made."""
+    profile = runs[-1].get("profile")
+    return f"; profile: {profile}" if profile else ""
 
 
 def quick_dtype() -> str:

@@ -41,13 +41,17 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
                 for side in ("hf", "steered-hf")
             },
             args.rounds,
+            profile_of="steered-hf",
+            when=lambda found: bench.ratio(found["hf"], found["steered-hf"])[0] < MIN_RATIO,
         )
         value, detail = bench.ratio(runs["hf"], runs["steered-hf"])
         texts = [runs[side][0]["texts"] for side in ("hf", "steered-hf")]
         same = sum(a == b for a, b in zip(*texts, strict=True))
         detail += f"; texts equal {same} of {len(texts[0])}; batch size {args.batch_size}"
         what = f"generation, steered, {args.prompts} x {args.tokens} tokens, {NAMES[case]}, {args.dtype}"
-        yield Row.at_least(f"{what}: throughput / hf", MIN_RATIO, value, detail)
+        yield Row.at_least(
+            f"{what}: throughput / hf", MIN_RATIO, value, detail + bench.missed_profile(runs["steered-hf"])
+        )
 
 
 def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +74,20 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
             for command, with_plugin in (theirs, ours):
                 found[with_plugin].append(_run(command, with_plugin=with_plugin))
         value, detail = bench.ratio(found[True], found[False], "processor")
+        if value > target:
+            detail += f"; profile, seconds of importing: {_imports(ours[0])}"
         yield Row.at_most(what, target, value, f"of processor time; {detail}")
+
+
+def _imports(command: list[str], n: int = 6) -> str:
+    """The packages whose modules take longest to import in a command, each without what it imports of others."""
+    python, *rest = command
+    done = subprocess.run([python, "-X", "importtime", *rest], capture_output=True, text=True, check=False)
+    seconds: dict[str, float] = defaultdict(float)
+    for own, name in re.findall(r"^import time: +(\d+) \| +\d+ \| +(\S+)$", done.stderr, re.MULTILINE):
+        seconds[name.partition(".")[0]] += int(own) / 1e6
+    longest = sorted(seconds, key=lambda name: -seconds[name])[:n]
+    return f"{sum(seconds.values()):.1f} in all, " + ", ".join(f"{name} {seconds[name]:.1f}" for name in longest)
 
 
 def _run(command: list[str], *, with_plugin: bool) -> bench.Measured:

@@ -40,30 +40,36 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
     options = ["--device", args.device, "--dtype", args.dtype, "--limit", str(args.limit)]
     options += ["--model", args.model] if args.model else []
     for case, (_, position) in CASES.items():
-        child = Child(__file__, *options, "--case", case, "--child")
-        try:
-            runs = [child.measure() for _ in range(args.rounds)]
-        finally:
-            child.close()
-        sweeps = [{"seconds": run["sweep"]} for run in runs]
-        passes = [{"seconds": run["passes"]} for run in runs]
-        value, detail = bench.ratio(sweeps, passes)
+        target = MAX_LAST if case == "letters" else MAX_PROMPT
+        runs = bench.in_turn(
+            {"sweep": lambda case=case: Child(__file__, *options, "--case", case, "--child")},
+            args.rounds,
+            profile_of="sweep",
+            when=lambda found, target=target: ratio(found["sweep"])[0] > target,
+        )["sweep"]
+        value, detail = ratio(runs)
         detail = f"{runs[0]['questions']} questions; {detail}"
         what = f"sweep, {N_CONDITIONS} conditions, `{position}`, {case}, {args.dtype}"
         if case == "letters":
-            yield Row.at_most(f"{what}: time / one unsteered pass", MAX_LAST, value, detail)
+            yield Row.at_most(f"{what}: time / one unsteered pass", target, value, detail + bench.missed_profile(runs))
         else:
             each = statistics.median(run["each"] for run in runs)
             detail += f"; one pass {each:.2f} s (mean of {runs[0]['measured_passes']})"
             detail += f"; of the multiplications {runs[0]['work']:.2f}"
-            yield Row.at_most(f"{what}: time / {N_CONDITIONS} passes", MAX_PROMPT, value, detail)
+            detail += bench.missed_profile(runs)
+            yield Row.at_most(f"{what}: time / {N_CONDITIONS} passes", target, value, detail)
+
+
+def ratio(runs: list[bench.Measured]) -> tuple[float, str]:
+    """Time of the sweep over that of the passes."""
+    return bench.ratio(*([{"seconds": run[key]} for run in runs] for key in ("sweep", "passes")))
 
 
 # In the child ---------------------------------------------------------------------------------------------------------
 
 
-def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
-    """The measurement, after loading and warming up."""
+def loaded(args: argparse.Namespace) -> tuple[Callable[[], bench.Measured], Callable[[], float]]:
+    """The measurement, after loading and warming up; the sweep that is part of it."""
     import torch
 
     from lm_eval_ext import backends
@@ -146,7 +152,7 @@ def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:
         }
 
     one_pass("")
-    return measure
+    return measure, sweep
 
 
 def work(model: Any, trees: Any, steered: list[int], n_layers: int) -> float:
@@ -176,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args: Any = parser().parse_args()
-    bench.measure_or_show(args, lambda given: bench.serve(loaded(given)), rows)
+    bench.measure_or_show(args, lambda given: bench.serve(*loaded(given)), rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -sizes[item.path], item.path))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What all modules have imported is kept out of garbage collections, which would look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _shared_data() -> Path | None:

@@ -39,6 +39,29 @@ def test_children_measure_in_turn(bench: Any, tmp_path: Path) -> None:
     assert detail == "7.00 and 3.00 s; rounds 2.00 to 3.00"
 
 
+MULTIPLIES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import bench
+a = torch.rand(300, 300)
+def measure():
+    for _ in range(200): a @ a
+    return {"seconds": 1.0}
+bench.serve(measure)
+"""
+
+
+@pytest.mark.parametrize("missed", [True, False])
+def test_a_missed_target_has_a_profile(missed: bool, bench: Any, tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(MULTIPLIES)
+    start = {"ours": lambda: bench.Child(str(script), str(FOLDER))}
+    found = bench.in_turn(start, 1, profile_of="ours", when=lambda found: missed and found["ours"][0]["seconds"] == 1)
+    detail = bench.missed_profile(found["ours"])
+    assert detail.startswith("; profile: matrix products ") if missed else detail == ""
+
+
 def test_a_child_that_dies_is_named(bench: Any, tmp_path: Path) -> None:
     script = tmp_path / "child.py"
     script.write_text("raise SystemExit(3)")
