@@ -317,7 +317,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", default="auto", help="prompts per forward, or auto (default)")
     made.add_argument("--device", default="cpu")
     rounds = 3 if bench.quick_dtype() == "bfloat16" else 2
-    made.add_argument("--rounds", type=int, default=rounds, help="measurements of each model (3, or 2 without bfloat16)")
+    made.add_argument(
+        "--rounds", type=int, default=rounds, help="measurements of each model (3, or 2 without bfloat16)"
+    )
     made.add_argument("--compile", action="store_true", help="steered-hf with torch_compile=True")
     made.add_argument("--vllm-python", help="interpreter of an environment with vLLM")
     made.add_argument("--child", help=argparse.SUPPRESS)
