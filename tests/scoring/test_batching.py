@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+from unittest import mock
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_eval_ext.scoring.batching import Budget, by_cost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_collections() -> Iterator[None]:
+    """A garbage collection for each failure takes long in a process that has imported much."""
+    with mock.patch("lm_eval_ext.scoring.batching.clear_device_cache"):
+        yield
+
 
 COSTS = st.lists(st.floats(0.01, 0.9), max_size=20)
 
