@@ -47,7 +47,7 @@ def test_the_smallest_difference_is_found_as_often_as_promised():
 
 def test_an_unchanged_model_rarely_fails(capsys):
     """Two runs that differ by chance alone: every failure is a false alarm."""
-    pairs = 500
+    pairs = 250
     whole, _, _ = simulations.gate_verdicts(pairs, 300, 0.06, 0.0, 0.05, axes=("localization",), resamples=400)
     rate = whole["fail"] / pairs
     with capsys.disabled():
