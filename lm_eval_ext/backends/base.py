@@ -116,7 +116,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
             self._vectors.check_model(self._name, config, any_model=any_model)
         self._table = SteeringTable.build(self._plan, self._vectors, layer_count(config), self._positions)
         self._allow_same_split = allow_same_split
-        self._seen = SeenQuestions(self._plan, self._vectors)
+        self._seen = SeenQuestions.of_plan(self._plan, self._vectors)
         self._fingerprint = fingerprint(config)
         self._responses = ResponseCache(str(self._plan))
         self._known: Mapping[Request, Score] = {}
@@ -192,7 +192,7 @@ class SteeredBackend(TemplateLM):  # type: ignore[misc]
         """
         self._table = SteeringTable.build(plan, vectors, self._n_layers, self._positions)
         self._plan, self._vectors = plan, vectors
-        self._seen = SeenQuestions(plan, vectors)
+        self._seen = SeenQuestions.of_plan(plan, vectors)
         self._responses = ResponseCache(str(plan))
         self._known = known or {}
 

@@ -10,7 +10,7 @@ from lm_eval_ext.data.pairs import prompt_hash
 from lm_eval_ext.data.task_pairs import base_families, base_family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.steering.vectors import VectorSet
@@ -20,15 +20,13 @@ class SeenQuestions:
     """The questions that a plan and its vectors have seen.
 
     Args:
-        plan: says which kinds of vectors are used, and, read from the `plan.yaml` of a sweep, what it was chosen on.
         vectors: say what they were made from.
+        kinds: of the vectors that are used.
+        chosen_on: the families that the plan was chosen on, as the `plan.yaml` of a sweep has them.
     """
 
-    def __init__(self, plan: Plan, vectors: VectorSet | None) -> None:
-        kinds = {term.kind for term in plan.interventions}
-        self._families: dict[str, str] = {
-            base_family(name): f"the plan was chosen on {name}" for name in plan.chosen_on
-        }
+    def __init__(self, vectors: VectorSet | None, kinds: Collection[str], chosen_on: Iterable[str] = ()) -> None:
+        self._families: dict[str, str] = {base_family(name): f"the plan was chosen on {name}" for name in chosen_on}
         self._prompts: dict[str, str] = {}
         for (kind, _), entry in vectors.vectors.items() if vectors else ():
             info = entry.info
@@ -36,6 +34,11 @@ class SeenQuestions:
                 why = f"the vectors of kind {kind} were made from {info.source}"
                 self._families |= {str(family): why for family in info.made_from.get("families", ())}
                 self._prompts |= {str(prompt): why for prompt in info.made_from.get("prompts", ())}
+
+    @classmethod
+    def of_plan(cls, plan: Plan, vectors: VectorSet | None) -> SeenQuestions:
+        """Those of the kinds of a plan, and those that it was chosen on."""
+        return cls(vectors, {term.kind for term in plan.interventions}, plan.chosen_on)
 
     def __bool__(self) -> bool:
         return bool(self._families or self._prompts)

@@ -13,7 +13,7 @@ from lm_eval_ext.console import notes
 from lm_eval_ext.errors import PlanError, UserError
 from lm_eval_ext.steering.plan import Gamma, Plan, parse_position
 from lm_eval_ext.steering.vectors import VectorSet
-from lm_eval_ext.sweep.grid import Condition, Grid, intervention, problems
+from lm_eval_ext.sweep.grid import Condition, Grid, problems
 from lm_eval_ext.sweep.processes import Processes
 from lm_eval_ext.sweep.result import SweepResult
 from lm_eval_ext.sweep.settings import ENGINES
@@ -139,7 +139,7 @@ class Sweep:
 
         if simple_parse_args_string(self.settings.model_args).get("allow_same_split"):
             return []
-        seen = SeenQuestions(Plan(tuple(intervention(k, 0, Gamma(1), "all") for k in self.vectors.kinds)), self.vectors)
+        seen = SeenQuestions(self.vectors, self.vectors.kinds)
         errors, in_dev = list[str](), list[str]()
         for task, split in {question.task: question.split for question in self.questions.questions}.items():
             if problem := seen.of_task(task, self.questions.metadata(task), self.questions.prompts(task)):

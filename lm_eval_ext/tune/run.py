@@ -13,11 +13,10 @@ from lm_eval_ext.console import notes
 from lm_eval_ext.data import axes
 from lm_eval_ext.errors import UserError
 from lm_eval_ext.fingerprints import hash_json, weights_fingerprint
-from lm_eval_ext.steering.plan import Gamma, Plan
 from lm_eval_ext.steering.reuse import SeenQuestions
 from lm_eval_ext.steering.vectors import VectorSet
 from lm_eval_ext.sweep.cells import Cells
-from lm_eval_ext.sweep.grid import Grid, intervention
+from lm_eval_ext.sweep.grid import Grid
 from lm_eval_ext.sweep.loading import load_backend, rendering
 from lm_eval_ext.sweep.processes import Processes
 from lm_eval_ext.sweep.summary import PROBABILITY
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from lm_eval_ext.backends.base import SteeredBackend
     from lm_eval_ext.data.task_questions import Rendering
     from lm_eval_ext.side_effects.panel import Panel
+    from lm_eval_ext.steering.plan import Plan
     from lm_eval_ext.sweep.questions import Questions
     from lm_eval_ext.tune.settings import Settings
 
@@ -220,8 +220,7 @@ class Tune:
         """Refuse test questions whose prompts the vectors were made from, before anything is chosen."""
         if self.test is None:
             return
-        of_all_kinds = tuple(intervention(kind, 0, Gamma(1), "all") for kind in vectors.kinds)
-        seen = SeenQuestions(Plan(of_all_kinds, tuple(self._chosen_on().values())), vectors)
+        seen = SeenQuestions(vectors, vectors.kinds, self._chosen_on().values())
         for task in dict.fromkeys(question.task for question in self.test.questions):
             if problem := seen.of_task(task, self.test.metadata(task), self.test.prompts(task)):
                 raise UserError(f"--test: {problem}; a plan cannot be confirmed there")

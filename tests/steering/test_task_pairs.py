@@ -24,7 +24,6 @@ from lm_eval_ext.data.pairs import Pair, PairSet, load_pairs, prompt_hash
 from lm_eval_ext.errors import DataError, ModelError, PlanError, UserError, VectorFileError
 from lm_eval_ext.steering.decoder import decoder_layers, residual
 from lm_eval_ext.steering.extraction import Capture, extract
-from lm_eval_ext.steering.plan import Plan
 from lm_eval_ext.steering.pooling import encode, encode_pairs, parse_pooling
 from lm_eval_ext.steering.reuse import SeenQuestions
 from lm_eval_ext.steering.vectors import ModelIdentity, VectorInfo, VectorSet
@@ -363,7 +362,7 @@ def test_a_prompt_that_several_questions_share_tells_none_of_them() -> None:
     )
     made = tiny.vector_set("llama")
     vectors = VectorSet(made.model, {("loc", "ko"): replace(made.vectors["loc", "ko"], info=info)})
-    seen = SeenQuestions(Plan.parse("loc@1:1"), vectors)
+    seen = SeenQuestions(vectors, ["loc"])
     assert seen.of_task("names", {}, ["Which name?", "Which name?", "Which river?"]) is None
     found = seen.of_task("names", {}, ["Which name?", "Which name?", "Which city?"])
     assert found == "task names has 1 prompts that were seen: the vectors of kind loc were made from task:a/b"
