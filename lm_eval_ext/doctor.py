@@ -39,23 +39,32 @@ _PEAK_SIZE = 512
 
 _SHOWN = ("lm_eval", "torch", "transformers", "datasets")
 
-# Run in a fresh interpreter, which does not import this package: the harness has to find it.
+# Run in a fresh interpreter. Its first line is what the harness finds without an import of this package; the second what is
+# examined in the same process, which has imported everything heavy by then.
 _PROBE = """
 import json, sys
 import lm_eval.models
-from lm_eval.api.registry import get_model
-from lm_eval.tasks import TaskManager
+from lm_eval.api import registry
+from lm_eval.tasks import TaskManager, manager
+
+# The folder that it takes for its own is this empty one: to read its 14,000 files takes longer than everything else.
+manager.__file__ = "manager.py"
 
 def problem(name):
     try:
-        get_model(name)
+        registry.get_model(name)
     except Exception as error:
         return f"{type(error).__name__}: {error}".partition("\\n")[0][:200]
 
 folder, *models = sys.argv[1:]
 ours = TaskManager(include_path=folder, include_defaults=False).all_tasks
 unseen = sorted(set(ours) - set(TaskManager().all_tasks))
-print(json.dumps({"models": {name: problem(name) for name in models}, "tasks": len(ours), "unseen": unseen}))
+seen = {"models": {name: problem(name) for name in models}, "tasks": len(ours), "unseen": unseen}
+print(json.dumps({**seen, "loads_entry_points": hasattr(registry, "load_plugins")}))
+
+from dataclasses import asdict
+from lm_eval_ext import doctor
+print(json.dumps([asdict(finding) for finding in doctor.heavy()]))
 """
 
 
@@ -82,13 +91,18 @@ def examine() -> Iterator[Finding]:
         return
     yield command_line()
     with _Probe() as probe:  # a second interpreter, which runs beside what follows
-        fitting = list(patches())
-        yield from discovery(probe)
-    yield from fitting
-    yield from data()
+        yield from data()
+        yield vllm()
+        seen = probe.result()
+    yield from discovery(seen)
+    yield from heavy() if isinstance(seen, str) else seen.heavy
+
+
+def heavy() -> Iterator[Finding]:
+    """The checks that import the harness and torch."""
+    yield from patches()
     yield from models()
     yield from estimators()
-    yield vllm()
     yield from devices()
 
 
@@ -140,19 +154,18 @@ def command_line() -> Finding:
     )
 
 
-def discovery(probe: _Probe | None = None) -> Iterator[Finding]:
+def discovery(seen: Seen | str) -> Iterator[Finding]:
     """Whether a fresh interpreter that imports only the harness finds our models and tasks, and how.
 
     Args:
-        probe: that was started before; else one is started now.
+        seen: by the interpreter, or the error that ended it.
     """
-    seen = _probe() if probe is None else probe.result()
     if isinstance(seen, str):
         yield Finding("discovery", BROKEN, f"the harness does not start: {seen}", "pip install --upgrade lm-eval")
         return
-    report, warning = seen
-    status, why, remedy = _why_unseen(warning)
-    route = "entry point" if harness.loads_entry_points() else PTH
+    report = seen.report
+    status, why, remedy = _why_unseen(seen.warning)
+    route = "entry point" if report["loads_entry_points"] else PTH
     for name, problem in report["models"].items():
         if not problem:
             yield Finding(f"model {name}", OK, f"found by the harness ({route})")
@@ -184,6 +197,21 @@ def patches() -> Iterator[Finding]:
 _VLLM = "steered-vllm"
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a fresh interpreter found.
+
+    Attributes:
+        report: models and tasks that the harness finds.
+        warning: of our import hook; empty without.
+        heavy: the findings of `heavy` in that interpreter.
+    """
+
+    report: dict[str, Any]
+    warning: str = ""
+    heavy: tuple[Finding, ...] = ()
+
+
 class _Probe:
     """A fresh interpreter that imports only the harness, started where this is entered."""
 
@@ -203,21 +231,15 @@ class _Probe:
         self._process.wait()
         self._elsewhere.cleanup()
 
-    def result(self) -> tuple[dict[str, Any], str] | str:
-        """Its report and the warning of our import hook, or the error that ended it."""
+    def result(self) -> Seen | str:
+        """What it found, or the error that ended it."""
         output, said = self._process.communicate()
         errors = said.strip().splitlines()
         if self._process.returncode:
             return errors[-1] if errors else f"exit status {self._process.returncode}"
         warning = next((line for line in errors if line.startswith("lm_eval_ext")), "")
-        report: dict[str, Any] = json.loads(output.splitlines()[-1])
-        return report, warning
-
-
-def _probe() -> tuple[dict[str, Any], str] | str:
-    """The result of a probe that is started now."""
-    with _Probe() as started:
-        return started.result()
+        report, findings = map(json.loads, output.splitlines()[-2:])
+        return Seen(report, warning, tuple(Finding(**finding) for finding in findings))
 
 
 def _why_unseen(warning: str) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from lm_eval_ext.doctor import ABSENT, BROKEN, OK, Finding
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as a JSON list.")] = False,
 ) -> None:
-    """Check versions, discovery by the harness, data, models and devices. Takes about ten seconds.
+    """Check versions, discovery by the harness, data, models and devices. Takes about five seconds.
 
     Exits with status 1 if something that is needed does not work.
     """

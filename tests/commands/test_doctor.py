@@ -18,17 +18,17 @@ from lm_eval_ext import cli, doctor, harness
 from lm_eval_ext.doctor import ABSENT, BROKEN, OK, Finding
 from lm_eval_ext.steering import registry
 
-ALL_SEEN = {"models": {"steered-hf": None}, "tasks": 126, "unseen": []}
+ALL_SEEN = {"models": {"steered-hf": None}, "tasks": 126, "unseen": [], "loads_entry_points": False}
 NONE_SEEN = {
     "models": {"steered-hf": "ValueError: Attempted to load model 'steered-hf', but no model for this name found!"},
     "tasks": 126,
     "unseen": ["gmmlu", "gmmlu_ar", "gmmlu_el", "gmmlu_en"],
+    "loads_entry_points": False,
 }
 
 
-def probe_sees(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any], warning: str = "") -> list[Finding]:
-    monkeypatch.setattr(doctor, "_probe", lambda: (seen, warning))
-    return list(doctor.discovery())
+def found_of(report: dict[str, Any], warning: str = "") -> list[Finding]:
+    return list(doctor.discovery(doctor.Seen(report, warning)))
 
 
 @pytest.mark.slow
@@ -58,13 +58,12 @@ def test_a_patch_that_does_not_fit_says_what_is_lost(monkeypatch: pytest.MonkeyP
     assert {finding.status for finding in found.values()} == {OK}
 
 
-def test_discovery_that_works_names_its_route(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tasks = probe_sees(monkeypatch, ALL_SEEN)
+def test_discovery_that_works_names_its_route() -> None:
+    model, tasks = found_of(ALL_SEEN)
     assert (model.status, tasks.status) == (OK, OK)
     assert doctor.PTH in model.detail
     assert "126 names" in tasks.detail
-    monkeypatch.setattr("lm_eval.api.registry.load_plugins", print, raising=False)
-    model, tasks = probe_sees(monkeypatch, ALL_SEEN)
+    model, tasks = found_of({**ALL_SEEN, "loads_entry_points": True})
     assert "entry point" in model.detail
     assert doctor.PTH in tasks.detail
 
@@ -73,31 +72,43 @@ def test_discovery_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.delenv("LM_EVAL_EXT_AUTOLOAD", raising=False)
     monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
     monkeypatch.setattr("site.getusersitepackages", lambda: str(tmp_path))
-    findings = probe_sees(monkeypatch, NONE_SEEN)
+    findings = found_of(NONE_SEEN)
     assert [finding.subject for finding in findings] == ["model steered-hf", "tasks"]
     for finding in findings:
         assert finding.status == BROKEN
         assert "not in site-packages" in finding.detail
         assert "pip install" in finding.remedy
     (tmp_path / doctor.PTH).touch()
-    findings = probe_sees(monkeypatch, NONE_SEEN, "lm_eval_ext: (ImportError: boom)")
+    findings = found_of(NONE_SEEN, "lm_eval_ext: (ImportError: boom)")
     assert len(findings) == 2
     for finding in findings:
         assert finding.status == BROKEN
         assert "boom" in finding.detail
 
 
-def test_model_that_is_found_but_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = probe_sees(monkeypatch, {**ALL_SEEN, "models": {"steered-hf": "ImportError: no torch"}})
+def test_model_that_is_found_but_cannot_be_imported() -> None:
+    model, _ = found_of({**ALL_SEEN, "models": {"steered-hf": "ImportError: no torch"}})
     assert model.status == BROKEN
     assert "no torch" in model.detail
 
 
 def test_a_harness_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_PROBE", "import sys; sys.exit('no such module')")
-    (finding,) = doctor.discovery()
-    assert finding.status == BROKEN
-    assert "no such module" in finding.detail
+    findings = {finding.subject: finding for finding in doctor.examine()}
+    assert findings["discovery"].status == BROKEN
+    assert "no such module" in findings["discovery"].detail
+    assert findings["cpu"].status == OK  # examined here then
+
+
+def test_nothing_heavy_is_imported_twice() -> None:
+    """The interpreter that shows what the harness finds examines what needs the harness and torch, too."""
+    code = (
+        "import sys; from lm_eval_ext import doctor; found = {f.subject for f in doctor.examine()}; "
+        "assert {'tasks', 'patch: models', 'estimator lda', 'cpu'} <= found, found; "
+        "assert not {'torch', 'transformers', 'lm_eval.tasks'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +127,7 @@ def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ">=4.5" in broken["transformers"].detail
     assert "pip install 'transformers" in broken["transformers"].remedy
     # Nothing that would import them is tried.
-    monkeypatch.setattr(doctor, "_probe", lambda: pytest.fail("the harness was imported"))
+    monkeypatch.setattr(doctor, "_Probe", lambda: pytest.fail("the harness was imported"))
     assert {finding.subject for finding in doctor.examine()} & {"cache", "tasks", "mirror", "cpu"} == {"cache"}
 
 
