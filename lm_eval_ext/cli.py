@@ -88,8 +88,13 @@ def _add(name: str, summary: str) -> None:
     @app.command(name, help=summary, context_settings=VERBATIM, add_help_option=False)
     def run(ctx: typer.Context) -> None:
         command = subcommand(name)
-        with command.make_context(name, ctx.args, parent=ctx.parent) as context:
+        with command.make_context(name, ctx.args, parent=ctx.parent, token_normalize_func=_hyphenated) as context:
             command.invoke(context)
+
+
+def _hyphenated(name: str) -> str:
+    """`--model_args` is `--model-args`: the harness writes its options with underscores."""
+    return name.replace("_", "-")
 
 
 for _name, (_, _summary) in COMMANDS.items():

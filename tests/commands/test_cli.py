@@ -81,6 +81,15 @@ def test_arguments_reach_a_command_as_they_are(runner: CliRunner, monkeypatch: p
     assert "Missing option '--baseline'" in result.output
 
 
+def test_options_may_be_written_as_the_harness_writes_them(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(model_args: Annotated[str, typer.Option()] = "", num_fewshot: Annotated[int, typer.Option()] = 0) -> None:
+        typer.echo(f"{model_args} {num_fewshot}")
+
+    stand_in(monkeypatch, command)
+    for given in (["--model_args", "a_b=c", "--num_fewshot", "5"], ["--model-args", "a_b=c", "--num-fewshot=5"]):
+        assert runner.invoke(cli.app, ["plane", *given]).output == "a_b=c 5\n"
+
+
 def test_a_user_s_mistake_ends_with_one_message_and_status_2(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
