@@ -441,6 +441,7 @@ class Checked:
             self.ours.batch_size_per_gpu, scorer.padding_side = size, side
             if side == "left":
                 verdict, scorer.verdict = scorer.verdict, None
+            scorer.check(self.ours.encode(self.requests(pairs)))  # however few they are
             found = [value for value, _ in self.ours.loglikelihood(self.requests(pairs), disable_tqdm=True)]
             largest = max(largest, difference(found, expected))
             if side == "left":
@@ -621,6 +622,7 @@ class Checked:
             ours = SteeredHFLM(adapted, batch_size=7, **self.common)
             alone = Alone(adapted)
             expected = [alone.score(r.prompt, r.continuation) for r in ours.encode(self.requests(pairs))]
+            ours._scorer.check(ours.encode(self.requests(pairs)))
             return difference(
                 [value for value, _ in ours.loglikelihood(self.requests(pairs), disable_tqdm=True)], expected
             )

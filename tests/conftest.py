@@ -6,10 +6,14 @@ import gc
 import os
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support.harness_cache import sitecustomize as harness_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # No test measures time: a loaded machine must not fail.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,6 +37,16 @@ def _harness_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert harness_cache.__file__
     paths = [str(Path(harness_cache.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rows_share() -> Iterator[None]:
+    """A few requests are scored as many are: what rows may share is measured, and used, however little is asked."""
+    from lm_eval_ext.scoring import scorer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorer, "probe_cost", lambda length: 0)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ the forward. Where prompts share a prefix, are long, or the model does not accep
 from the prompt's keys and values instead. The LM head is computed only at positions that score a token, and the log-softmax
 over the vocabulary is never stored.
 
-How much of this a model allows is measured first (`sharing`).
+How much of this a model allows is measured first (`sharing`), unless all that is asked costs less by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lm_eval_ext.scoring.kv_cache import KVCache, Span, cache_kinds, cache_name,
 from lm_eval_ext.scoring.lm_head import ScoredPositions, Token, log_probabilities
 from lm_eval_ext.scoring.products import fast_products
 from lm_eval_ext.scoring.requests import Request, Row, Score, rows_of, split_by_shared_prefix
-from lm_eval_ext.scoring.sharing import Sharing, Verdict, check, probe_length, rope_switch
+from lm_eval_ext.scoring.sharing import Sharing, Verdict, check, cost, probe_cost, probe_length, rope_switch
 from lm_eval_ext.scoring.token_trees import Packed, Tree, row_length
 from lm_eval_ext.scoring.tree_attention import SteeredTokens, TreeModel
 from lm_eval_ext.steering.decoder import text_config
@@ -94,6 +94,7 @@ class Scorer:
         self._cache_name = cache_name(model)
         self._switch = rope_switch(model)
         self.verdict: Verdict | None = None
+        self._alone = 0
         measured = _MEASURED.get(model)
         if measured is not None and measured[0] == self._settings(padding_side):
             _, self.verdict, self.padding_side = measured
@@ -166,9 +167,15 @@ class Scorer:
             self.model(input_ids=self._to_device(torch.zeros(1, 1, dtype=torch.long)), use_cache=False)
 
     def _sharing(self, requests: list[Request]) -> Sharing:
-        """What the rows of these requests may share; nothing is measured where they are one row."""
-        if len({(request.prompt, request.continuation[:-1], request.row) for request in requests}) < 2:
+        """What the rows of these requests may share; nothing is measured where all so far take less alone than that."""
+        rows = {(request.prompt, request.continuation[:-1], request.row) for request in requests}
+        if len(rows) < 2:
             return Sharing.ALONE
+        if self.verdict is None:
+            self._alone += cost(min(len(prompt) + len(fed), self.max_length) for prompt, fed, _ in rows)
+            if self._alone <= probe_cost(self._probed_length(requests)):
+                log.info("Scoring one row per forward: for %d rows that is quicker than to measure more", len(rows))
+                return Sharing.ALONE
         return self.check(requests).sharing
 
     def why_no_trees(self, requests: Sequence[Request]) -> str:
@@ -192,13 +199,7 @@ class Scorer:
 
     def check(self, requests: Sequence[Request]) -> Verdict:
         """What rows as long as those of these requests may share; measured once for each length."""
-        by_prompt: dict[tuple[int, ...], int] = {}
-        for request in requests:
-            by_prompt[request.prompt] = by_prompt.get(request.prompt, 0) + len(request.continuation) - 1
-        longest = max(row_length(len(prompt), nodes) for prompt, nodes in by_prompt.items())
-        positions = getattr(text_config(self.model.config), "max_position_embeddings", None) or self.max_length
-        limit = min(self.max_length, self._switch or self.max_length, positions) - _PROBED_OPTION
-        length = max(1, probe_length(self.model.config, longest, limit))
+        length = self._probed_length(requests)
         if self.verdict is None or length > self.verdict.length:
             tokens = [token for request in requests for token in (*request.prompt, *request.continuation)]
             settings = self._settings(self.padding_side)
@@ -206,6 +207,15 @@ class Scorer:
                 self.verdict = self._measured(tokens, length)
             _MEASURED[self.model] = (settings, self.verdict, self.padding_side)
         return self.verdict
+
+    def _probed_length(self, requests: Sequence[Request]) -> int:
+        by_prompt: dict[tuple[int, ...], int] = {}
+        for request in requests:
+            by_prompt[request.prompt] = by_prompt.get(request.prompt, 0) + len(request.continuation) - 1
+        longest = max(row_length(len(prompt), nodes) for prompt, nodes in by_prompt.items())
+        positions = getattr(text_config(self.model.config), "max_position_embeddings", None) or self.max_length
+        limit = min(self.max_length, self._switch or self.max_length, positions) - _PROBED_OPTION
+        return max(1, probe_length(self.model.config, longest, limit))
 
     def _settings(self, padding_side: PaddingSide) -> tuple[object, ...]:
         """All but the weights that a verdict depends on. A module that was replaced, such as by an adapter, is another."""

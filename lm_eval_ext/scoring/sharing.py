@@ -30,7 +30,7 @@ from lm_eval_ext.scoring.tree_attention import cannot_run_trees
 from lm_eval_ext.steering.decoder import decoder_layers, text_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -114,6 +114,24 @@ class Verdict:
             "tolerance": self.tolerance,
             "differences": {way.name.lower(): value for way, value in self.differences},
         }
+
+
+#: What a forward costs besides its tokens, in tokens: its weights are read, its operators called (our default).
+_FORWARD = 32
+
+
+def cost(rows: Iterable[int]) -> int:
+    """What forwards of one row cost, in tokens.
+
+    Args:
+        rows: tokens of each.
+    """
+    return sum(_FORWARD + length for length in rows)
+
+
+def probe_cost(length: int) -> int:
+    """About what `check` costs with a longest prompt of `length` tokens: fourteen forwards of thirteen times that many."""
+    return 14 * _FORWARD + 13 * length
 
 
 def rope_switch(model: PreTrainedModel) -> int | None:

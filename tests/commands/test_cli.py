@@ -82,7 +82,9 @@ def test_arguments_reach_a_command_as_they_are(runner: CliRunner, monkeypatch: p
 
 
 def test_options_may_be_written_as_the_harness_writes_them(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(model_args: Annotated[str, typer.Option()] = "", num_fewshot: Annotated[int, typer.Option()] = 0) -> None:
+    def command(
+        model_args: Annotated[str, typer.Option()] = "", num_fewshot: Annotated[int, typer.Option()] = 0
+    ) -> None:
         typer.echo(f"{model_args} {num_fewshot}")
 
     stand_in(monkeypatch, command)

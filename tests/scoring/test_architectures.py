@@ -13,6 +13,7 @@ import torch
 from support import tiny
 
 from lm_eval_ext.errors import ModelError
+from lm_eval_ext.scoring import scorer, sharing
 from lm_eval_ext.scoring.kv_cache import kv_bytes_per_token
 from lm_eval_ext.scoring.sharing import Sharing, probe_length, rope_switch, selecting
 from lm_eval_ext.steering.decoder import ResidualStream, decoder_layers, fingerprint
@@ -110,6 +111,20 @@ def test_what_was_measured_is_said(caplog: pytest.LogCaptureFixture, bench: Any,
     (warning,) = [record.getMessage() for record in caplog.records if "Scoring with" in record.getMessage()]
     assert warning.startswith("Scoring with one row per forward: a batch of rows of different lengths changes")
     assert checked.ours.get_model_info()["scoring"]["reason"] in warning
+
+
+def test_little_is_scored_alone_until_it_costs_more_than_measuring(
+    bench: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer, "probe_cost", sharing.probe_cost)
+    checked = bench.Checked(tiny_model(models, "llama"))
+    measured, pairs = [], checked.pairs()[:16:4]
+    for _ in range(12):
+        found = [value for value, _ in checked.ours.loglikelihood(checked.requests(pairs), disable_tqdm=True)]
+        assert bench.difference(found, checked.expected(pairs)) <= bench.EQUAL
+        measured.append(checked.ours._scorer.verdict is not None)
+    assert not measured[0]
+    assert measured[-1]  # many small calls are not scored alone for ever
 
 
 def test_longer_rows_are_measured_again(bench: Any, models: Any) -> None:
