@@ -14,11 +14,13 @@ import importlib
 import inspect
 import logging
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import lm_eval_ext_autoload
 from lm_eval_ext.paths import tasks_dir
 
 if TYPE_CHECKING:
@@ -54,9 +56,13 @@ class Patch:
 
 
 def install() -> None:
-    """Make models, tasks and task metadata known to the harness in this process, with or without the import hook."""
-    for name in ("lm_eval.models", "lm_eval.tasks", "lm_eval.api.model", "lm_eval.api.task"):
-        extend(importlib.import_module(name))
+    """Make models, tasks and task metadata known to the harness in this process, also where the import hook was off.
+
+    Modules of the harness that are not loaded yet are extended when they are.
+    """
+    lm_eval_ext_autoload.install()
+    for name in lm_eval_ext_autoload.SEAMS & sys.modules.keys():
+        extend(sys.modules[name])
 
 
 def task_manager(names: Sequence[str], include_path: Path | str | None = None, manager: Any = None) -> Any:

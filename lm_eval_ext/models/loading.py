@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,16 @@ def loading(name: str, hint: str = _HINT) -> Iterator[None]:
         raise ModelError(
             f"cannot load the model {name!r}\n  because: {type(error).__name__}: {reason}\n{hint}"
         ) from error
+
+
+def return_freed_memory() -> None:
+    """Give the system back what loading has freed, where the C library is glibc, which keeps it for later.
+
+    A tokenizer of 262,144 tokens is read from 33 MB of JSON, for which 300 MB are used for a moment.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def load_config(name: str, **options: Any) -> Any:

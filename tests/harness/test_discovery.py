@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from support.installed import ROOT, Environment, build_wheel, install, new_environment
+from support.processes import HUNG, environment, modules_after
 
 from lm_eval_ext import harness
 from lm_eval_ext.data import tasks_tree
@@ -340,6 +341,26 @@ try:
 except ValueError as error:
     print("error:", error)
 """
+
+
+def test_a_model_is_imported_without_the_harness_s_tasks() -> None:
+    """They bring datasets and pandas, 100 MB, which only an evaluation needs."""
+    modules = modules_after("from lm_eval_ext.backends.hf.model import SteeredHFLM")
+    assert "lm_eval.models.huggingface" in modules
+    assert not {"lm_eval.tasks", "datasets", "pandas", "pyarrow"} & modules
+
+
+def test_modules_of_the_harness_that_are_loaded_later_are_extended_without_the_hook() -> None:
+    code = (
+        "from lm_eval_ext import harness; harness.install(); from lm_eval.tasks import TaskManager; "
+        "from lm_eval.api.registry import get_model; import lm_eval.models; "
+        "assert hasattr(TaskManager.__init__, harness._PATCHED); print(get_model('steered-hf').__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(LM_EVAL_EXT_AUTOLOAD="0"), capture_output=True, text=True, check=False, timeout=HUNG,
+    )  # fmt: skip
+    assert done.stdout == "SteeredHFLM\n", done.stderr
 
 
 def test_without_load_tasks_are_found_and_documents_steered_by_their_column() -> None:

@@ -30,7 +30,7 @@ from lm_eval_ext.console import Progress
 from lm_eval_ext.errors import ModelError
 from lm_eval_ext.fingerprints import hash_json, hash_text, state_fingerprint, tokenizer_fingerprint
 from lm_eval_ext.models import launch
-from lm_eval_ext.models.loading import with_adapter
+from lm_eval_ext.models.loading import return_freed_memory, with_adapter
 from lm_eval_ext.models.speed import distinct_tokens, forward_seconds
 from lm_eval_ext.scoring.batching import RowCost, divide_by_cost, out_of_memory
 from lm_eval_ext.scoring.requests import Request, Score
@@ -83,6 +83,7 @@ class SteeredHFLM(SteeredBackend, HFLM):  # type: ignore[misc]
             raise ModelError(f"padding_side={padding_side!r} is unknown, valid: left, right")
         launch.join_on_cpus()
         super().__init__(pretrained, *args, **kwargs)
+        return_freed_memory()
         _check_adapter(self.model)
         self._divide_among_processes()
         if self.batch_size != "auto" and self.batch_size < 1:
