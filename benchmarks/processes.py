@@ -67,7 +67,7 @@ def child(args: argparse.Namespace) -> None:
         for number in range(model.rank, len(questions) // 4, model.world_size)
         for instance in questions[4 * number : 4 * number + 4]
     ]
-    model.loglikelihood(questions[:16], disable_tqdm=True)
+    scoring.warm_up(model, questions)
     scored, score = [], model._scorer.score
 
     def noted(requests, *rest):  # type: ignore[no-untyped-def]

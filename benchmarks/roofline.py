@@ -17,6 +17,7 @@ import argparse
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from bench import Row
 
@@ -42,6 +43,7 @@ class Machine:
         exponentials: a second, of activations and of the softmax over the vocabulary.
         itemsize: bytes of a number.
         devices: that divide the questions among themselves.
+        packs: whether a product copies its weights into blocks first, as libraries for CPUs do.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Machine:
     exponentials: float
     itemsize: int = 4
     devices: int = 1
+    packs: bool = False
 
 
 #: NVIDIA H200 SXM: 989 TFLOP/s in bfloat16 without sparsity, 4.8 TB/s; special functions: 16 a clock on 132 x 4 units.
@@ -90,18 +93,19 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward: tokens that are run, tokens that each of them attends to on average, and scored positions."""
+    """One forward: tokens that are run, columns of their attention, scored positions, and calls of the head for these."""
 
     tokens: int
     context: float
     scored: int
-    layers: float = 1.0  # share of the layers that are run
+    calls: int = 1
 
 
 def product(machine: Machine, rows: float, inputs: int, outputs: int) -> float:
     """Seconds of [rows, inputs] times [inputs, outputs]."""
     moved = machine.itemsize * (rows * inputs + inputs * outputs + rows * outputs)
-    return max(2 * rows * inputs * outputs / machine.products, moved / machine.memory)
+    packing = 2 * machine.itemsize * inputs * outputs / machine.memory if machine.packs else 0.0
+    return packing + max(2 * rows * inputs * outputs / machine.products, moved / machine.memory)
 
 
 def seconds(machine: Machine, shape: Shape, forward: Forward) -> float:
@@ -118,17 +122,17 @@ def seconds(machine: Machine, shape: Shape, forward: Forward) -> float:
     passes = 8 * norms + 2 * 3 * hidden + 7 * (queries + keys) + 3 * shape.inner
     layer += machine.itemsize * t * passes / machine.elements
     layer += t * (shape.inner + forward.context * shape.heads) / machine.exponentials
-    head = product(machine, forward.scored, hidden, shape.vocabulary) if forward.scored else 0.0
+    head = 0.0
+    if forward.scored:  # each call reads the weights of the head
+        head = forward.calls * product(machine, forward.scored / forward.calls, hidden, shape.vocabulary)
     head += forward.scored * shape.vocabulary / machine.exponentials
-    return forward.layers * shape.layers * layer + head
+    return shape.layers * layer + head
 
 
 def operations(shape: Shape, forward: Forward) -> float:
     """Floating-point operations of the products of one forward."""
     body = shape.hidden * (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * shape.hidden * shape.inner
-    return 2.0 * (
-        forward.layers * shape.layers * body * forward.tokens + shape.hidden * shape.vocabulary * forward.scored
-    )
+    return 2.0 * (shape.layers * body * forward.tokens + shape.hidden * shape.vocabulary * forward.scored)
 
 
 def measured_machine(dtype: str = "float32") -> Machine:
@@ -147,7 +151,7 @@ def measured_machine(dtype: str = "float32") -> Machine:
         memory = 2 * large.numel() * large.element_size() / _best(lambda: target.copy_(large))
         elements = 3 * small.numel() * small.element_size() / _best(lambda: small * small)
         exponentials = vocabulary.numel() / _best(lambda: vocabulary.exp())
-    return Machine("this machine", products, memory, elements, exponentials, itemsize=kind.itemsize)
+    return Machine("this machine", products, memory, elements, exponentials, itemsize=kind.itemsize, packs=True)
 
 
 def _best(work: Callable[[], Any], repeats: int = 5) -> float:
@@ -165,21 +169,35 @@ def _best(work: Callable[[], Any], repeats: int = 5) -> float:
 # The cases -------------------------------------------------------------------------------------------------------------
 
 
-def forwards_of(requests: Any, per_forward: int = 1024) -> list[Forward]:
-    """The forwards that score requests: prompts with their options as trees, packed into rows of about so many tokens."""
-    by_prompt: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    for request in requests:
-        by_prompt.setdefault(request.prompt, set()).add(request.continuation)
-    tokens, scored, attended, found = 0, 0, 0.0, []
-    for prompt, continuations in by_prompt.items():
-        fed = {part[:n] for part in continuations for n in range(1, len(part))}
-        tokens += len(prompt) + len(fed)
-        scored += 1 + len(fed)
-        attended += len(prompt) ** 2 / 2 + len(fed) * len(prompt)
-        if tokens >= per_forward:
-            found.append(Forward(tokens, attended / tokens, scored))
-            tokens, scored, attended = 0, 0, 0.0
-    return [*found, *([Forward(tokens, attended / tokens, scored)] if tokens else [])]
+def counted(model: Any, work: Callable[[], object]) -> list[Forward]:
+    """The forwards that some work runs: tokens with their padding, and rows of each call of the LM head."""
+    from lm_eval_ext.scoring.tree_attention import TreeModel
+
+    found: list[tuple[int, int, list[int]]] = []
+
+    def embedded(module: Any, inputs: Any, output: Any) -> None:
+        rows, width = inputs[0].shape
+        found.append((rows * width, width, []))
+
+    def scored(module: Any, inputs: Any, output: Any) -> None:
+        found[-1][2].append(output.numel() // output.shape[-1])
+
+    def in_slices(self: TreeModel, hidden: Any, n_positions: int) -> Any:
+        found[-1][2].append(len(hidden))
+        return logits(self, hidden, n_positions)
+
+    logits = TreeModel._logits
+    hooks = [
+        model.get_input_embeddings().register_forward_hook(embedded),
+        model.get_output_embeddings().register_forward_hook(scored),
+    ]
+    try:
+        with mock.patch.object(TreeModel, "_logits", in_slices):
+            work()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Forward(tokens, width, sum(heads), max(1, len(heads))) for tokens, width, heads in found]
 
 
 def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
@@ -218,12 +236,16 @@ def _scored(case: str, n: int) -> dict[str, Any]:
     arguments = scoring.parser().parse_args(["--dtype", "float32"])
     model = scoring.load("steered-hf", arguments)
     asked = scoring.instances(scoring.pairs(case)[1][:n])
-    model.loglikelihood(asked[:8], disable_tqdm=True)
+    scoring.warm_up(model, asked)
+
+    def work() -> None:
+        model.loglikelihood(asked, disable_tqdm=True)
+
+    forwards = counted(model.model, work)
     machine = measured_machine()
     started = time.process_time()
-    model.loglikelihood(asked, disable_tqdm=True)
+    work()
     taken = (time.process_time() - started) / torch.get_num_threads()
-    forwards = forwards_of(model.encode(asked))
     return {"seconds": taken, "machine": machine, "forwards": forwards, "shape": Shape.of(model.model.config)}
 
 

@@ -51,6 +51,7 @@ def run(name: str) -> list[Row]:
 
 def show(rows: list[Row]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"Benchmarks ({instruction_set()})")
@@ -58,7 +59,7 @@ def show(rows: list[Row]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         met = {True: "yes", False: "NO", None: "-"}[row.met]
-        table.add_row(row.what, row.target, row.measured, met, row.detail)
+        table.add_row(*map(escape, (row.what, row.target, row.measured, met, row.detail)))
     Console().print(table)
 
 
