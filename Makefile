@@ -2,7 +2,7 @@
 # make test    environment, whole suite
 # make test-fast  the suite without the tests marked slow
 # make lint    ruff, mypy, and the contract that the layers keep
-# make bench   every benchmark with a target, as one table (twenty minutes, an hour on two cores with AVX2 only)
+# make bench   every benchmark with a target, as one table (half an hour, an hour on two cores with AVX2 only)
 # make study-smoke  a whole study at a reduced size: trains three models, steers and compares four (under 15 minutes)
 # make test-transformers4    the tests of models and steering with transformers 4, in an environment of its own
 # make docs    the documentation in site/, which needs no network to be read
