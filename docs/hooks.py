@@ -36,6 +36,7 @@ PAGES = {
     "benchmarks/blend.md": "results/blend-gemma3-270m/README.md",
     "benchmarks/localization-gap.md": "results/localization-gap-gemma3-270m/README.md",
     "benchmarks/gap-screen.md": "results/gap-screen/README.md",
+    "benchmarks/tune.md": "results/tune-gemma3-270m/README.md",
     "benchmarks/sweep.md": "results/sweep-gemma3-270m/README.md",
     "benchmarks/geometry.md": "results/geometry-gemma3-270m/README.md",
     "benchmarks/training.md": "results/training-gemma3-270m/README.md",
