@@ -204,6 +204,15 @@ def test_what_is_trained_answers_held_out_questions_up_to_the_planted_layer(esti
     assert all(parameter.requires_grad for parameter in model().model.parameters())
 
 
+def test_training_says_how_far_it_is(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it ends early: reading the texts is the smaller part."""
+    updates: list[float] = []
+    monkeypatch.setattr("lm_eval_ext.console.Progress.update", lambda self, n=1: updates.append(n))
+    trained.__wrapped__("trained:budget=0.1,epochs=4,patience=1")
+    assert "Training (trained)" in capfd.readouterr().err
+    assert sum(updates) == 4 * 2 * 2  # epochs of two layers, once more with shuffled labels
+
+
 def test_layers_are_trained_together_for_a_range() -> None:
     def accuracy(vectors: VectorSet, plan: str) -> float:
         return model().accuracy("c", (vectors, plan), languages=["ko"])

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import kl_div
 
+from lm_eval_ext.console import Progress
 from lm_eval_ext.errors import EstimatorError, PlanError
 from lm_eval_ext.steering.estimators.base import Estimator, Fitted, Origin, PairStates
 from lm_eval_ext.steering.injection import Injector
@@ -31,7 +32,7 @@ from lm_eval_ext.steering.table import Change, SteeringTable
 from lm_eval_ext.steering.tokens import ScoredTokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -105,10 +106,13 @@ class Trained(Estimator):
         groups = [list(range(len(layers)))] if self.together else [[row] for row in range(len(layers))]
         fitted: dict[int, dict[str, Tensor]] = {}
         losses: list[tuple[float, float, int]] = []
-        with _Objective(states.origin, self._target(states.origin)) as objective:
+        with (
+            _Objective(states.origin, self._target(states.origin)) as objective,
+            Progress(self.epochs * len(groups), f"Training ({self.name})", "epoch") as bar,
+        ):
             for rows in groups:
                 tensors, *of_group = self._train(
-                    objective, [layers[row] for row in rows], norms[rows], states.hidden_size
+                    objective, [layers[row] for row in rows], norms[rows], states.hidden_size, bar.update
                 )
                 fitted |= dict(zip(rows, tensors, strict=True))
                 losses += [tuple(of_group)] * len(rows)  # type: ignore[list-item]
@@ -129,7 +133,12 @@ class Trained(Estimator):
         return self.target or ("positive" if lacking else "answer")
 
     def _train(
-        self, objective: _Objective, layers: Sequence[int], norms: Tensor, width: int
+        self,
+        objective: _Objective,
+        layers: Sequence[int],
+        norms: Tensor,
+        width: int,
+        progress: Callable[[int], object],
     ) -> tuple[list[dict[str, Tensor]], float, float, int]:
         """The artifact of each layer, the held-out loss before and after, and the epoch that is kept."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -168,9 +177,11 @@ class Trained(Estimator):
                 optimiser.step()
                 self._project(every)
             loss = evaluate()
+            progress(1)
             if loss < best:
                 best, best_epoch, kept = loss, epoch, copies()
             elif epoch - best_epoch >= self.patience:
+                progress(self.epochs - epoch)
                 break
         return kept, before, best, best_epoch
 
