@@ -91,7 +91,10 @@ def child(args: argparse.Namespace) -> None:
         plans = _plans(args)
     for case, instances in wanted.items():
         for of_case in models.values():
-            scoring.timed(of_case, instances[: len(asked[case][0])], "cpu")
+            if args.child == "steered-hf":
+                scoring.warm_up(of_case, instances)
+            else:
+                scoring.timed(of_case, instances[: len(asked[case][0])], "cpu")
 
     def measure() -> Measured:
         measured = {}
