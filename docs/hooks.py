@@ -38,6 +38,7 @@ PAGES = {
     "benchmarks/gap-screen.md": "results/gap-screen/README.md",
     "benchmarks/tune.md": "results/tune-gemma3-270m/README.md",
     "benchmarks/tune-qwen.md": "results/tune-qwen2.5-coder-0.5b/README.md",
+    "benchmarks/steering-questions.md": "results/steering-questions-gemma3-270m/README.md",
     "benchmarks/sweep.md": "results/sweep-gemma3-270m/README.md",
     "benchmarks/geometry.md": "results/geometry-gemma3-270m/README.md",
     "benchmarks/training.md": "results/training-gemma3-270m/README.md",
