@@ -5,7 +5,7 @@
     python benchmarks/generation.py --model NAME_OR_FOLDER --device cuda --batch-size 64
 
 Two cases: texts that end at a line break, as most tasks of the harness ask for, and, with fewer prompts, texts that all run
-to the last token. In these no row stops before another, so that both sides do the same work and there is no target.
+to the last token. In these no row stops before another, so that both sides do the same work.
 `hf` itself cannot be steered: its side is `HFLM.generate_until` of the harness with our hooks on the model, so that
 texts can be compared. They are equal where no two tokens are as likely as each other up to rounding.
 """
@@ -44,19 +44,14 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
             },
             args.rounds,
             profile_of="steered-hf",
-            when=lambda found, case=case: (
-                case == "lines" and bench.ratio(found["hf"], found["steered-hf"])[0] < MIN_RATIO
-            ),
+            when=lambda found: bench.ratio(found["hf"], found["steered-hf"])[0] < MIN_RATIO,
         )
         value, detail = bench.ratio(runs["hf"], runs["steered-hf"])
         texts = [runs[side][0]["texts"] for side in ("hf", "steered-hf")]
         same = sum(a == b for a, b in zip(*texts, strict=True))
         detail += f"; texts equal {same} of {len(texts[0])}; batch size {args.batch_size}"
         what = f"generation, steered, {prompts} x {args.tokens} tokens, {NAMES[case]}, {args.dtype}: throughput / hf"
-        if case == "lines":
-            yield Row.at_least(what, MIN_RATIO, value, detail + bench.missed_profile(runs["steered-hf"]))
-        else:
-            yield Row(what, "-", f"{value:.2f} times", detail)
+        yield Row.at_least(what, MIN_RATIO, value, detail + bench.missed_profile(runs["steered-hf"]))
 
 
 def loaded(args: argparse.Namespace) -> Callable[[], bench.Measured]:

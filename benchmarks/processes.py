@@ -37,7 +37,7 @@ def rows(args: argparse.Namespace | None = None) -> Iterator[Row]:
     shares = found["two"][0]["tokens"]
     detail += f"; prompt tokens of the two: {shares[0]:,} and {shares[-1]:,}"
     what = f"letters, {args.questions} questions, {args.dtype}: time of two processes / one with two threads"
-    yield Row(what, "-", f"{value:.2f} times", detail)
+    yield Row.at_most(what, 1.0, value, detail)
 
 
 def _run(command: list[str], *, threads: int) -> bench.Measured:
